@@ -1,0 +1,1 @@
+"""Enqueue Stable Diffusion jobs on an Imagefleet and fetch the pictures."""

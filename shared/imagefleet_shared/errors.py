@@ -1,0 +1,165 @@
+"""Every error of Imagefleet, split by who must act.
+
+    ImagefleetError
+    ├── InvalidRequest          the caller: the request can never succeed as it is
+    │   ├── UnknownScheduler
+    │   ├── UnknownCheckpoint
+    │   ├── UnknownUpscaler
+    │   ├── UnsupportedSize
+    │   ├── PromptTooLong
+    │   └── InvalidImage
+    ├── WorkerFailure           the operator: the fleet could not do what it promises
+    │   ├── OutOfMemory
+    │   ├── FileUnavailable
+    │   ├── CorruptFile
+    │   ├── StorageUnavailable
+    │   ├── BrokerUnavailable
+    │   └── PoisonJob
+    ├── JobTimeout              the caller: the job was not done in the time allowed
+    ├── JobCanceled             nobody: somebody asked for it
+    └── JobNotFound             the caller: no such job, or its record has expired
+
+Constructor arguments are positional, JSON-plain and equal to ``args``: the ledger and Celery both carry an
+error as its class name and ``args`` and rebuild it as ``cls(*args)``.
+"""
+
+from collections.abc import Sequence
+
+
+class ImagefleetError(Exception):
+    """Anything that Imagefleet raises on purpose; catch this to catch them all."""
+
+
+class InvalidRequest(ImagefleetError):
+    """The request can never succeed as it is; the message has the value given and the values allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"
+
+
+class _UnknownName(InvalidRequest):
+    _kind = "thing"
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        ImagefleetError.__init__(self, name, list(known))
+
+    def __str__(self) -> str:
+        name, known = self.args
+        return f"unknown {self._kind} {name!r}; known: {_list(known)}"
+
+
+class UnknownScheduler(_UnknownName):
+    """The scheduler's name is not in the table; use one of those listed."""
+
+    _kind = "scheduler"
+
+
+class UnknownCheckpoint(_UnknownName):
+    """The worker's model store has no checkpoint of that name; use one of those listed, or add the file."""
+
+    _kind = "checkpoint"
+
+
+class UnknownUpscaler(_UnknownName):
+    """The worker's model store has no upscaler of that name; use one of those listed, or add the file."""
+
+    _kind = "upscaler"
+
+
+class UnsupportedSize(InvalidRequest):
+    """The picture asked for is larger than this fleet allows; ask for fewer pixels."""
+
+    def __init__(self, what: str, width: int, height: int, max_pixels: int) -> None:
+        ImagefleetError.__init__(self, what, width, height, max_pixels)
+
+    def __str__(self) -> str:
+        what, width, height, max_pixels = self.args
+        return f"{what} {width}x{height} has {width * height} pixels; at most {max_pixels} are allowed"
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt has more tokens than this fleet allows; shorten it."""
+
+    def __init__(self, tokens: int, max_tokens: int) -> None:
+        ImagefleetError.__init__(self, tokens, max_tokens)
+
+    def __str__(self) -> str:
+        tokens, max_tokens = self.args
+        return f"the prompt has {tokens} tokens; at most {max_tokens} are allowed"
+
+
+class InvalidImage(InvalidRequest):
+    """An input image cannot be read, is truncated, or is not of an allowed format."""
+
+
+class WorkerFailure(ImagefleetError):
+    """The fleet could not do what it promises; the message says what the operator should look at."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class OutOfMemory(WorkerFailure):
+    """The device ran out of memory; ask for less at once, or run a worker with more or a lower VRAM preset."""
+
+
+class FileUnavailable(WorkerFailure):
+    """A file that the worker needs cannot be read; the message names it."""
+
+
+class CorruptFile(WorkerFailure):
+    """A weight file is damaged or is not what its folder says; replace it."""
+
+
+class StorageUnavailable(WorkerFailure):
+    """The object store cannot be reached or refuses the credentials."""
+
+
+class BrokerUnavailable(WorkerFailure):
+    """Redis cannot be reached or refuses the credentials; nothing was enqueued."""
+
+
+class PoisonJob(WorkerFailure):
+    """The job took its worker down on every attempt; it is kept in the dead-letter list and not tried again."""
+
+    def __init__(self, job_id: str, attempts: int) -> None:
+        ImagefleetError.__init__(self, job_id, attempts)
+
+    def __str__(self) -> str:
+        job_id, attempts = self.args
+        return f"job {job_id} was given up: its worker died or stalled on each of {attempts} attempts"
+
+
+class JobTimeout(ImagefleetError):
+    """The job was not done in the time allowed."""
+
+    def __init__(self, job_id: str, seconds: float) -> None:
+        super().__init__(job_id, seconds)
+
+    def __str__(self) -> str:
+        job_id, seconds = self.args
+        return f"job {job_id} was not done within {seconds:g} s"
+
+
+class JobCanceled(ImagefleetError):
+    """The job was canceled before it was done."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+
+    def __str__(self) -> str:
+        return f"job {self.args[0]} was canceled"
+
+
+class JobNotFound(ImagefleetError):
+    """No job of that id is known: it never existed, or its record has expired."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+
+    def __str__(self) -> str:
+        return f"no job {self.args[0]!r}: the id is wrong, or its record has expired"
