@@ -1,1 +1,84 @@
-"""Enqueue Stable Diffusion jobs on an Imagefleet and fetch the pictures."""
+"""Enqueue Stable Diffusion jobs on an Imagefleet and fetch the pictures.
+
+from imagefleet_producer import Client, GenerateRequest
+
+client = Client()
+job = client.generate(GenerateRequest(prompt="a red fox in the snow"))
+job.images()[0].save("fox.png")
+"""
+
+from imagefleet_shared.errors import (
+    BrokerUnavailable,
+    CorruptFile,
+    FileUnavailable,
+    ImagefleetError,
+    InvalidImage,
+    InvalidRequest,
+    JobCanceled,
+    JobNotFound,
+    JobTimeout,
+    OutOfMemory,
+    PoisonJob,
+    PromptTooLong,
+    StorageUnavailable,
+    UnknownCheckpoint,
+    UnknownScheduler,
+    UnknownUpscaler,
+    UnsupportedSize,
+    WorkerFailure,
+)
+from imagefleet_shared.presence import ModelInfo, WorkerInfo
+from imagefleet_shared.requests import (
+    GenerateRequest,
+    HiresPass,
+    ImageRef,
+    UpscalePass,
+    UpscaleRequest,
+)
+from imagefleet_shared.results import ImageResult, JobResult, Timings
+from imagefleet_shared.settings import BrokerSettings, StorageSettings
+from imagefleet_shared.status import JobStatus, Progress
+
+from .client import Client
+from .job import Job
+
+__all__ = [  # noqa: RUF022 — in groups, to be read as a table of contents
+    # Client
+    "Client",
+    "Job",
+    "BrokerSettings",
+    "StorageSettings",
+    # Requests
+    "GenerateRequest",
+    "HiresPass",
+    "ImageRef",
+    "UpscalePass",
+    "UpscaleRequest",
+    # What comes back
+    "ImageResult",
+    "JobResult",
+    "JobStatus",
+    "ModelInfo",
+    "Progress",
+    "Timings",
+    "WorkerInfo",
+    # Errors
+    "BrokerUnavailable",
+    "CorruptFile",
+    "FileUnavailable",
+    "ImagefleetError",
+    "InvalidImage",
+    "InvalidRequest",
+    "JobCanceled",
+    "JobNotFound",
+    "JobTimeout",
+    "OutOfMemory",
+    "PoisonJob",
+    "PromptTooLong",
+    "StorageUnavailable",
+    "UnknownCheckpoint",
+    "UnknownScheduler",
+    "UnknownUpscaler",
+    "UnsupportedSize",
+    "WorkerFailure",
+]

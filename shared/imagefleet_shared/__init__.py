@@ -1,1 +1,1 @@
-"""The contract between apps and workers: requests, results, errors, the ledger and the object store."""
+"""The contract between apps and workers: requests, results, errors, ledger, object store."""

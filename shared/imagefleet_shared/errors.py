@@ -19,8 +19,8 @@
     ├── JobCanceled             nobody: somebody asked for it
     └── JobNotFound             the caller: no such job, or its record has expired
 
-Constructor arguments are positional, JSON-plain and equal to ``args``: the ledger and Celery both carry an
-error as its class name and ``args`` and rebuild it as ``cls(*args)``.
+Constructor arguments are positional, JSON-plain and equal to ``args``: the ledger and Celery both
+carry an error as its class name and ``args`` and rebuild it as ``cls(*args)``.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class ImagefleetError(Exception):
 
 
 class InvalidRequest(ImagefleetError):
-    """The request can never succeed as it is; the message has the value given and the values allowed."""
+    """The request can never succeed; the message has the value given and the values allowed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -59,13 +59,13 @@ class UnknownScheduler(_UnknownName):
 
 
 class UnknownCheckpoint(_UnknownName):
-    """The worker's model store has no checkpoint of that name; use one of those listed, or add the file."""
+    """The model store has no checkpoint of that name; use one of those listed, or add the file."""
 
     _kind = "checkpoint"
 
 
 class UnknownUpscaler(_UnknownName):
-    """The worker's model store has no upscaler of that name; use one of those listed, or add the file."""
+    """The model store has no upscaler of that name; use one of those listed, or add the file."""
 
     _kind = "upscaler"
 
@@ -78,7 +78,8 @@ class UnsupportedSize(InvalidRequest):
 
     def __str__(self) -> str:
         what, width, height, max_pixels = self.args
-        return f"{what} {width}x{height} has {width * height} pixels; at most {max_pixels} are allowed"
+        pixels = width * height
+        return f"{what} {width}x{height} has {pixels} pixels; at most {max_pixels} are allowed"
 
 
 class PromptTooLong(InvalidRequest):
@@ -97,14 +98,14 @@ class InvalidImage(InvalidRequest):
 
 
 class WorkerFailure(ImagefleetError):
-    """The fleet could not do what it promises; the message says what the operator should look at."""
+    """The fleet could not do what it promises; the message says where the operator should look."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
 
 
 class OutOfMemory(WorkerFailure):
-    """The device ran out of memory; ask for less at once, or run a worker with more or a lower VRAM preset."""
+    """The device ran out of memory; ask for fewer pixels at once, or use a lower VRAM preset."""
 
 
 class FileUnavailable(WorkerFailure):
@@ -124,14 +125,14 @@ class BrokerUnavailable(WorkerFailure):
 
 
 class PoisonJob(WorkerFailure):
-    """The job took its worker down on every attempt; it is kept in the dead-letter list and not tried again."""
+    """The job took its worker down on every attempt; it is kept in the dead-letter list."""
 
     def __init__(self, job_id: str, attempts: int) -> None:
         ImagefleetError.__init__(self, job_id, attempts)
 
     def __str__(self) -> str:
         job_id, attempts = self.args
-        return f"job {job_id} was given up: its worker died or stalled on each of {attempts} attempts"
+        return f"job {job_id} was given up: its worker died or stalled in all {attempts} attempts"
 
 
 class JobTimeout(ImagefleetError):

@@ -1,0 +1,160 @@
+"""The way into the fleet."""
+
+import logging
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
+from uuid import uuid4
+
+from kombu.exceptions import OperationalError
+from PIL import Image
+
+from imagefleet_shared.broker import connect, make_celery, publish
+from imagefleet_shared.errors import InvalidImage
+from imagefleet_shared.layout import CONTENT_TYPES, input_key
+from imagefleet_shared.ledger import Ledger
+from imagefleet_shared.presence import WorkerInfo, live_workers
+from imagefleet_shared.requests import (
+    GenerateRequest,
+    ImageFormat,
+    ImageRef,
+    JobKind,
+    Priority,
+    Request,
+    UpscaleRequest,
+)
+from imagefleet_shared.settings import BrokerSettings, StorageSettings
+from imagefleet_shared.storage import open_store
+
+from .job import Job, broker_errors
+
+log = logging.getLogger(__name__)
+
+_RETRIES = 2
+"""An app hears of a lost Redis after about 150 ms of trying, or the connect timeout."""
+
+
+class Client:
+    """Enqueues jobs and finds them again. Thread-safe; make one per process.
+
+    Args:
+        broker: where Redis is; None reads the environment.
+        storage: where pictures are; None reads the environment.
+
+    Raises:
+        ImagefleetError: the storage URL makes no sense.
+    """
+
+    def __init__(
+        self, broker: BrokerSettings | None = None, storage: StorageSettings | None = None
+    ) -> None:
+        broker = broker or BrokerSettings()
+        self._redis = connect(broker, retries=_RETRIES)
+        self._ledger = Ledger(self._redis, record_ttl_s=broker.record_ttl_s)
+        self._celery = make_celery(broker)
+        self._store = open_store(storage or StorageSettings())
+
+    def generate(
+        self,
+        request: GenerateRequest,
+        *,
+        priority: Priority = "normal",
+        time_limit_s: float | None = None,
+    ) -> Job:
+        """Enqueue a picture to be drawn.
+
+        Args:
+            request: what to draw.
+            priority: jobs of a higher one are taken first.
+            time_limit_s: the job fails with `JobTimeout` unless it ends within so many seconds
+                from now, queueing included; None: no limit.
+
+        Raises:
+            BrokerUnavailable: Redis cannot be reached; nothing was enqueued.
+        """
+        return self._submit("generate", request, priority, time_limit_s)
+
+    def upscale(
+        self,
+        request: UpscaleRequest,
+        *,
+        priority: Priority = "normal",
+        time_limit_s: float | None = None,
+    ) -> Job:
+        """Enqueue a picture to be enlarged; arguments and errors as `generate`."""
+        return self._submit("upscale", request, priority, time_limit_s)
+
+    def job(self, job_id: str) -> Job:
+        """The handle of a job enqueued before, here or in another process.
+
+        The id is not looked up: the handle's methods raise `JobNotFound` where there is none.
+        """
+        return Job(job_id, self._ledger, self._store)
+
+    def put_image(self, image: Path | str | bytes | Image.Image) -> ImageRef:
+        """Put an input picture into the store.
+
+        Args:
+            image: a path, a file's bytes (PNG, JPEG or WebP), or a PIL image (stored as PNG).
+
+        Raises:
+            InvalidImage: the file is not a picture of an allowed format.
+            StorageUnavailable: the store cannot be reached or refuses.
+            OSError: the path cannot be read.
+        """
+        content, image_format = _read(image)
+        key = input_key(content, image_format)
+        self._store.put_new(key, content, CONTENT_TYPES[image_format])
+        return ImageRef(key=key)
+
+    def workers(self) -> list[WorkerInfo]:
+        """The workers that live now, with the models each can load.
+
+        Raises:
+            BrokerUnavailable: Redis cannot be reached.
+        """
+        with broker_errors():
+            return live_workers(self._redis)
+
+    def close(self) -> None:
+        """Give the connections back; the client is of no use afterwards."""
+        self._celery.close()
+        self._redis.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _submit(
+        self, kind: JobKind, request: Request, priority: Priority, time_limit_s: float | None
+    ) -> Job:
+        job = self.job(uuid4().hex)
+        with broker_errors():
+            wakeup = self._ledger.submit(job.id, kind, request, priority, time_limit_s)
+        try:
+            publish(self._celery, wakeup)
+        except OperationalError:
+            # The job is in the ledger, hence enqueued; the fleet finds that its message is missing.
+            log.warning("job %s is entered, its message was not published", job.id)
+        return job
+
+
+def _read(image: Path | str | bytes | Image.Image) -> tuple[bytes, ImageFormat]:
+    if isinstance(image, Image.Image):
+        file = BytesIO()
+        image.save(file, "PNG", compress_level=1)
+        return file.getvalue(), "png"
+    content = image if isinstance(image, bytes) else Path(image).read_bytes()
+    try:
+        with Image.open(BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as picture:
+            return content, cast(ImageFormat, (picture.format or "").lower())
+    except (OSError, Image.DecompressionBombError) as exc:
+        raise InvalidImage(f"not a PNG, JPEG or WebP picture: {exc}") from exc

@@ -1,0 +1,104 @@
+"""The `parameters` text that a picture carries, in A1111's format.
+
+Three parts, each on a line of its own: the prompt; `Negative prompt: …` where there is one; then
+`Steps: …, Sampler: …` and so on, in A1111's order. A value with a comma, a colon or a line break is
+written as a JSON string.
+"""
+
+import json
+
+from .requests import GenerateRequest, SchedulerName, SigmaSchedule, UpscalePass, UpscaleRequest
+
+SAMPLER_LABELS: dict[SchedulerName, str] = {
+    "ddim": "DDIM",
+    "dpm_2": "DPM2",
+    "dpm_2_ancestral": "DPM2 a",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "lcm": "LCM",
+    "lms": "LMS",
+    "unipc": "UniPC",
+}
+SCHEDULE_LABELS: dict[SigmaSchedule, str] = {
+    "normal": "Automatic",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "beta": "Beta",
+}
+_HASH_LENGTH = 10
+_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
+
+
+def generated(request: GenerateRequest, seed: int, model: str, model_sha256: str | None) -> str:
+    """The text of a drawn picture.
+
+    Args:
+        request: with everything decided, sizes above all.
+        seed: of this picture.
+        model: the checkpoint's name.
+        model_sha256: of its file, of which A1111 shows the first ten digits; None: not shown.
+    """
+    img2img = request.image is not None
+    strength = request.strength if img2img else request.hires and request.hires.strength
+    fields: dict[str, object] = {
+        "Steps": request.num_inference_steps,
+        "Sampler": SAMPLER_LABELS[request.scheduler],
+        "Schedule type": SCHEDULE_LABELS[request.sigma_schedule],
+        "CFG scale": f"{request.guidance_scale:g}",
+        "Seed": seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": model_sha256 and model_sha256[:_HASH_LENGTH],
+        "Model": model,
+        "Denoising strength": strength and f"{strength:g}",
+        # A1111 counts from 1, diffusers and we from "leave none out".
+        "Clip skip": request.clip_skip and request.clip_skip + 1,
+        **_hires(request),
+        **(_postprocess(request.upscale) if request.upscale else {}),
+        "Version": "Imagefleet 0.1.0",
+    }
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    return "\n".join([*lines, _join(fields)])
+
+
+def upscaled(request: UpscaleRequest, parameters: str | None) -> str:
+    """The text of an enlarged picture: that of its input, and what was done to it."""
+    text = _join(_postprocess(request))
+    if not parameters:
+        return text
+    separator = ", " if "\nSteps: " in "\n" + parameters else "\n"
+    return f"{parameters}{separator}{text}"
+
+
+def _hires(request: GenerateRequest) -> dict[str, object]:
+    hires = request.hires
+    if hires is None:
+        return {}
+    return {
+        "Hires upscale": hires.scale and f"{hires.scale:g}",
+        "Hires resize": None if hires.scale else f"{hires.width}x{hires.height}",
+        "Hires steps": hires.num_inference_steps,
+        "Hires upscaler": _UPSCALERS.get(hires.upscaler, hires.upscaler),
+    }
+
+
+def _postprocess(upscale: UpscalePass) -> dict[str, object]:
+    return {
+        "Postprocess upscale by": f"{upscale.scale:g}",
+        "Postprocess upscaler": _UPSCALERS.get(upscale.upscaler, upscale.upscaler),
+    }
+
+
+def _join(fields: dict[str, object]) -> str:
+    return ", ".join(
+        f"{key}: {_quoted(value)}" for key, value in fields.items() if value is not None
+    )
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",\n:") else text

@@ -1,0 +1,230 @@
+"""The record of every job in Redis: the truth of which the queue is only the wake-up.
+
+A job is submitted, leased by one worker at a time, renewed while it runs, and ends once. Each
+transition is one transaction (`transitions`). A worker proves that it still holds a job by the
+lease's token; whoever lost the lease can change nothing any more.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from time import monotonic, sleep
+from typing import Any, Literal, cast
+from uuid import uuid4
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from . import routing, transitions
+from .errors import ImagefleetError, JobCanceled, JobNotFound, JobTimeout, PoisonJob
+from .records import JobRecord, Lease, Wakeup, dump_error
+from .requests import JobKind, Priority, Request
+from .results import JobResult
+from .status import JobStatus, Stage
+
+MAX_ATTEMPTS = 3
+FIRST_CHECK_S = 5
+"""After publishing, how long a message may take to be leased before anybody asks where it is."""
+OUTAGE_S = 60
+"""How long a waiting app sits out a Redis that does not answer."""
+
+UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
+
+Held = Literal["held", "canceled", "late", "lost"]
+
+
+class Ledger:
+    """Transitions of jobs in one Redis; safe to share between threads."""
+
+    def __init__(self, redis: Redis, *, record_ttl_s: int, lease_s: float = 30) -> None:
+        self._redis = redis
+        self._ttl_s = record_ttl_s
+        self._lease_s = lease_s
+
+        def script(source: str) -> Any:  # noqa: ANN401 — redis-py types a script's reply as Any
+            return redis.register_script(transitions.PRELUDE + source)
+
+        self._submit = script(transitions.SUBMIT)
+        self._lease = script(transitions.LEASE)
+        self._renew = script(transitions.RENEW)
+        self._end = script(transitions.END)
+        self._release = script(transitions.RELEASE)
+        self._cancel = script(transitions.CANCEL)
+        self._look_after = script(transitions.LOOK_AFTER)
+
+    # What apps do.
+
+    def submit(
+        self,
+        job_id: str,
+        kind: JobKind,
+        request: Request,
+        priority: Priority,
+        allowed_s: float | None,
+    ) -> Wakeup:
+        """Enter a job; submitted twice under one id it is entered once."""
+        sequence = self._submit(
+            keys=[routing.job_key(job_id), routing.OPEN_KEY, routing.SEQUENCE_KEY],
+            args=[
+                *(job_id, FIRST_CHECK_S, "" if allowed_s is None else allowed_s),
+                *("kind", kind, "priority", priority, "request", request.model_dump_json()),
+            ],
+        )
+        return Wakeup(job_id, kind, priority, int(sequence))
+
+    def read(self, job_id: str) -> JobRecord:
+        """A job's record.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        fields = cast(dict[str, str], self._redis.hgetall(routing.job_key(job_id)))
+        if not fields:
+            raise JobNotFound(job_id)
+        return JobRecord.from_fields(job_id, fields)
+
+    def watch(self, job_id: str, timeout_s: float | None) -> Iterator[JobRecord]:
+        """The job's record now and after every change, until the job has ended.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobTimeout: `timeout_s` passed and the job has not ended.
+        """
+        give_up = None if timeout_s is None else monotonic() + timeout_s
+        last_answer, last_seen = monotonic(), None
+        with self._redis.pubsub(ignore_subscribe_messages=True) as events:
+            while True:
+                try:
+                    if not events.subscribed:
+                        events.subscribe(routing.events_channel(job_id))
+                    record = self.read(job_id)
+                    last_answer = monotonic()
+                    if record.progress != last_seen:
+                        yield record
+                        last_seen = record.progress
+                    if record.status.ended:
+                        return
+                    left_s = 1.0 if give_up is None else min(1.0, give_up - monotonic())
+                    if left_s <= 0:
+                        raise JobTimeout(job_id, cast(float, timeout_s))
+                    events.get_message(timeout=left_s)
+                except UNREACHABLE:
+                    if monotonic() > last_answer + OUTAGE_S:
+                        raise
+                    sleep(0.2)
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """Ask for a job's end: a queued one ends now, a running one within a step.
+
+        Returns:
+            Where the job stood; an ended job stays as it is.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        error = dump_error(JobCanceled(job_id))
+        status = self._cancel(keys=self._keys(job_id), args=self._args(job_id, self._ttl_s, error))
+        if status is None:
+            raise JobNotFound(job_id)
+        return JobStatus(status)
+
+    # What workers do.
+
+    def lease(self, job_id: str, worker: str) -> Lease | None:
+        """Take a queued job; None where it is held, has ended, is too late, or never existed."""
+        token = uuid4().hex
+        with suppress(JobNotFound):
+            allowed_s = self.read(job_id).allowed_s or 0
+            late = dump_error(JobTimeout(job_id, allowed_s))
+            if self._lease(
+                keys=self._keys(job_id),
+                args=self._args(job_id, worker, token, self._lease_s, self._ttl_s, late),
+            ):
+                return Lease(self.read(job_id), token)
+        return None
+
+    def renew(self, beats: Iterable[tuple[Lease, Stage, int, int]]) -> list[Held]:
+        """Renew leases and tell how far the jobs are (stage, step, steps), in one round trip."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for lease, stage, step, steps in beats:
+            self._renew(
+                keys=self._keys(lease.job.id),
+                args=self._args(lease.job.id, lease.token, self._lease_s, stage, step, steps),
+                client=pipeline,
+            )
+        return pipeline.execute()
+
+    def succeed(self, lease: Lease, result: JobResult) -> bool:
+        """End a job with its result; False where the lease was lost and nothing was changed."""
+        return self._finish(lease, JobStatus.SUCCEEDED, "result", result.model_dump_json())
+
+    def fail(self, lease: Lease, error: ImagefleetError) -> bool:
+        """End a job with an error; False where the lease was lost and nothing was changed."""
+        status = JobStatus.CANCELED if isinstance(error, JobCanceled) else JobStatus.FAILED
+        return self._finish(lease, status, "error", dump_error(error))
+
+    def release(self, lease: Lease) -> Wakeup | None:
+        """Hand a job back to the queue, not counted as an attempt; None where it was lost."""
+        job = lease.job
+        sequence = self._release(
+            keys=[*self._keys(job.id), routing.SEQUENCE_KEY],
+            args=self._args(job.id, lease.token, FIRST_CHECK_S),
+        )
+        return Wakeup(job.id, job.kind, job.priority, int(sequence)) if sequence else None
+
+    # What one worker at a time does for all.
+
+    def reconcile(self, limit: int = 1000) -> list[Wakeup]:
+        """Look after open jobs that are due: free lost leases, end poison, find lost messages.
+
+        Returns:
+            What the caller must publish; should it die before, the next call finds it again.
+        """
+        now_s = self._redis.time()[0]
+        due = cast(
+            list[str],
+            self._redis.zrange(routing.OPEN_KEY, "-inf", now_s, byscore=True, offset=0, num=limit),
+        )
+        return [wakeup for job_id in due if (wakeup := self._look_after_one(job_id))]
+
+    def lock_reconciler(self, worker: str, seconds: float) -> bool:
+        """Whether this worker may reconcile for the next `seconds`."""
+        key, ms = routing.RECONCILER_KEY, int(seconds * 1000)
+        return bool(self._redis.set(key, worker, nx=True, px=ms)) or (
+            self._redis.get(key) == worker and bool(self._redis.pexpire(key, ms))
+        )
+
+    def _look_after_one(self, job_id: str) -> Wakeup | None:
+        try:
+            job = self.read(job_id)
+        except JobNotFound:
+            self._redis.zrem(routing.OPEN_KEY, job_id)
+            return None
+        sequence = self._look_after(
+            keys=[
+                *self._keys(job_id),
+                routing.SEQUENCE_KEY,
+                routing.DEAD_KEY,
+                routing.queue_list(routing.QUEUES[job.kind], job.priority),
+            ],
+            args=self._args(
+                *(job_id, MAX_ATTEMPTS, FIRST_CHECK_S, self._ttl_s),
+                dump_error(JobTimeout(job_id, job.allowed_s or 0)),
+                dump_error(PoisonJob(job_id, MAX_ATTEMPTS)),
+                dump_error(JobCanceled(job_id)),
+                routing.SEQUENCE_HEADER,
+            ),
+        )
+        return Wakeup(job_id, job.kind, job.priority, int(sequence)) if sequence else None
+
+    def _finish(self, lease: Lease, status: JobStatus, field: str, value: str) -> bool:
+        args = self._args(lease.job.id, lease.token, status, field, value, self._ttl_s)
+        return bool(self._end(keys=self._keys(lease.job.id), args=args))
+
+    @staticmethod
+    def _keys(job_id: str) -> list[str]:
+        return [routing.job_key(job_id), routing.OPEN_KEY]
+
+    @staticmethod
+    def _args(job_id: str, *rest: str | float) -> list[str | float]:
+        return [job_id, routing.events_channel(job_id), *rest]

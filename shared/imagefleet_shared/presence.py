@@ -1,0 +1,55 @@
+"""What each live worker tells the fleet about itself."""
+
+from collections.abc import Iterable
+from typing import cast
+
+from redis import Redis
+
+from .requests import Frozen, JobKind
+from .routing import PREFIX, worker_key
+
+ANNOUNCE_S = 5
+"""How often a worker renews its announcement; it is forgotten after three times that."""
+
+
+class ModelInfo(Frozen):
+    """A model file that a worker can load by name."""
+
+    name: str
+    kind: str
+    """`checkpoint` or `upscaler`."""
+    family: str | None
+    """Base architecture of a checkpoint: `sd1` or `sdxl`."""
+    size_bytes: int
+
+
+class WorkerInfo(Frozen):
+    """A live worker."""
+
+    name: str
+    device: str
+    """As torch names it: `cpu`, `cuda:0 (NVIDIA H200)`."""
+    slots: int
+    """Jobs that it holds at once."""
+    kinds: tuple[JobKind, ...]
+    """Jobs that it takes."""
+    default_checkpoint: str | None
+    """What a request without a checkpoint gets; None: it must name one."""
+    models: tuple[ModelInfo, ...]
+
+
+def announce(redis: Redis, worker: WorkerInfo) -> None:
+    """Say that the worker lives; it is forgotten unless this is repeated."""
+    redis.set(worker_key(worker.name), worker.model_dump_json(), ex=3 * ANNOUNCE_S)
+
+
+def withdraw(redis: Redis, name: str) -> None:
+    """Take the announcement back at once."""
+    redis.delete(worker_key(name))
+
+
+def live_workers(redis: Redis) -> list[WorkerInfo]:
+    """All workers that announced themselves lately, by name."""
+    keys = sorted(cast(Iterable[str], redis.scan_iter(match=PREFIX + "worker:*", count=1000)))
+    texts = cast(list[str | None], redis.mget(keys)) if keys else []
+    return [WorkerInfo.model_validate_json(text) for text in texts if text]

@@ -1,0 +1,50 @@
+"""Names that both sides must agree on: tasks, queues, priorities, Redis keys. Plain data."""
+
+from typing import Final
+
+from .requests import JobKind, Priority
+
+TASKS: Final[dict[JobKind, str]] = {
+    "generate": "imagefleet.generate",
+    "upscale": "imagefleet.upscale",
+}
+QUEUES: Final[dict[JobKind, str]] = {"generate": "generate", "upscale": "upscale"}
+
+# kombu on Redis: 0 is served first; each step is a list of its own.
+PRIORITIES: Final[dict[Priority, int]] = {"high": 0, "normal": 3, "low": 6}
+PRIORITY_STEPS: Final = (0, 3, 6, 9)
+PRIORITY_SEPARATOR: Final = "\x06\x16"
+
+SEQUENCE_HEADER: Final = "imagefleet_sequence"
+"""Message header: the number that the ledger gave this publication."""
+
+PREFIX: Final = "imagefleet:"
+OPEN_KEY: Final = PREFIX + "open"
+"""Sorted set of job ids that have not ended; score: when to look after it (Redis's clock, s)."""
+DEAD_KEY: Final = PREFIX + "dead"
+"""List of poison jobs' ids, newest first."""
+SEQUENCE_KEY: Final = PREFIX + "sequence"
+"""Counter of publications."""
+RECONCILER_KEY: Final = PREFIX + "reconciler"
+"""Lock of the one reconciler."""
+
+
+def job_key(job_id: str) -> str:
+    """Hash with the job's record."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def events_channel(job_id: str) -> str:
+    """Pub/sub channel that tells of every change of the job's progress."""
+    return f"{PREFIX}events:{job_id}"
+
+
+def worker_key(name: str) -> str:
+    """JSON that a live worker renews: what it serves and which models it has."""
+    return f"{PREFIX}worker:{name}"
+
+
+def queue_list(queue: str, priority: Priority) -> str:
+    """The Redis list in which kombu keeps a queue's messages of one priority."""
+    step = PRIORITIES[priority]
+    return queue if step == 0 else f"{queue}{PRIORITY_SEPARATOR}{step}"

@@ -1,0 +1,37 @@
+"""Where a job stands."""
+
+from enum import StrEnum
+from typing import Literal
+
+from .requests import Frozen
+
+
+class JobStatus(StrEnum):
+    """The life of a job: queued, running, one of three ends; a lost worker's is queued again."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to the job."""
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+Stage = Literal["queued", "load", "text", "denoise", "hires", "decode", "upscale", "store", "done"]
+
+
+class Progress(Frozen):
+    """How far a job is: a stage, and the steps done of that stage's steps."""
+
+    status: JobStatus
+    stage: Stage = "queued"
+    step: int = 0
+    """Steps (of denoise, hires) or tiles (of upscale) done, from 0."""
+    steps: int = 0
+    """Steps of this stage; 0 where it has none."""
+    attempt: int = 0
+    """Which attempt this is, from 1; 0 while no worker has taken the job."""

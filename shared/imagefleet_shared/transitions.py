@@ -1,0 +1,146 @@
+"""The ledger's transitions as Lua: each runs in Redis as one transaction, by Redis's own clock.
+
+Every script begins with PRELUDE. A job's record is the hash KEYS[1]; the sorted set KEYS[2] holds
+the jobs that have not ended, scored by the time at which somebody must look after them: the end of
+the lease of a running job, the next check on a queued one's message.
+"""
+
+from typing import Final
+
+PRELUDE: Final = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local job, open = KEYS[1], KEYS[2]
+
+local function get(field) return redis.call('HGET', job, field) end
+
+local function tell(channel) redis.call('PUBLISH', channel, get('status')) end
+
+local function finish(id, channel, status, field, value, ttl)
+    redis.call('HSET', job, 'status', status, 'stage', 'done', 'ended_s', now, field, value)
+    redis.call('ZREM', open, id)
+    redis.call('EXPIRE', job, ttl)
+    tell(channel)
+end
+
+local function late() local d = get('deadline_s'); return d ~= '' and now > tonumber(d) end
+"""
+
+# KEYS: job, open, sequence. ARGV: id, first check after s, allowed s or '', field, value, ...
+SUBMIT: Final = """
+if redis.call('EXISTS', job) == 1 then return tonumber(get('sequence')) end
+local sequence = redis.call('INCR', KEYS[3])
+local deadline = ARGV[3] ~= '' and now + ARGV[3] or ''
+redis.call('HSET', job, 'status', 'queued', 'stage', 'queued', 'step', 0, 'steps', 0,
+    'attempt', 0, 'token', '', 'worker', '', 'cancel', '', 'submitted_s', now,
+    'deadline_s', deadline, 'allowed_s', ARGV[3], 'sequence', sequence, unpack(ARGV, 4))
+redis.call('ZADD', open, now + ARGV[2], ARGV[1])
+return sequence
+"""
+
+# ARGV: id, channel, worker, token, lease s, ttl s, timeout error.
+# Asked twice with one token (a reply was lost on the way), the same lease is given twice.
+LEASE: Final = """
+local status = get('status')
+local mine = status == 'running' and get('token') == ARGV[4]
+if status ~= 'queued' and not mine then return false end
+if late() then
+    finish(ARGV[1], ARGV[2], 'failed', 'error', ARGV[7], ARGV[6])
+    return false
+end
+if not mine then
+    redis.call('HINCRBY', job, 'attempt', 1)
+    redis.call('HSET', job, 'status', 'running', 'worker', ARGV[3], 'token', ARGV[4],
+        'leased_s', now)
+end
+redis.call('ZADD', open, now + ARGV[5], ARGV[1])
+tell(ARGV[2])
+return 1
+"""
+
+# ARGV: id, channel, token, lease s, stage, step, steps
+RENEW: Final = """
+if get('status') ~= 'running' or get('token') ~= ARGV[3] then return 'lost' end
+redis.call('ZADD', open, now + ARGV[4], ARGV[1])
+if get('stage') ~= ARGV[5] or get('step') ~= ARGV[6] or get('steps') ~= ARGV[7] then
+    redis.call('HSET', job, 'stage', ARGV[5], 'step', ARGV[6], 'steps', ARGV[7])
+    tell(ARGV[2])
+end
+if get('cancel') ~= '' then return 'canceled' end
+if late() then return 'late' end
+return 'held'
+"""
+
+# ARGV: id, channel, token, status, field, value, ttl s
+END: Final = """
+if get('token') ~= ARGV[3] then return 0 end
+if get('status') == ARGV[4] then return 1 end
+if get('status') ~= 'running' then return 0 end
+finish(ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
+return 1
+"""
+
+# KEYS: job, open, sequence. ARGV: id, channel, token, next check after s.
+# A job handed back was not at fault: the attempt does not count.
+RELEASE: Final = """
+if get('status') ~= 'running' or get('token') ~= ARGV[3] then return 0 end
+local sequence = redis.call('INCR', KEYS[3])
+redis.call('HINCRBY', job, 'attempt', -1)
+redis.call('HSET', job, 'status', 'queued', 'stage', 'queued', 'step', 0, 'steps', 0,
+    'token', '', 'worker', '', 'sequence', sequence)
+redis.call('ZADD', open, now + ARGV[4], ARGV[1])
+tell(ARGV[2])
+return sequence
+"""
+
+# ARGV: id, channel, ttl s, error
+CANCEL: Final = """
+local status = get('status')
+if status == 'queued' then
+    finish(ARGV[1], ARGV[2], 'canceled', 'error', ARGV[4], ARGV[3])
+elseif status == 'running' then
+    redis.call('HSET', job, 'cancel', 1)
+end
+return status
+"""
+
+# KEYS: job, open, sequence, dead, list of the job's queue and priority.
+# ARGV: id, channel, attempts allowed, next check after s, ttl s, timeout error, poison error,
+#       cancel error, sequence header.
+# A queued job's message is surely lost when the oldest message of its list was published later:
+# the list is first in, first out. A popped message that nobody leased looks the same, and a second
+# message for a job does no harm: the lease is given once.
+LOOK_AFTER: Final = """
+local status = get('status')
+if status ~= 'queued' and status ~= 'running' then redis.call('ZREM', open, ARGV[1]); return 0 end
+local due = redis.call('ZSCORE', open, ARGV[1])
+if not due or tonumber(due) > now then return 0 end
+if late() then
+    finish(ARGV[1], ARGV[2], 'failed', 'error', ARGV[6], ARGV[5])
+    return 0
+end
+if status == 'running' and get('cancel') ~= '' then
+    finish(ARGV[1], ARGV[2], 'canceled', 'error', ARGV[8], ARGV[5])
+    return 0
+elseif status == 'running' then
+    if tonumber(get('attempt')) >= tonumber(ARGV[3]) then
+        finish(ARGV[1], ARGV[2], 'failed', 'error', ARGV[7], ARGV[5])
+        redis.call('LPUSH', KEYS[4], ARGV[1])
+        return 0
+    end
+    redis.call('HSET', job, 'status', 'queued', 'stage', 'queued', 'step', 0, 'steps', 0,
+        'token', '', 'worker', '')
+    tell(ARGV[2])
+else
+    local oldest = redis.call('LINDEX', KEYS[5], -1)
+    local sequence = oldest and cjson.decode(oldest).headers[ARGV[9]]
+    if type(sequence) == 'number' and sequence <= tonumber(get('sequence')) then
+        redis.call('ZADD', open, now + ARGV[4], ARGV[1])
+        return 0
+    end
+end
+local sequence = redis.call('INCR', KEYS[3])
+redis.call('HSET', job, 'sequence', sequence)
+redis.call('ZADD', open, now + ARGV[4], ARGV[1])
+return sequence
+"""

@@ -1,0 +1,246 @@
+"""Transitions of the ledger, on a real Redis."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from imagefleet_shared import routing
+from imagefleet_shared.broker import connect, make_celery, publish
+from imagefleet_shared.errors import InvalidRequest, JobCanceled, JobNotFound, JobTimeout, PoisonJob
+from imagefleet_shared.ledger import MAX_ATTEMPTS, Ledger
+from imagefleet_shared.records import Lease
+from imagefleet_shared.requests import GenerateRequest
+from imagefleet_shared.results import JobResult, Timings
+from imagefleet_shared.settings import BrokerSettings
+from imagefleet_shared.status import JobStatus
+
+REQUEST = GenerateRequest(prompt="a fox")
+LEASE_S = 0.2
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    with connect(BrokerSettings(redis_url=redis_url), retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def ledger(redis: Redis) -> Ledger:
+    return Ledger(redis, record_ttl_s=60, lease_s=LEASE_S)
+
+
+def submit(ledger: Ledger, job_id: str = "job", allowed_s: float | None = None) -> None:
+    ledger.submit(job_id, "generate", REQUEST, "normal", allowed_s)
+
+
+def lease(ledger: Ledger, job_id: str = "job", worker: str = "one") -> Lease:
+    taken = ledger.lease(job_id, worker)
+    assert taken is not None
+    return taken
+
+
+def make_due(redis: Redis, job_id: str = "job") -> None:
+    redis.zadd(routing.OPEN_KEY, {job_id: 0})
+
+
+def result_of(taken: Lease) -> JobResult:
+    timings = Timings(queue_s=0, engine_wait_s=0, stages_s={}, store_s=0)
+    return JobResult(
+        job_id=taken.job.id, request=REQUEST, images=(), timings=timings, worker="one", attempt=1
+    )
+
+
+def test_a_submitted_job_is_queued_and_keeps_its_request(ledger: Ledger) -> None:
+    submit(ledger)
+    record = ledger.read("job")
+    assert record.status is JobStatus.QUEUED
+    assert record.request() == REQUEST
+
+
+def test_submitting_twice_under_one_id_enters_one_job(ledger: Ledger, redis: Redis) -> None:
+    first = ledger.submit("job", "generate", REQUEST, "normal", None)
+    second = ledger.submit("job", "generate", REQUEST, "normal", None)
+    assert first == second
+    assert redis.zcard(routing.OPEN_KEY) == 1
+
+
+def test_an_unknown_job_is_not_found(ledger: Ledger) -> None:
+    with pytest.raises(JobNotFound):
+        ledger.read("nothing")
+    with pytest.raises(JobNotFound):
+        ledger.cancel("nothing")
+    assert ledger.lease("nothing", "one") is None
+
+
+def test_only_one_worker_gets_the_lease(ledger: Ledger) -> None:
+    submit(ledger)
+    taken = lease(ledger, worker="one")
+    assert ledger.lease("job", "two") is None
+    assert taken.job.progress.attempt == 1
+    assert ledger.read("job").worker == "one"
+
+
+def test_a_result_ends_the_job_once(ledger: Ledger, redis: Redis) -> None:
+    submit(ledger)
+    taken = lease(ledger)
+    assert ledger.succeed(taken, result_of(taken))
+    assert ledger.succeed(taken, result_of(taken)), "asked again after a lost reply"
+    assert not ledger.fail(taken, InvalidRequest("too late"))
+    assert ledger.read("job").result() == result_of(taken)
+    assert redis.zcard(routing.OPEN_KEY) == 0
+    assert 0 < redis.ttl(routing.job_key("job")) <= 60
+
+
+def test_a_failed_job_raises_its_own_error(ledger: Ledger) -> None:
+    submit(ledger)
+    ledger.fail(lease(ledger), InvalidRequest("no such thing"))
+    with pytest.raises(InvalidRequest, match="no such thing"):
+        ledger.read("job").result()
+
+
+def test_progress_is_told_with_the_renewal(ledger: Ledger) -> None:
+    submit(ledger)
+    taken = lease(ledger)
+    assert ledger.renew([(taken, "denoise", 3, 20)]) == ["held"]
+    progress = ledger.read("job").progress
+    assert (progress.stage, progress.step, progress.steps) == ("denoise", 3, 20)
+
+
+def test_a_renewed_lease_outlives_its_length(ledger: Ledger) -> None:
+    submit(ledger)
+    taken = lease(ledger)
+    for _ in range(6):
+        time.sleep(LEASE_S / 2)
+        assert ledger.renew([(taken, "denoise", 1, 2)]) == ["held"]
+        assert ledger.reconcile() == []
+
+
+def test_a_lost_lease_is_freed_and_its_holder_can_change_nothing(
+    ledger: Ledger, redis: Redis
+) -> None:
+    submit(ledger)
+    stale = lease(ledger, worker="one")
+    make_due(redis)
+    [wakeup] = ledger.reconcile()
+    assert wakeup.job_id == "job"
+    fresh = lease(ledger, worker="two")
+    assert ledger.renew([(stale, "denoise", 1, 2)]) == ["lost"]
+    assert not ledger.succeed(stale, result_of(stale))
+    assert not ledger.fail(stale, InvalidRequest("stale"))
+    assert ledger.release(stale) is None
+    assert fresh.job.progress.attempt == 2
+    assert ledger.succeed(fresh, result_of(fresh))
+
+
+def test_a_job_that_loses_every_worker_is_poison(ledger: Ledger, redis: Redis) -> None:
+    submit(ledger)
+    for attempt in range(MAX_ATTEMPTS):
+        lease(ledger)
+        make_due(redis)
+        assert len(ledger.reconcile()) == (1 if attempt < MAX_ATTEMPTS - 1 else 0)
+    with pytest.raises(PoisonJob):
+        ledger.read("job").result()
+    assert redis.lrange(routing.DEAD_KEY, 0, -1) == ["job"]
+
+
+def test_a_job_handed_back_does_not_count_as_an_attempt(ledger: Ledger) -> None:
+    submit(ledger)
+    wakeup = ledger.release(lease(ledger))
+    assert wakeup is not None
+    assert lease(ledger).job.progress.attempt == 1
+
+
+def test_a_queued_job_is_canceled_at_once(ledger: Ledger) -> None:
+    submit(ledger)
+    assert ledger.cancel("job") is JobStatus.QUEUED
+    assert ledger.read("job").status is JobStatus.CANCELED
+    assert ledger.lease("job", "one") is None
+    with pytest.raises(JobCanceled):
+        ledger.read("job").result()
+
+
+def test_a_running_job_hears_of_its_cancel_at_the_next_renewal(ledger: Ledger) -> None:
+    submit(ledger)
+    taken = lease(ledger)
+    assert ledger.cancel("job") is JobStatus.RUNNING
+    assert ledger.renew([(taken, "denoise", 1, 2)]) == ["canceled"]
+    ledger.fail(taken, JobCanceled("job"))
+    assert ledger.read("job").status is JobStatus.CANCELED
+
+
+def test_a_canceled_job_whose_worker_died_ends_at_its_next_lease(
+    ledger: Ledger, redis: Redis
+) -> None:
+    """A cancel once sent to a worker that then died was forgotten with it."""
+    submit(ledger)
+    lease(ledger)
+    ledger.cancel("job")
+    make_due(redis)
+    assert ledger.reconcile() == []
+    assert ledger.read("job").status is JobStatus.CANCELED
+
+
+def test_a_job_past_its_time_is_not_started(ledger: Ledger) -> None:
+    submit(ledger, allowed_s=0.01)
+    time.sleep(0.02)
+    assert ledger.lease("job", "one") is None
+    with pytest.raises(JobTimeout, match=r"0\.01 s"):
+        ledger.read("job").result()
+
+
+def test_a_running_job_past_its_time_hears_so(ledger: Ledger) -> None:
+    submit(ledger, allowed_s=0.1)
+    taken = lease(ledger)
+    time.sleep(0.15)
+    assert ledger.renew([(taken, "denoise", 1, 2)]) == ["late"]
+
+
+def test_a_lost_message_is_found_and_a_waiting_one_is_left(ledger: Ledger, redis: Redis) -> None:
+    celery = make_celery(BrokerSettings(redis_url=f"redis://{_address(redis)}/0"))
+    for job_id in ("lost", "waiting", "last"):
+        wakeup = ledger.submit(job_id, "generate", REQUEST, "normal", None)
+        if job_id != "lost":
+            publish(celery, wakeup)
+        make_due(redis, job_id)
+    assert [wakeup.job_id for wakeup in ledger.reconcile()] == ["lost"]
+    assert ledger.reconcile() == [], "looked after again only after a while"
+
+
+def test_a_message_says_nothing_but_the_job_id(ledger: Ledger, redis: Redis) -> None:
+    celery = make_celery(BrokerSettings(redis_url=f"redis://{_address(redis)}/0"))
+    publish(celery, ledger.submit("job", "generate", REQUEST, "high", None))
+    message = str(redis.lindex(routing.queue_list("generate", "high"), 0))
+    assert REQUEST.prompt not in message
+    assert json.loads(message)["headers"]["argsrepr"] == "['job']"
+
+
+def test_watching_yields_every_state_until_the_end(ledger: Ledger) -> None:
+    submit(ledger)
+    watched = ledger.watch("job", timeout_s=5)
+    assert next(watched).status is JobStatus.QUEUED
+    taken = lease(ledger)
+    assert next(watched).status is JobStatus.RUNNING
+    ledger.succeed(taken, result_of(taken))
+    assert [record.status for record in watched] == [JobStatus.SUCCEEDED]
+
+
+def test_watching_gives_up_in_time(ledger: Ledger) -> None:
+    submit(ledger)
+    with pytest.raises(JobTimeout):
+        list(ledger.watch("job", timeout_s=0.05))
+
+
+def test_one_worker_reconciles_at_a_time(ledger: Ledger) -> None:
+    assert ledger.lock_reconciler("one", 0.1)
+    assert ledger.lock_reconciler("one", 0.1)
+    assert not ledger.lock_reconciler("two", 0.1)
+    time.sleep(0.12)
+    assert ledger.lock_reconciler("two", 0.1)
+
+
+def _address(redis: Redis) -> str:
+    options = redis.connection_pool.connection_kwargs
+    return f"{options['host']}:{options['port']}"

@@ -1,0 +1,196 @@
+"""One worker process: settings, store, engine, Celery, from start to stop."""
+
+import argparse
+import logging
+from threading import Event, Thread, Timer
+
+import torch
+from celery import Celery
+from celery.signals import worker_shutting_down
+from kombu.exceptions import OperationalError
+from redis import Redis
+
+from imagefleet_shared.broker import connect, make_celery, publish
+from imagefleet_shared.ledger import UNREACHABLE, Ledger
+from imagefleet_shared.presence import ANNOUNCE_S, ModelInfo, WorkerInfo, announce, withdraw
+from imagefleet_shared.routing import QUEUES
+from imagefleet_shared.settings import BrokerSettings, StorageSettings
+from imagefleet_shared.storage import open_store
+
+from .attention import choose_attention
+from .delivery import Delivery
+from .engine import Engine, Renderer
+from .generate import Studio
+from .heartbeat import Heartbeat, die_with_parent
+from .lease import LeaseKeeper
+from .models.pipelines import PipelineCache
+from .models.store import ModelStore
+from .pictures import Spool
+from .resolve import Resolver
+from .settings import WorkerSettings
+from .tasks import register
+from .upscale.cache import UpscalerCache
+from .upscale.enlarge import Enlarger
+
+log = logging.getLogger(__name__)
+
+RECONCILE_S = 1
+_PATIENCE = 120
+"""Tries of a Redis call, one a second at last: a worker sits out an outage of two minutes."""
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.device) -> Studio:
+    """The real renderer on a device."""
+    auto = torch.float32 if device.type == "cpu" else torch.float16
+    dtype = _DTYPES.get(settings.dtype, auto)
+    attention = choose_attention(settings.attention, device, dtype)
+    log.info("device %s, %s, attention by %s", device, dtype, attention)
+    pipelines = PipelineCache(
+        models,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        vram=settings.vram,
+        budget_bytes=int(settings.pipeline_cache_gb * 1e9),
+    )
+    upscalers = UpscalerCache(
+        lambda name: models.upscaler(name).path,
+        device,
+        dtype,
+        budget_bytes=int(settings.upscaler_cache_gb * 1e9),
+    )
+    return Studio(settings, pipelines, Enlarger(upscalers))
+
+
+class Worker:
+    """Serves jobs until SIGTERM.
+
+    Args:
+        name: of this worker in the fleet.
+        settings: what it serves.
+        device: of its engine.
+        beat_fd: pipe to the parent; None without one.
+        renderer: what draws; None: the real thing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: WorkerSettings,
+        device: torch.device,
+        beat_fd: int | None,
+        renderer: Renderer | None = None,
+    ) -> None:
+        broker = BrokerSettings()
+        store = open_store(StorageSettings())
+        self._name, self._settings, self._device = name, settings, device
+        self._redis: Redis = connect(broker, retries=_PATIENCE)
+        self._celery: Celery = make_celery(broker)
+        self._ledger = Ledger(
+            self._redis, record_ttl_s=broker.record_ttl_s, lease_s=settings.lease_s
+        )
+        self._models = ModelStore(settings.models_dir)
+        self._resolver = Resolver(settings, self._models, store)
+        self._keeper = LeaseKeeper(self._ledger)
+        renderer = renderer or make_studio(settings, self._models, device)
+        self._engine = Engine(renderer, Heartbeat(beat_fd))
+        self._stopping = Event()
+        delivery = Delivery(
+            worker=name,
+            celery=self._celery,
+            ledger=self._ledger,
+            keeper=self._keeper,
+            models=self._models,
+            resolver=self._resolver,
+            engine=self._engine,
+            store=store,
+            spool=Spool(settings.spool_dir),
+            png_level=settings.png_level,
+        )
+        register(self._celery, settings.queues, delivery)
+
+    def run(self) -> None:
+        """Serve until SIGTERM, then finish what runs, or hand it back."""
+        self._engine.start()
+        self._keeper.start()
+        Thread(target=self._announce, name="announce", daemon=True).start()
+        Thread(target=self._reconcile, name="reconcile", daemon=True).start()
+        worker_shutting_down.connect(self._drain, weak=False)
+        try:
+            self._celery.Worker(
+                hostname=self._name,
+                pool="threads",
+                concurrency=self._settings.slots,
+                queues=[QUEUES[kind] for kind in self._settings.queues],
+                loglevel="INFO",
+            ).start()
+        finally:
+            self._stopping.set()
+            withdraw(self._redis, self._name)
+
+    def _drain(self, **_: object) -> None:
+        log.info("draining: running jobs have %g s to finish", self._settings.drain_timeout_s)
+        self._stopping.set()
+        timer = Timer(self._settings.drain_timeout_s, self._keeper.hand_back_all)
+        timer.daemon = True
+        timer.start()
+
+    def _announce(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                announce(self._redis, self._info())
+            except UNREACHABLE as exc:
+                log.warning("not announced: %s", exc)
+            self._stopping.wait(ANNOUNCE_S)
+
+    def _info(self) -> WorkerInfo:
+        files = [*self._models.checkpoints(), *self._models.upscalers()]
+        return WorkerInfo(
+            name=self._name,
+            device=_describe(self._device),
+            slots=self._settings.slots,
+            kinds=self._settings.queues,
+            default_checkpoint=self._resolver.default_checkpoint(),
+            models=tuple(
+                ModelInfo(
+                    name=file.name, kind=file.kind, family=file.family, size_bytes=file.size_bytes
+                )
+                for file in files
+            ),
+        )
+
+    def _reconcile(self) -> None:
+        while not self._stopping.wait(RECONCILE_S):
+            try:
+                if self._ledger.lock_reconciler(self._name, 3 * RECONCILE_S):
+                    for wakeup in self._ledger.reconcile():
+                        log.info("job %s waits without a message, publishing again", wakeup.job_id)
+                        publish(self._celery, wakeup)
+            except (*UNREACHABLE, OperationalError) as exc:
+                log.warning("not reconciled: %s", exc)
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def main() -> None:
+    """Run one worker process; the supervisor starts it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--beat-fd", type=int)
+    arguments = parser.parse_args()
+    die_with_parent()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    device = torch.device(arguments.device)
+    Worker(arguments.name, WorkerSettings(), device, arguments.beat_fd).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The life of a job on a worker's task thread, around the engine: lease, resolve, store, finish."""
+
+import logging
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from time import monotonic, sleep
+from typing import TypeVar
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from imagefleet_shared.broker import publish
+from imagefleet_shared.errors import ImagefleetError, StorageUnavailable, WorkerFailure
+from imagefleet_shared.layout import CONTENT_TYPES, image_key, job_folder, manifest_key
+from imagefleet_shared.ledger import Ledger
+from imagefleet_shared.records import Lease
+from imagefleet_shared.results import ImageResult, JobResult, Timings
+from imagefleet_shared.storage import ObjectStore
+
+from .engine import Engine
+from .lease import HandBack, HeldJob, LeaseKeeper, LeaseLost
+from .models.store import ModelStore
+from .pictures import Picture, Spool, encode_pictures
+from .resolve import Resolver
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STORE_RETRY_S = 1
+STORE_PATIENCE_S = 600
+"""How long an object store may be away before the jobs that need it fail."""
+
+
+class Delivery:
+    """Takes jobs from lease to result; `deliver` runs on many threads at once."""
+
+    def __init__(
+        self,
+        *,
+        worker: str,
+        celery: Celery,
+        ledger: Ledger,
+        keeper: LeaseKeeper,
+        models: ModelStore,
+        resolver: Resolver,
+        engine: Engine,
+        store: ObjectStore,
+        spool: Spool,
+        png_level: int,
+    ) -> None:
+        self._worker = worker
+        self._celery = celery
+        self._ledger = ledger
+        self._keeper = keeper
+        self._models = models
+        self._resolver = resolver
+        self._engine = engine
+        self._store = store
+        self._spool = spool
+        self._png_level = png_level
+
+    def deliver(self, job_id: str) -> str:
+        """Do a job, if it is still to be done.
+
+        Returns:
+            What became of it, in a few words without the prompt.
+
+        Raises:
+            ImagefleetError: the job failed; the ledger has the same error.
+        """
+        lease = self._ledger.lease(job_id, self._worker)
+        if lease is None:
+            return "nothing to do: held by another worker, or ended"
+        try:
+            with self._keeper.hold(lease) as held:
+                result = self._do(held)
+        except LeaseLost:
+            return "lost: another worker has the job"
+        except HandBack:
+            return self._hand_back(lease)
+        except ImagefleetError as exc:
+            self._end(lease, exc)
+            raise
+        except Exception as exc:
+            failure = WorkerFailure(f"{type(exc).__name__}: {exc}")
+            self._end(lease, failure)
+            raise failure from exc
+        return self._succeed(lease, result)
+
+    def _do(self, held: HeldJob) -> JobResult:
+        job, leased = held.job, monotonic()
+        folder = job_folder(job.id, job.submitted_s)
+        finished = self._patiently(held, lambda: self._store.find(manifest_key(folder)))
+        if finished is not None:
+            # An earlier attempt came this far and died before it told the ledger.
+            return JobResult.model_validate_json(finished)
+        resolved = self._patiently(held, lambda: self._resolver.resolve(job))
+        ready = monotonic()
+        pictures, stages_s, rendered = self._spool.find(job.id), {}, ready
+        waited_s = 0.0
+        if pictures is None:
+            drawn = self._engine.render(resolved, held.tell)
+            rendered, waited_s, stages_s = monotonic(), drawn.waited_s, drawn.stages_s
+            held.tell("store", 0, len(drawn.images))
+            pictures = encode_pictures(resolved, drawn.images, self._models, self._png_level)
+        images = self._store_pictures(held, folder, pictures)
+        result = JobResult(
+            job_id=job.id,
+            request=resolved.request,
+            images=tuple(images),
+            timings=Timings(
+                queue_s=max(0.0, job.leased_s - job.submitted_s),
+                engine_wait_s=ready - leased + waited_s,
+                stages_s=stages_s,
+                store_s=monotonic() - rendered,
+            ),
+            worker=self._worker,
+            attempt=job.progress.attempt,
+        )
+        return self._publish_manifest(held, folder, result)
+
+    def _store_pictures(
+        self, held: HeldJob, folder: str, pictures: Sequence[Picture]
+    ) -> list[ImageResult]:
+        held.confirm()
+        try:
+            images = [self._store_picture(folder, *one) for one in enumerate(pictures)]
+        except StorageUnavailable:
+            # The device is not asked twice for what waits here, not even after a restart.
+            self._spool.keep(held.job.id, pictures)
+            images = self._patiently(
+                held, lambda: [self._store_picture(folder, *one) for one in enumerate(pictures)]
+            )
+        self._spool.drop(held.job.id)
+        return images
+
+    def _store_picture(self, folder: str, index: int, picture: Picture) -> ImageResult:
+        key = image_key(folder, index, picture.format)
+        stored = self._store.put_new(key, picture.content, CONTENT_TYPES[picture.format])
+        return ImageResult(
+            key=stored.key,
+            url=stored.url,
+            sha256=stored.sha256,
+            size_bytes=stored.size_bytes,
+            width=picture.width,
+            height=picture.height,
+            seed=picture.seed,
+            format=picture.format,
+        )
+
+    def _publish_manifest(self, held: HeldJob, folder: str, result: JobResult) -> JobResult:
+        """Write the manifest, unless another attempt was first: then that one's result counts."""
+        key, content = manifest_key(folder), result.model_dump_json().encode()
+
+        def publish_once() -> JobResult:
+            stored = self._store.put_new(key, content, "application/json")
+            if stored.sha256 == sha256(content).hexdigest():
+                return result
+            return JobResult.model_validate_json(self._store.find(key) or b"")
+
+        held.confirm()
+        return self._patiently(held, publish_once)
+
+    def _patiently(self, held: HeldJob, call: Callable[[], T]) -> T:
+        """Try until the store answers, the job must stop, or patience ends."""
+        give_up = monotonic() + STORE_PATIENCE_S
+        while True:
+            try:
+                return call()
+            except StorageUnavailable as exc:
+                if monotonic() > give_up:
+                    raise
+                log.warning("job %s waits for the store: %s", held.job.id, exc)
+            held.check()
+            sleep(STORE_RETRY_S)
+
+    def _succeed(self, lease: Lease, result: JobResult) -> str:
+        if not self._ledger.succeed(lease, result):
+            return "lost: another worker has the job"
+        count = len(result.images)
+        return f"succeeded: {count} picture{'s' if count > 1 else ''}"
+
+    def _end(self, lease: Lease, error: ImagefleetError) -> None:
+        if not self._ledger.fail(lease, error):
+            log.warning("job %s failed after its lease was lost: %s", lease.job.id, error)
+
+    def _hand_back(self, lease: Lease) -> str:
+        wakeup = self._ledger.release(lease)
+        if wakeup:
+            try:
+                publish(self._celery, wakeup)
+            except OperationalError:
+                log.warning("job %s is handed back, its message was not published", lease.job.id)
+        return "handed back"

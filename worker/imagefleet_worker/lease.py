@@ -1,0 +1,137 @@
+"""The jobs that this worker holds: one thread renews their leases and hears of their end."""
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from threading import Condition, Thread
+
+from imagefleet_shared.errors import JobCanceled, JobTimeout
+from imagefleet_shared.ledger import UNREACHABLE, Held, Ledger
+from imagefleet_shared.records import JobRecord, Lease
+from imagefleet_shared.status import Stage
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 0.25
+"""Progress is told, and cancels are heard, this often. One round trip for all jobs held."""
+
+
+class LeaseLost(Exception):
+    """The job is no longer ours: stop, and change nothing."""
+
+
+class HandBack(Exception):
+    """This worker shuts down: stop, and give the job back to the queue."""
+
+
+class HeldJob:
+    """A job that this worker holds. `tell` may be called from any thread."""
+
+    def __init__(self, lease: Lease, ledger: Ledger) -> None:
+        self.lease = lease
+        self._ledger = ledger
+        self._verdict: Held | None = "held"
+        self._progress: tuple[Stage, int, int] = ("queued", 0, 0)
+
+    @property
+    def job(self) -> JobRecord:
+        """The job's record, as it was when the lease was taken."""
+        return self.lease.job
+
+    def tell(self, stage: Stage, step: int, steps: int) -> None:
+        """Say how far the job is; costs nothing, the keeper passes it on. Raises as `check`."""
+        self._progress = (stage, step, steps)
+        self.check()
+
+    def check(self) -> None:
+        """Go on, or not.
+
+        Raises:
+            JobCanceled, JobTimeout, LeaseLost, HandBack: the job must not go on.
+        """
+        match self._verdict:
+            case "held":
+                return
+            case "canceled":
+                raise JobCanceled(self.job.id)
+            case "late":
+                raise JobTimeout(self.job.id, self.job.allowed_s or 0)
+            case "lost":
+                raise LeaseLost(self.job.id)
+            case None:
+                raise HandBack(self.job.id)
+
+    def confirm(self) -> None:
+        """Renew the lease now, before something that cannot be taken back.
+
+        A process that was stopped for a while learns here that others have its job. Raises as
+        `check`.
+        """
+        [verdict] = self._ledger.renew([self.beat()])
+        self.hear(verdict)
+        self.check()
+
+    def beat(self) -> tuple[Lease, Stage, int, int]:
+        """What the ledger is to be told."""
+        return (self.lease, *self._progress)
+
+    def hear(self, verdict: Held | None) -> None:
+        """Take note of what becomes of the job; None: hand it back."""
+        if self._verdict == "held":
+            self._verdict = verdict
+
+
+class LeaseKeeper(Thread):
+    """Renews the leases of all jobs held, until closed."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(name="lease-keeper", daemon=True)
+        self._ledger = ledger
+        self._held: set[HeldJob] = set()
+        self._changed = Condition()
+        self._closed = False
+
+    @contextmanager
+    def hold(self, lease: Lease) -> Generator[HeldJob]:
+        """Keep a lease for as long as the context lasts."""
+        held = HeldJob(lease, self._ledger)
+        with self._changed:
+            self._held.add(held)
+            self._changed.notify()
+        try:
+            yield held
+        finally:
+            with self._changed:
+                self._held.discard(held)
+
+    def hand_back_all(self) -> None:
+        """Stop every job held at its next step and give it back."""
+        with self._changed:
+            for held in self._held:
+                held.hear(None)
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._held or self._closed)
+                if self._closed:
+                    return
+                held = list(self._held)
+            self._renew(held)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, timeout=BEAT_S)
+
+    def _renew(self, held: list[HeldJob]) -> None:
+        try:
+            verdicts = self._ledger.renew([one.beat() for one in held])
+        except UNREACHABLE as exc:
+            log.warning("leases not renewed: %s", exc)
+            return
+        for one, verdict in zip(held, verdicts, strict=True):
+            one.hear(verdict)

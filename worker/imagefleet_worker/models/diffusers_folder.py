@@ -1,0 +1,97 @@
+"""A diffusers folder (model_index.json) to a pipeline, with no network and no pickles."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+
+from imagefleet_shared.errors import CorruptFile
+from imagefleet_worker.models.families import SUPPORTED, Family
+from imagefleet_worker.models.single_file import LoadedCheckpoint
+from imagefleet_worker.models.skeleton import Pipeline
+
+INDEX = "model_index.json"
+
+_FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": "sd1",
+    "StableDiffusionXLPipeline": "sdxl",
+}
+# The index names the Python package of each component, and diffusers imports what it names.
+_PACKAGES = {"diffusers", "transformers", "stable_diffusion", None}
+_SECOND_ENCODER_OF_SD2 = 1024
+
+
+def folder_family(folder: Path) -> Family:
+    """The family that the folder's index names.
+
+    Raises:
+        CorruptFile: the index is damaged, names a pipeline that is not supported, or a foreign
+            package.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        family = _FAMILIES.get(index["_class_name"])
+        packages = {entry[0] for entry in index.values() if isinstance(entry, list)}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as exc:
+        raise CorruptFile(f"{folder.name}/{INDEX} is damaged: {exc}") from exc
+    if family is None:
+        raise CorruptFile(f"{folder.name} is for {index['_class_name']}; {SUPPORTED}")
+    if foreign := packages - _PACKAGES:
+        raise CorruptFile(
+            f"{folder.name} asks for code from {foreign}; only diffusers' own is loaded"
+        )
+    return family
+
+
+def load_diffusers_folder(
+    folder: Path, device: torch.device, dtype: torch.dtype
+) -> LoadedCheckpoint:
+    """Load the folder onto the device; the dtypes are as in ``load_single_file``.
+
+    Raises:
+        CorruptFile: the folder is damaged, lacks .safetensors weights, or is of an unsupported
+            family.
+    """
+    family = folder_family(folder)
+    try:
+        pipeline = _load(folder, family, dtype)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as exc:
+        raise CorruptFile(f"{folder.name} cannot be loaded: {exc}") from exc
+    if pipeline.unet.config["cross_attention_dim"] == _SECOND_ENCODER_OF_SD2:
+        raise CorruptFile(f"{folder.name} looks like a Stable Diffusion 2 model; {SUPPORTED}")
+    if pipeline.vae.config["force_upcast"] and family == "sdxl" and dtype == torch.float16:
+        pipeline.vae.to(torch.float32)
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.to(device).eval().requires_grad_(False)
+    size_px = pipeline.unet.config["sample_size"] * pipeline.vae_scale_factor
+    return LoadedCheckpoint(pipeline=pipeline, family=family, native_size_px=size_px)
+
+
+def _load(folder: Path, family: Family, dtype: torch.dtype) -> Pipeline:
+    half = next((folder / "unet").glob("*.fp16.safetensors"), None)
+    full = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    variant = "fp16" if half is not None and not full.exists() else None
+    if family == "sd1":
+        return StableDiffusionPipeline.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            variant=variant,
+            local_files_only=True,
+            use_safetensors=True,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    return StableDiffusionXLPipeline.from_pretrained(
+        folder,
+        torch_dtype=dtype,
+        variant=variant,
+        local_files_only=True,
+        use_safetensors=True,
+        add_watermarker=False,
+    )

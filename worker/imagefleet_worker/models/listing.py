@@ -1,0 +1,63 @@
+"""Which files and folders under a model folder count as models of a kind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from imagefleet_shared.errors import FileUnavailable
+from imagefleet_worker.models.diffusers_folder import INDEX
+
+Kind = Literal["checkpoint", "upscaler"]
+
+_FOLDERS: dict[str, Kind] = {
+    "checkpoints": "checkpoint",
+    "stable-diffusion": "checkpoint",
+    "upscalers": "upscaler",
+    "esrgan": "upscaler",
+    "realesrgan": "upscaler",
+    "swinir": "upscaler",
+    "dat": "upscaler",
+    "hat": "upscaler",
+    "scunet": "upscaler",
+}
+_SUFFIXES: dict[Kind, set[str]] = {
+    # Pickles are listed so that asking for one says why it is refused.
+    "checkpoint": {".safetensors", ".ckpt", ".pt", ".pth"},
+    "upscaler": {".safetensors", ".pth"},
+}
+
+
+def model_paths(root: Path, kind: Kind) -> list[Path]:
+    """The models of a kind: files, and for checkpoints diffusers folders too; resolved, each once.
+
+    Hidden entries, links to folders, and links that lead out of the root are left out.
+
+    Raises:
+        FileUnavailable: the root or a folder in it cannot be read.
+    """
+    home = root.resolve()
+    found: set[Path] = set()
+    try:
+        for folder in home.iterdir():
+            if _FOLDERS.get(folder.name.lower()) == kind and _is_real_folder(folder):
+                found.update(path.resolve() for path in _walk(folder, kind))
+    except OSError as exc:
+        raise FileUnavailable(f"the model folder {root} cannot be read: {exc}") from exc
+    return sorted(path for path in found if path.is_relative_to(home))
+
+
+def _walk(folder: Path, kind: Kind) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if _is_real_folder(entry):
+            if kind == "checkpoint" and (entry / INDEX).is_file():
+                yield entry
+            else:
+                yield from _walk(entry, kind)
+        elif entry.suffix.lower() in _SUFFIXES[kind] and entry.is_file():
+            yield entry
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

@@ -1,0 +1,183 @@
+"""Warm pipelines: loaded checkpoints, kept while they fit a number of bytes."""
+
+import gc
+import logging
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+
+from imagefleet_shared.errors import OutOfMemory
+from imagefleet_worker.attention import AttentionBackend, set_attention
+from imagefleet_worker.models.diffusers_folder import load_diffusers_folder
+from imagefleet_worker.models.families import Family
+from imagefleet_worker.models.single_file import LoadedCheckpoint, load_single_file
+from imagefleet_worker.models.skeleton import Pipeline
+from imagefleet_worker.models.store import ModelFile, ModelStore
+
+Vram = Literal["low", "balanced", "high"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WarmPipeline:
+    """A checkpoint that is ready to run.
+
+    Attributes:
+        name: the checkpoint's name in the store.
+        family: its architecture.
+        pipeline: components in eval mode, with no gradients. ``unet`` and text encoders have
+            ``dtype``; ``vae`` may be float32 beside float16 (SDXL), so cast latents to
+            ``pipeline.vae.dtype``.
+        sha256: of the file, hexadecimal; None for a diffusers folder.
+        native_size_px: the picture side that the model was trained at.
+        device: where passes run; with "low" on an accelerator the weights rest on the CPU.
+        dtype: of UNet and text encoders.
+        size_bytes: of all weights and buffers.
+    """
+
+    name: str
+    family: Family
+    pipeline: Pipeline
+    sha256: str | None
+    native_size_px: int
+    device: torch.device
+    dtype: torch.dtype
+    size_bytes: int
+
+
+class PipelineCache:
+    """Loads checkpoints and keeps them, least recently used out first; for the engine's thread.
+
+    What ``vram`` does:
+
+    - "high": everything on the device.
+    - "balanced": the same, and the VAE works in overlapping tiles of the model's native size, so a
+      large picture needs no more memory than a native one.
+    - "low": tiles, and on an accelerator one model on the device at a time: each is moved there
+      when it runs and back when the next one runs. The last one to run stays until
+      ``pipeline.maybe_free_model_hooks()``. On the CPU there is nowhere to move to: tiles and
+      sliced attention instead.
+
+    Args:
+        store: where names are looked up.
+        device: where passes run.
+        dtype: of the weights; SDXL's VAE overflows in float16 and is then kept in float32.
+        attention: what ``choose_attention`` returned for device and dtype.
+        vram: see above.
+        budget_bytes: for all warm pipelines together; one alone may be larger.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        device: torch.device,
+        dtype: torch.dtype,
+        attention: AttentionBackend,
+        vram: Vram,
+        budget_bytes: int,
+    ) -> None:
+        self._store = store
+        self._device = device
+        self._dtype = dtype
+        self._attention: AttentionBackend = attention
+        self._vram: Vram = vram
+        self._budget_bytes = budget_bytes
+        # Least recently used first.
+        self._warm: OrderedDict[ModelFile, WarmPipeline] = OrderedDict()
+        # diffusers draws a bar while it loads a folder, in the middle of the worker's log.
+        diffusers_logging.disable_progress_bar()
+
+    def get(self, name: str) -> WarmPipeline:
+        """The checkpoint of that name, loaded unless warm; a replaced file is loaded anew.
+
+        A pipeline that makes room is dropped, so hold on to none for longer than its batch.
+
+        Raises:
+            UnknownCheckpoint, CorruptFile, FileUnavailable, WorkerFailure: as
+                ``ModelStore.checkpoint``.
+            OutOfMemory: the device has no room for it, alone.
+        """
+        file = self._store.checkpoint(name)
+        if file in self._warm:
+            self._warm.move_to_end(file)
+            return self._warm[file]
+        for stale in [other for other in self._warm if other.path == file.path]:
+            self._evict(stale)
+        # Its size on disk is a first guess; room is made before loading, lest both lie side by
+        # side.
+        self._make_room(file.size_bytes)
+        warm = self._load(file)
+        self._make_room(warm.size_bytes)
+        self._warm[file] = warm
+        return warm
+
+    def _make_room(self, size_bytes: int) -> None:
+        while self._warm and size_bytes + self._size_bytes() > self._budget_bytes:
+            self._evict(next(iter(self._warm)))
+
+    def _size_bytes(self) -> int:
+        return sum(warm.size_bytes for warm in self._warm.values())
+
+    def _evict(self, file: ModelFile) -> None:
+        del self._warm[file]
+        # Offload hooks point back at their models: only the collector frees those.
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.info("unloaded %s", file.name, extra={"action": "unload_checkpoint"})
+
+    def _load(self, file: ModelFile) -> WarmPipeline:
+        started_s = time.monotonic()
+        offload = self._vram == "low" and self._device.type != "cpu"
+        resting = torch.device("cpu") if offload else self._device
+        folder = file.path.is_dir()
+        load = load_diffusers_folder if folder else load_single_file
+        try:
+            # The hash is taken beside the load: both read the same pages, so the disk is read once.
+            with ThreadPoolExecutor(max_workers=1) as hasher:
+                digest = None if folder else hasher.submit(self._store.sha256, file)
+                loaded = load(file.path, resting, self._dtype)
+        except torch.OutOfMemoryError as exc:
+            raise OutOfMemory(f"{self._device} has no room for {file.name}") from exc
+        self._prepare(loaded, offload)
+        size_bytes = _size_bytes(loaded.pipeline)
+        logger.info(
+            "loaded %s (%.1f GB) in %.1f s",
+            file.name,
+            size_bytes / 1e9,
+            time.monotonic() - started_s,
+            extra={"action": "load_checkpoint", "checkpoint": file.name, "size_bytes": size_bytes},
+        )
+        return WarmPipeline(
+            name=file.name,
+            family=loaded.family,
+            pipeline=loaded.pipeline,
+            sha256=None if digest is None else digest.result(),
+            native_size_px=loaded.native_size_px,
+            device=self._device,
+            dtype=self._dtype,
+            size_bytes=size_bytes,
+        )
+
+    def _prepare(self, loaded: LoadedCheckpoint, offload: bool) -> None:
+        pipeline = loaded.pipeline
+        pipeline.set_progress_bar_config(disable=True)
+        sliced = self._vram == "low" and not offload
+        set_attention(pipeline.unet, pipeline.vae, "sliced" if sliced else self._attention)
+        if self._vram != "high":
+            pipeline.vae.enable_tiling()
+        if offload:
+            pipeline.enable_model_cpu_offload(device=self._device)
+
+
+def _size_bytes(pipeline: Pipeline) -> int:
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    return sum(
+        tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers())
+    )

@@ -1,0 +1,87 @@
+"""Finished pictures: files in memory, and on local disk while the object store is away."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import Any
+
+from PIL import Image
+
+from imagefleet_shared import infotext
+from imagefleet_shared.requests import ImageFormat
+
+from .images import encode_image
+from .models.store import ModelStore
+from .resolve import ResolvedGenerate, ResolvedJob
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture."""
+
+    content: bytes
+    format: ImageFormat
+    width: int
+    height: int
+    seed: int | None
+
+
+def encode_pictures(
+    job: ResolvedJob, images: Sequence[Image.Image], models: ModelStore, png_level: int
+) -> list[Picture]:
+    """Pictures as files, each with the text that tells how it was made."""
+    pictures: list[Picture] = []
+    for index, image in enumerate(images):
+        if isinstance(job, ResolvedGenerate):
+            seed = job.seeds[index]
+            file = job.checkpoint
+            digest = None if file.path.is_dir() else models.sha256(file)
+            text = infotext.generated(job.request, seed, file.name, digest)
+        else:
+            seed, text = None, infotext.upscaled(job.request, job.parameters)
+        file_format = job.request.output_format
+        content = encode_image(image, file_format, text, png_level)
+        pictures.append(Picture(content, file_format, image.width, image.height, seed))
+    return pictures
+
+
+class Spool:
+    """Pictures that wait on local disk for the object store, by job."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def keep(self, job_id: str, pictures: Sequence[Picture]) -> None:
+        """Keep a job's pictures: all of them, or, where the disk is full, none."""
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            folder = Path(mkdtemp(dir=self._root))
+            facts = [asdict(picture) for picture in pictures]
+            for index, fact in enumerate(facts):
+                (folder / str(index)).write_bytes(fact.pop("content"))
+            (folder / "pictures.json").write_text(json.dumps(facts))
+            folder.rename(self._root / job_id)
+        except OSError as exc:
+            log.warning("pictures of job %s are in memory only: %s", job_id, exc)
+
+    def find(self, job_id: str) -> list[Picture] | None:
+        """A job's pictures that an earlier attempt kept here; None where it kept none."""
+        folder = self._root / job_id
+        try:
+            facts: list[dict[str, Any]] = json.loads((folder / "pictures.json").read_text())
+            contents = [(folder / str(index)).read_bytes() for index in range(len(facts))]
+        except OSError:
+            return None
+        return [
+            Picture(content=content, **fact) for fact, content in zip(facts, contents, strict=True)
+        ]
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job's pictures."""
+        rmtree(self._root / job_id, ignore_errors=True)

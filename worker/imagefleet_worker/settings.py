@@ -1,0 +1,59 @@
+"""Settings of a worker, read once from the environment at process start."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from imagefleet_shared.requests import JobKind
+
+
+class WorkerSettings(BaseSettings):
+    """What one worker process serves, and with what."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="IMAGEFLEET_", frozen=True, use_attribute_docstrings=True
+    )
+
+    models_dir: Path = Path("models")
+    """Folder with `checkpoints/` and `upscalers/`; a WebUI's `models` folder works as it is."""
+    default_checkpoint: str | None = None
+    """Checkpoint for requests that name none; None: the only one there is, else they must."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto`: every GPU, or the CPU where there is none."""
+    dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    """Precision of the weights; `auto`: fp16 on a GPU, fp32 on the CPU."""
+    attention: Literal["auto", "sdpa", "xformers", "sliced"] = "auto"
+    """Attention backend; `auto` takes the first that works on the device, tried at start."""
+    vram: Literal["low", "balanced", "high"] = "high"
+    """`high`: all on the device; `balanced`: VAE in tiles; `low`: also weights kept on the host."""
+    pipeline_cache_gb: float = Field(default=16, gt=0)
+    """Warm checkpoints are kept up to this size, least recently used out first, GB."""
+    upscaler_cache_gb: float = Field(default=2, gt=0)
+    """Warm upscalers are kept up to this size, GB."""
+    queues: Annotated[tuple[JobKind, ...], NoDecode] = ("generate", "upscale")
+    """Kinds of job to take, separated by commas."""
+    slots: int = Field(default=8, ge=1, le=64)
+    """Jobs held at once: one on the device, the others fetching, encoding, uploading or next."""
+    max_pixels: int = Field(default=2048 * 2048, ge=64 * 64)
+    """Largest picture that diffusion draws, hires included, pixels."""
+    max_output_pixels: int = Field(default=8192 * 8192, ge=64 * 64)
+    """Largest picture that is read or that an upscale gives, pixels."""
+    max_prompt_tokens: int = Field(default=750, ge=75)
+    """Longest prompt, tokens of CLIP."""
+    png_level: int = Field(default=1, ge=0, le=9)
+    """zlib level of PNG files; 1 takes a fifth of level 6's time for 6 % more bytes."""
+    lease_s: float = Field(default=30, ge=1)
+    """A worker that says nothing for so long has lost its jobs to the others, seconds."""
+    stall_timeout_s: float = Field(default=300, gt=0)
+    """An engine at work that takes no step for so long is killed and started anew, seconds."""
+    drain_timeout_s: float = Field(default=60, ge=0)
+    """After SIGTERM, running jobs may take so long before they are handed back, seconds."""
+    spool_dir: Path = Path("/tmp/imagefleet-spool")
+    """Finished pictures wait here while the object store is away."""
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(value.split(",")) if isinstance(value, str) else value

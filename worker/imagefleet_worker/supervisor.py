@@ -1,0 +1,200 @@
+"""The parent: one worker process per GPU, started again when it dies, killed when it stalls.
+
+It never touches CUDA, so that a wedged driver cannot take it down.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+from .heartbeat import IDLE
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+RESTART_PAUSE_S = (1, 30)
+"""Before a process that died young starts again: doubled each time, from the first to the last."""
+HEALTHY_S = 60
+"""A process that lived so long starts again without a pause."""
+KILL_AFTER_S = 15
+"""Time beyond the drain that a process gets to stop by itself."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A place for one worker process."""
+
+    name: str
+    device: str
+    """As torch names it inside the process: `cpu` or `cuda`."""
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class Child:
+    """The worker process in a seat."""
+
+    def __init__(self, seat: Seat, command: Sequence[str], stall_timeout_s: float) -> None:
+        self._seat = seat
+        self._command = command
+        self._stall_timeout_s = stall_timeout_s
+        self._pause_s = RESTART_PAUSE_S[0]
+        self._start_at = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._beats = -1
+        self._started = self._last_beat = 0.0
+        self._busy = False
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def tend(self) -> None:
+        """Start, bury or kill the process, as it needs; call it every tick."""
+        if self._process is None:
+            if monotonic() >= self._start_at:
+                self._start()
+            return
+        self._listen()
+        if self._process.poll() is not None:
+            self._bury(self._process.returncode)
+        elif self._busy and monotonic() > self._last_beat + self._stall_timeout_s:
+            log.error(
+                "worker %s has taken no step for %g s: killed",
+                self._seat.name,
+                self._stall_timeout_s,
+            )
+            self._process.kill()
+
+    def send(self, sig: signal.Signals) -> None:
+        """Signal the process, if it lives."""
+        if self._process is not None and self.running:
+            self._process.send_signal(sig)
+
+    def _start(self) -> None:
+        self._beats, theirs = os.pipe()
+        os.set_blocking(self._beats, False)
+        self._process = subprocess.Popen(
+            [
+                *self._command,
+                *("--name", self._seat.name),
+                *("--device", self._seat.device),
+                *("--beat-fd", str(theirs)),
+            ],
+            env={**os.environ, **self._seat.environment},
+            pass_fds=[theirs],
+        )
+        os.close(theirs)
+        self._started = self._last_beat = monotonic()
+        self._busy = False
+        log.info("worker %s started, pid %d", self._seat.name, self._process.pid)
+
+    def _listen(self) -> None:
+        ready, _, _ = select.select([self._beats], [], [], 0)
+        if ready and (beats := os.read(self._beats, 65536)):
+            self._last_beat = monotonic()
+            self._busy = not beats.endswith(IDLE)
+
+    def _bury(self, code: int) -> None:
+        os.close(self._beats)
+        self._process = None
+        if monotonic() - self._started > HEALTHY_S:
+            self._pause_s = RESTART_PAUSE_S[0]
+        log.error("worker %s ended with %d; again in %g s", self._seat.name, code, self._pause_s)
+        self._start_at = monotonic() + self._pause_s
+        self._pause_s = min(self._pause_s * 2, RESTART_PAUSE_S[1])
+
+
+def seats(device: str) -> list[Seat]:
+    """A seat for every GPU that this process may use, or one on the CPU.
+
+    Args:
+        device: `auto`, `cuda` or `cpu`.
+
+    Raises:
+        RuntimeError: `cuda` was asked for and there is none.
+    """
+    host = socket.gethostname()
+    gpus = [] if device == "cpu" else _gpus()
+    if device == "cuda" and not gpus:
+        raise RuntimeError("IMAGEFLEET_DEVICE=cuda, and no NVIDIA GPU is visible")
+    if not gpus:
+        return [Seat(f"{host}-cpu-{os.getpid()}", "cpu")]
+    return [
+        Seat(
+            f"{host}-cuda{gpu}-{os.getpid()}",
+            "cuda",
+            {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        )
+        for gpu in gpus
+    ]
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu]
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+class Supervisor:
+    """Keeps the worker processes running until SIGTERM or SIGINT.
+
+    Args:
+        seats: one process each.
+        command: what to run in a seat; name, device and pipe are appended.
+        stall_timeout_s: how long a busy engine may take no step.
+        drain_timeout_s: how long a process may take to stop after SIGTERM, before it is killed.
+    """
+
+    def __init__(
+        self,
+        seats: Sequence[Seat],
+        stall_timeout_s: float,
+        drain_timeout_s: float,
+        command: Sequence[str] = (sys.executable, "-m", "imagefleet_worker.app"),
+    ) -> None:
+        self._children = [Child(seat, command, stall_timeout_s) for seat in seats]
+        self._drain_timeout_s = drain_timeout_s
+        self._wake, self._waker = os.pipe()
+        self._stopping = False
+
+    def run(self) -> None:
+        """Tend the processes until told to stop, then stop them."""
+        os.set_blocking(self._waker, False)
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self._stop)
+        while not self._stopping:
+            for child in self._children:
+                child.tend()
+            select.select([self._wake], [], [], TICK_S)
+        self._drain()
+
+    def _stop(self, signum: int, frame: object) -> None:
+        self._stopping = True
+        os.write(self._waker, b"x")
+
+    def _drain(self) -> None:
+        give_up = monotonic() + self._drain_timeout_s + KILL_AFTER_S
+        for child in self._children:
+            child.send(signal.SIGTERM)
+        while any(child.running for child in self._children) and monotonic() < give_up:
+            select.select([], [], [], 0.1)
+        for child in self._children:
+            child.send(signal.SIGKILL)

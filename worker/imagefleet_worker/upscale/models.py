@@ -1,0 +1,153 @@
+"""Upscaler networks of any architecture that spandrel knows."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+from spandrel.architectures.SwinIR import SwinIR
+from torch import Tensor, nn
+
+from imagefleet_shared.errors import CorruptFile
+
+from .masks import cache_masks
+from .tiles import run_tiled
+from .weights import first_sentence, read_weights
+
+logger = logging.getLogger(__name__)
+
+
+class Upscaler:
+    """One network that enlarges RGB pictures by a whole factor. Belongs to one thread."""
+
+    def __init__(
+        self, name: str, descriptor: ImageModelDescriptor[nn.Module], dtype: torch.dtype
+    ) -> None:
+        """Take over `descriptor`: its model is cast to `dtype` in place and stays on its device."""
+        self.name = name
+        self.scale = descriptor.scale
+        if isinstance(descriptor.model, SwinIR):
+            cache_masks(descriptor.model)
+        self._descriptor = descriptor
+        self._dtype = dtype
+        self._finite = _FiniteProbe()
+        descriptor.eval().to(dtype)
+        descriptor.model.register_forward_hook(self._finite)
+        tensors = [*descriptor.model.parameters(), *descriptor.model.buffers()]
+        self.size_bytes = sum(tensor.nbytes for tensor in tensors)
+
+    def upscale(
+        self,
+        image: Tensor,
+        *,
+        tile_size: int,
+        tile_overlap: int,
+        on_tile: Callable[[int, int], None],
+    ) -> Tensor:
+        """Enlarge a picture, tile by tile; the arguments and what tiling changes: see `run_tiled`.
+
+        `on_tile` may raise, which is how a job is canceled: the upscaler is as before.
+
+        Args:
+            image: `(1, 3, H, W)` float in [0, 1], any device; only read.
+
+        Returns:
+            `(1, 3, H * scale, W * scale)` float32 in [0, 1], on the CPU, owned by the caller.
+
+        Raises:
+            CorruptFile: the network gives NaN or infinity in float32 too.
+        """
+        return run_tiled(image, self.scale, tile_size, tile_overlap, self._run, on_tile)
+
+    def _run(self, tile: Tensor) -> Tensor:
+        enlarged = self._descriptor(tile.to(self._descriptor.device, self._dtype))
+        if self._finite.last:
+            return enlarged
+        if self._dtype != torch.float32:
+            logger.warning(
+                "upscaler %s left the range of %s; this tile again in float32",
+                self.name,
+                self._dtype,
+                extra={"action": "upscale_again", "upscaler": self.name},
+            )
+            enlarged = self._run_in_float32(tile)
+        if not self._finite.last:
+            raise CorruptFile(f"upscaler {self.name}: its output is not finite in float32")
+        return enlarged
+
+    def _run_in_float32(self, tile: Tensor) -> Tensor:
+        """Cast the weights up for one call; casting back restores their values exactly."""
+        model = self._descriptor.model.float()
+        try:
+            return self._descriptor(tile.to(self._descriptor.device, torch.float32))
+        finally:
+            model.to(self._dtype)
+
+
+class _FiniteProbe:
+    """A forward hook: was the network's last output finite?
+
+    It has to look before spandrel's descriptor, which clamps to [0, 1] and so hides infinities.
+    """
+
+    last = True
+
+    def __call__(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
+    ) -> None:
+        picture = output if isinstance(output, Tensor) else output[0]
+        self.last = bool(torch.isfinite(picture).all())
+
+
+def load_upscaler(path: Path, device: torch.device, dtype: torch.dtype) -> Upscaler:
+    """Load a weight file: safetensors or PyTorch's own, told by its first bytes.
+
+    Networks of scale 1 (denoisers, JPEG repair) are upscalers too, as in A1111; face networks not.
+
+    Args:
+        dtype: the precision wanted. On a CPU it is float32 whatever is wanted; elsewhere float16
+            falls back to bfloat16, and that to float32, where spandrel says that the architecture
+            does not bear it.
+
+    Raises:
+        FileUnavailable: the file cannot be opened.
+        CorruptFile: it is damaged, asks for Python objects, or is no network from RGB to RGB.
+    """
+    started = time.monotonic()
+    weights = read_weights(path)
+    try:
+        descriptor = ModelLoader("cpu").load_from_state_dict(weights)
+    except UnsupportedModelError as error:
+        found = ", ".join([str(name) for name in weights][:3])
+        raise CorruptFile(
+            f"upscaler {path.name}: of no known architecture; {len(weights)} entries ({found} ...)"
+        ) from error
+    except Exception as error:  # spandrel guesses sizes from shapes: a bad file fails in any way
+        raise CorruptFile(f"upscaler {path.name}: {first_sentence(error)}") from error
+    found = f"upscaler {path.name}: holds {descriptor.architecture.name}"
+    if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose == "FaceSR":
+        raise CorruptFile(f"{found} for {descriptor.purpose}, which is no upscaler")
+    channels = (descriptor.input_channels, descriptor.output_channels)
+    if channels != (3, 3):
+        raise CorruptFile(f"{found} from {channels[0]} to {channels[1]} channels, not RGB to RGB")
+    descriptor.to(device)
+    upscaler = Upscaler(path.stem, descriptor, _pick_dtype(descriptor, device, dtype))
+    logger.info(
+        "loaded upscaler %s in %.2f s",
+        path.name,
+        time.monotonic() - started,
+        extra={"action": "load_upscaler", "upscaler": path.name, "bytes": upscaler.size_bytes},
+    )
+    return upscaler
+
+
+def _pick_dtype(
+    descriptor: ImageModelDescriptor[nn.Module], device: torch.device, wanted: torch.dtype
+) -> torch.dtype:
+    if device.type == "cpu" or wanted == torch.float32:
+        return torch.float32
+    if wanted == torch.float16 and descriptor.supports_half:
+        return torch.float16
+    return torch.bfloat16 if descriptor.supports_bfloat16 else torch.float32

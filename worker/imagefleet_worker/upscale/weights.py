@@ -1,0 +1,62 @@
+"""Reads an upscaler's weight file into tensors, without running anything that is in it."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imagefleet_shared.errors import CorruptFile, FileUnavailable
+
+_ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or PyTorch file, told apart by first bytes, on the CPU.
+
+    PyTorch's own restricted unpickler reads the second kind. spandrel has one too, but its loader
+    goes by the file's suffix and hands TorchScript archives, which are programs, to
+    `torch.jit.load`; here they are refused.
+
+    Returns:
+        As the file nests them: spandrel unwraps `params_ema` and the like.
+
+    Raises:
+        FileUnavailable: the file cannot be opened.
+        CorruptFile: it is damaged, of another kind, or asks for Python objects.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise FileUnavailable(f"upscaler {path.name}: {error.strerror}") from error
+    is_safetensors = head[8:9] == b"{"
+    if not is_safetensors and not head.startswith((_ZIP, _PICKLE)):
+        raise CorruptFile(
+            f"upscaler {path.name}: starts with {head!r}; allowed are safetensors and PyTorch files"
+        )
+    try:
+        if is_safetensors:
+            return load_file(path)
+        # An open file, as torch too would go by the suffix of a path.
+        with path.open("rb") as file:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files fail in any way
+        raise CorruptFile(f"upscaler {path.name}: {first_sentence(error)}") from error
+    if not isinstance(weights, dict):
+        raise CorruptFile(
+            f"upscaler {path.name}: holds a {type(weights).__name__}, not named tensors"
+        )
+    return cast("dict[str, Tensor]", weights)
+
+
+def first_sentence(error: Exception) -> str:
+    """What went wrong, in one line.
+
+    torch wraps the unpickler's own words in the advice to load the file without restriction, which
+    no operator should read in our log; the words are in the context.
+    """
+    inner = error.__context__ or error
+    return f"{type(inner).__name__}: {' '.join(str(inner).split()).partition('. ')[0]}"
