@@ -108,6 +108,14 @@ class Client:
         self._store.put_new(key, content, CONTENT_TYPES[image_format])
         return ImageRef(key=key)
 
+    def stored(self, key: str) -> bytes | None:
+        """An object of the store: a picture, or a job's manifest; None where there is none.
+
+        Raises:
+            StorageUnavailable: the store cannot be reached or refuses.
+        """
+        return self._store.find(key)
+
     def workers(self) -> list[WorkerInfo]:
         """The workers that live now, with the models each can load.
 

@@ -1,7 +1,7 @@
 """The one place that configures Celery and Redis connections."""
 
 from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
@@ -25,7 +25,7 @@ def make_celery(settings: BrokerSettings) -> Celery:
         accept_content=["json"],
         task_ignore_result=True,
         task_acks_late=True,
-        task_queues=[Queue(name) for name in QUEUES.values()],
+        task_queues=[Queue(name, Exchange(name), name) for name in QUEUES.values()],
         task_default_queue=QUEUES["generate"],
         task_send_sent_event=True,
         worker_send_task_events=True,

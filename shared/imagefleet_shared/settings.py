@@ -6,7 +6,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 class _Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="IMAGEFLEET_", frozen=True, use_attribute_docstrings=True
+        env_prefix="IMAGEFLEET_",
+        env_ignore_empty=True,
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
 

@@ -29,7 +29,11 @@ def main() -> None:
         sys.exit(0 if _healthy() else 1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = WorkerSettings()
-    Supervisor(seats(settings.device), settings.stall_timeout_s, settings.drain_timeout_s).run()
+    try:
+        taken = seats(settings.device, settings.gpus, settings.lock_dir)
+    except RuntimeError as exc:
+        sys.exit(f"imagefleet-worker: {exc}")
+    Supervisor(taken, settings.stall_timeout_s, settings.drain_timeout_s).run()
 
 
 def _healthy() -> bool:

@@ -13,7 +13,10 @@ class WorkerSettings(BaseSettings):
     """What one worker process serves, and with what."""
 
     model_config = SettingsConfigDict(
-        env_prefix="IMAGEFLEET_", frozen=True, use_attribute_docstrings=True
+        env_prefix="IMAGEFLEET_",
+        env_ignore_empty=True,
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     models_dir: Path = Path("models")
@@ -22,6 +25,10 @@ class WorkerSettings(BaseSettings):
     """Checkpoint for requests that name none; None: the only one there is, else they must."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto`: every GPU, or the CPU where there is none."""
+    gpus: int | None = Field(default=None, ge=1)
+    """How many GPUs one `imagefleet-worker` takes; None: all that no other on this host has."""
+    lock_dir: Path = Path("/tmp/imagefleet-locks")
+    """Where workers of one host mark the GPUs they have; the same folder for all of them."""
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     """Precision of the weights; `auto`: fp16 on a GPU, fp32 on the CPU."""
     attention: Literal["auto", "sdpa", "xformers", "sliced"] = "auto"

@@ -3,6 +3,7 @@
 It never touches CUDA, so that a wedged driver cannot take it down.
 """
 
+import fcntl
 import logging
 import os
 import select
@@ -12,6 +13,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from time import monotonic
 
 from .heartbeat import IDLE
@@ -112,14 +115,19 @@ class Child:
         self._pause_s = min(self._pause_s * 2, RESTART_PAUSE_S[1])
 
 
-def seats(device: str) -> list[Seat]:
-    """A seat for every GPU that this process may use, or one on the CPU.
+def seats(device: str, most_gpus: int | None, lock_dir: Path) -> list[Seat]:
+    """A seat for every free GPU that this process may use, or one on the CPU.
+
+    A GPU is taken by a lock on a file, which the kernel frees when this process ends, so that
+    several supervisors share one host.
 
     Args:
         device: `auto`, `cuda` or `cpu`.
+        most_gpus: how many to take; None: all that are free.
+        lock_dir: for the locks; the same for all supervisors of a host.
 
     Raises:
-        RuntimeError: `cuda` was asked for and there is none.
+        RuntimeError: `cuda` was asked for and there is none, or others have them all.
     """
     host = socket.gethostname()
     gpus = [] if device == "cpu" else _gpus()
@@ -127,14 +135,29 @@ def seats(device: str) -> list[Seat]:
         raise RuntimeError("IMAGEFLEET_DEVICE=cuda, and no NVIDIA GPU is visible")
     if not gpus:
         return [Seat(f"{host}-cpu-{os.getpid()}", "cpu")]
+    taken = list(islice((gpu for gpu in gpus if _take(gpu, lock_dir)), most_gpus))
+    if not taken:
+        raise RuntimeError(f"other workers of this host have all its GPUs ({', '.join(gpus)})")
     return [
         Seat(
             f"{host}-cuda{gpu}-{os.getpid()}",
             "cuda",
             {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
         )
-        for gpu in gpus
+        for gpu in taken
     ]
+
+
+def _take(gpu: str, lock_dir: Path) -> bool:
+    lock_dir.mkdir(parents=True, exist_ok=True)
+    # Never closed: the lock lasts as long as this process.
+    lock = os.open(lock_dir / f"gpu-{gpu}", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return False
+    return True
 
 
 def _gpus() -> list[str]:

@@ -1,4 +1,4 @@
-"""What an adapter adds to one parameter: the seam between files (`formats`) and weights (`merge`)."""
+"""What an adapter adds to one parameter: the seam between files and weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

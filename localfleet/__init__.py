@@ -1,0 +1,1 @@
+"""A whole fleet on one machine and on loopback: Redis, S3, Flower and a worker."""

@@ -1,0 +1,62 @@
+"""A worker whose engine sleeps in place of the GPU; everything around the engine is the real thing.
+
+    python -m tests.chaos.sleeping_worker RUNS [--supervised]
+
+A prompt is a name and what to do: "fox 0.5" sleeps half a second, "fox hang" hangs the engine, and
+"fox die" kills the process. Each rendering appends the name to the file RUNS.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from imagefleet_worker.app import Worker
+from imagefleet_worker.resolve import ResolvedGenerate, ResolvedJob
+from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.stages import Stages
+from imagefleet_worker.supervisor import Seat, Supervisor
+
+STEP_S = 0.01
+
+
+class Sleeper:
+    """Stands where the studio stands."""
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+
+    def render(self, job: ResolvedJob, stages: Stages) -> list[Image.Image]:
+        assert isinstance(job, ResolvedGenerate)
+        name, order = job.request.prompt.split()
+        with self._runs.open("a") as runs:
+            runs.write(f"{name}\n")
+        if order == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps = 1 if order == "hang" else round(float(order) / STEP_S)
+        stages.begin("denoise", steps)
+        for _ in range(steps):
+            time.sleep(10_000 if order == "hang" else STEP_S)
+            stages.step()
+        return [Image.new("RGB", (64, 64), (seed % 256, 0, 0)) for seed in job.seeds]
+
+
+def main() -> None:
+    runs, *options = sys.argv[1:]
+    settings = WorkerSettings()
+    if "--supervised" in options:
+        command = (sys.executable, "-m", "tests.chaos.sleeping_worker", runs)
+        seat = Seat(f"seat-{os.getpid()}", "cpu")
+        Supervisor([seat], settings.stall_timeout_s, settings.drain_timeout_s, command).run()
+        return
+    beat_fd = int(options[options.index("--beat-fd") + 1]) if "--beat-fd" in options else None
+    name = f"sleeper-{os.getpid()}"
+    Worker(name, settings, torch.device("cpu"), beat_fd, Sleeper(Path(runs))).run()
+
+
+if __name__ == "__main__":
+    main()

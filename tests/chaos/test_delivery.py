@@ -1,0 +1,209 @@
+"""Nothing is lost and nothing is published twice, whatever happens to workers, Redis and store."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from imagefleet_producer import (
+    GenerateRequest,
+    Job,
+    JobCanceled,
+    JobStatus,
+    JobTimeout,
+    PoisonJob,
+)
+from imagefleet_shared.layout import manifest_key
+from localfleet.process import Process
+from tests.fleet import TestFleet, wait_for
+
+LEASE_S = 2.0
+
+
+@pytest.fixture
+def fleet(
+    redis_url: str,
+    s3_settings_env: dict[str, str],
+    demo_models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[TestFleet]:
+    for name, value in s3_settings_env.items():
+        monkeypatch.setenv(name, value)
+    environment = {
+        **s3_settings_env,
+        "IMAGEFLEET_REDIS_URL": redis_url,
+        "IMAGEFLEET_MODELS_DIR": str(demo_models),
+        "IMAGEFLEET_SPOOL_DIR": str(tmp_path / "spool"),
+        "IMAGEFLEET_LEASE_S": str(LEASE_S),
+    }
+    fleet = TestFleet(environment, tmp_path)
+    yield fleet
+    fleet.close()
+
+
+def enqueue(
+    fleet: TestFleet,
+    name: str,
+    order: float | Literal["die", "hang"] = 0.05,
+    time_limit_s: float | None = None,
+) -> Job:
+    request = GenerateRequest(prompt=f"{name} {order}", checkpoint="demo", width=64, height=64)
+    return fleet.client.generate(request, time_limit_s=time_limit_s)
+
+
+def wait_running(job: Job) -> None:
+    wait_for(lambda: job.progress().step > 0, 20, f"{job} runs")
+
+
+def test_random_kills_and_a_redis_restart_lose_nothing(
+    fleet: TestFleet, redis_server: Process, say: Callable[[str], None]
+) -> None:
+    seed = int(os.environ.get("CHAOS_SEED", random.randrange(2**32)))
+    say(f"CHAOS_SEED={seed}")
+    dice = random.Random(seed)
+    workers = [fleet.start_sleeper() for _ in range(2)]
+    jobs = [enqueue(fleet, str(number)) for number in range(300)]
+    kills = 0
+    while kills < 10:
+        time.sleep(dice.uniform(0.2, 0.8))
+        victim = dice.randrange(len(workers))
+        workers[victim].kill()
+        kills += 1
+        workers[victim].launch()
+        if kills == 5:
+            redis_server.restart()
+    results = [job.result(timeout=240) for job in jobs]
+    assert len({result.job_id for result in results}) == 300
+    for result in results:
+        folder = result.images[0].key.rpartition("/")[0]
+        manifest = fleet.client.stored(manifest_key(folder))
+        assert manifest == result.model_dump_json().encode(), "published once, as the ledger says"
+    again = sum(count - 1 for count in Counter(fleet.runs()).values())
+    say(f"300 done, 0 lost, 0 published twice; {kills} kills, {again} renderings repeated")
+
+
+def test_a_job_five_times_as_long_as_the_lease_is_run_once(fleet: TestFleet) -> None:
+    for _ in range(2):
+        fleet.start_sleeper()
+    result = enqueue(fleet, "long", 5 * LEASE_S).result(timeout=60)
+    assert result.attempt == 1
+    assert fleet.runs() == ["long"]
+
+
+def test_a_killed_workers_job_starts_elsewhere_within_the_lease_and_five_seconds(
+    fleet: TestFleet, say: Callable[[str], None]
+) -> None:
+    holder = fleet.start_sleeper()
+    job = enqueue(fleet, "orphan", 30)
+    wait_running(job)
+    fleet.start_sleeper()
+    holder.kill()
+    took = wait_for(lambda: len(fleet.runs()) == 2, LEASE_S + 5, "the job starts elsewhere")
+    say(f"started elsewhere after {took:.1f} s, lease {LEASE_S} s")
+    assert job.progress().attempt == 2
+
+
+def test_a_worker_stopped_past_its_lease_cannot_publish(fleet: TestFleet) -> None:
+    holder = fleet.start_sleeper()
+    job = enqueue(fleet, "stale", 2)
+    wait_running(job)
+    os.kill(holder.pid, signal.SIGSTOP)
+    fleet.start_sleeper()
+    result = job.result(timeout=30)
+    assert result.attempt == 2
+    os.kill(holder.pid, signal.SIGCONT)
+    log = holder.log
+    wait_for(lambda: "lost: another worker has the job" in log.read_text(), 20, "it gives up")
+    assert job.result() == result
+    folder = result.images[0].key.rpartition("/")[0]
+    assert fleet.client.stored(manifest_key(folder)) == result.model_dump_json().encode()
+
+
+def test_a_job_that_kills_its_worker_is_given_up_and_the_others_go_on(fleet: TestFleet) -> None:
+    fleet.start_sleeper(supervised=True)
+    poison = enqueue(fleet, "poison", "die")
+    with pytest.raises(PoisonJob):
+        poison.result(timeout=60)
+    assert fleet.runs() == ["poison"] * 3
+    enqueue(fleet, "after").result(timeout=60)
+
+
+def test_a_stalled_engine_is_killed_and_its_neighbour_finishes(fleet: TestFleet) -> None:
+    fleet.start_sleeper(supervised=True, stall_timeout_s="2")
+    hanging = enqueue(fleet, "hangs", "hang")
+    wait_for(lambda: fleet.runs() == ["hangs"], 20, "it hangs")
+    neighbour = enqueue(fleet, "neighbour")
+    with pytest.raises(PoisonJob):
+        hanging.result(timeout=120)
+    neighbour.result(timeout=60)
+
+
+def test_a_running_job_is_canceled_within_a_second_and_the_worker_stays_warm(
+    fleet: TestFleet,
+) -> None:
+    fleet.start_sleeper()
+    job = enqueue(fleet, "canceled", 60)
+    wait_running(job)
+    job.cancel()
+    with pytest.raises(JobCanceled):
+        job.result(timeout=1.5)
+    assert enqueue(fleet, "after").result(timeout=10).worker == job_worker(fleet)
+
+
+def job_worker(fleet: TestFleet) -> str:
+    [worker] = fleet.client.workers()
+    return worker.name
+
+
+def test_a_running_job_past_its_time_limit_is_stopped(fleet: TestFleet) -> None:
+    fleet.start_sleeper()
+    job = enqueue(fleet, "late", 60, time_limit_s=1)
+    with pytest.raises(JobTimeout):
+        job.result(timeout=5)
+    assert job.status() is JobStatus.FAILED
+
+
+def test_sigterm_lets_short_jobs_finish_and_hands_long_ones_back(fleet: TestFleet) -> None:
+    worker = fleet.start_sleeper(drain_timeout_s="1")
+    short = enqueue(fleet, "short", 0.5)
+    wait_running(short)
+    long = enqueue(fleet, "long", 20)
+    os.kill(worker.pid, signal.SIGTERM)
+    wait_for(lambda: not worker.alive, 15, "the worker ends")
+    assert short.status() is JobStatus.SUCCEEDED
+    progress = long.progress()
+    assert (progress.status, progress.attempt) == (JobStatus.QUEUED, 0)
+    fleet.start_sleeper()
+    wait_running(long)
+    assert long.progress().attempt == 1
+    long.cancel()
+
+
+def test_pictures_wait_for_a_store_that_is_away_and_the_engine_is_not_asked_twice(
+    fleet: TestFleet, s3_server: Process
+) -> None:
+    worker = fleet.start_sleeper()
+    job = enqueue(fleet, "patient", 2)
+    wait_running(job)
+    s3_server.kill()
+    spool = fleet.folder / "spool" / job.id
+    wait_for(spool.exists, 60, "the picture is kept on local disk")
+    worker.kill()
+    fleet.start_sleeper()
+    s3_server.start()
+    assert job.result(timeout=90).attempt == 2
+    assert fleet.runs() == ["patient"]
+    assert not spool.exists()
+
+
+def test_a_job_enqueued_while_no_worker_lives_is_done_when_one_comes(fleet: TestFleet) -> None:
+    job = enqueue(fleet, "early")
+    fleet.start_sleeper()
+    assert job.result(timeout=20).attempt == 1

@@ -1,0 +1,110 @@
+"""Real servers for the tests, on loopback and free ports, gone when the test process is gone."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from localfleet.process import Process
+from localfleet.servers import BUCKET, S3Keys, ServerMissing, redis_server, s3_server
+
+_SETTINGS = ("IMAGEFLEET_", "AWS_")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings or credentials of whoever runs it."""
+    for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def _present(make: Callable[[], Process]) -> Process:
+    """The server, or else a skip on a developer's machine and a failure in CI."""
+    try:
+        return make()
+    except ServerMissing as exc:
+        if os.environ.get("CI"):
+            pytest.fail(str(exc))
+        pytest.skip(str(exc))
+
+
+@pytest.fixture(scope="session", name="redis_server")
+def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A Redis of the whole session; a test may stop, kill and restart it."""
+    data = tmp_path_factory.mktemp("redis")
+    with _present(lambda: redis_server(data)) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: Process) -> str:
+    """URL of a Redis that runs and is empty."""
+    if not redis_server.alive:
+        redis_server.start()
+    with Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def s3_keys() -> S3Keys:
+    """The key pair that `s3_server` accepts."""
+    return S3Keys.random()
+
+
+@pytest.fixture(scope="session", name="s3_server")
+def _s3_server(tmp_path_factory: pytest.TempPathFactory, s3_keys: S3Keys) -> Iterator[Process]:
+    """An S3 server of the whole session; a test may stop, kill and restart it."""
+    data = tmp_path_factory.mktemp("s3")
+    with _present(lambda: s3_server(data, s3_keys)) as server:
+        yield server
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints a line that is seen though the test passes: seeds, measured figures."""
+
+    def print_uncaptured(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n{line}", end="")
+
+    return print_uncaptured
+
+
+@pytest.fixture
+def unique_prefix() -> str:
+    """A key prefix that no other test uses."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def s3_settings_env(s3_server: Process, s3_keys: S3Keys, unique_prefix: str) -> dict[str, str]:
+    """Environment variables of a store of this test's own; not set in this process."""
+    if not s3_server.alive:
+        s3_server.start()
+    return {
+        "IMAGEFLEET_STORAGE_URL": f"s3://{BUCKET}/{unique_prefix}",
+        "IMAGEFLEET_S3_ENDPOINT_URL": s3_server.url,
+        **s3_keys.environment(),
+    }
+
+
+@pytest.fixture(scope="session")
+def demo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with the demo's checkpoints (`demo`, `demo-xl`) and upscalers."""
+    # Here, because they import torch, which most tests do without.
+    from tools.make_demo_checkpoint import write_demo_checkpoint
+    from tools.make_demo_upscaler import write_demo_upscalers
+
+    root = tmp_path_factory.mktemp("models")
+    (root / "checkpoints").mkdir()
+    write_demo_checkpoint(root / "checkpoints/demo.safetensors", "sd1", seed=0)
+    write_demo_checkpoint(root / "checkpoints/demo-xl.safetensors", "sdxl", seed=0)
+    write_demo_upscalers(root / "upscalers")
+    return root

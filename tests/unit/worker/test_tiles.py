@@ -1,0 +1,172 @@
+"""Tiling by itself, with networks whose reach is known."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, interpolate
+
+from imagefleet_worker.upscale.tiles import feather, plan_axis, run_tiled
+
+SIZES = [(1, 1), (7, 5), (30, 400), (255, 257), (400, 30), (96, 96)]
+# (tile_size, tile_overlap); the last is the product's default.
+TILINGS = [(16, 0), (17, 8), (64, 16), (192, 16)]
+REACH_PX = 2
+
+
+def photo(height: int, width: int) -> Tensor:
+    """A smooth picture with some detail, `(1, 3, height, width)` in [0, 1]."""
+    coarse = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(3))
+    smooth = interpolate(coarse, size=(height, width), mode="bilinear")
+    fine = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(4))
+    return 0.9 * smooth + 0.1 * fine
+
+
+def nearest(image: Tensor) -> Tensor:
+    return interpolate(image, scale_factor=2, mode="nearest")
+
+
+def blur(image: Tensor) -> Tensor:
+    """A 5 x 5 mean of every colour, twice as large: each pixel sees REACH_PX pixels round it."""
+    kernel = torch.full((3, 1, 5, 5), 1 / 25)
+    return nearest(conv2d(image, kernel, padding=REACH_PX, groups=3))
+
+
+def ignore(done: int, total: int) -> None:
+    pass
+
+
+def near_seams(length: int, tile_size: int, tile_overlap: int) -> Tensor:
+    """`(2 * length,)` bool: output pixels of one axis within reach of an inner tile border."""
+    near = torch.zeros(length, dtype=torch.bool)
+    for start in plan_axis(length, tile_size, tile_overlap):
+        for border in (start, start + min(tile_size, length)):
+            if 0 < border < length:
+                near[max(border - REACH_PX, 0) : border + REACH_PX] = True
+    return near.repeat_interleave(2)
+
+
+@pytest.mark.parametrize(("tile_size", "tile_overlap"), TILINGS)
+@pytest.mark.parametrize("size", SIZES)
+def test_tiles_cover_the_picture_and_blend_to_what_they_agree_on(
+    size: tuple[int, int], tile_size: int, tile_overlap: int
+) -> None:
+    image = photo(*size)
+    tiled = run_tiled(image, 2, tile_size, tile_overlap, nearest, ignore)
+    assert tiled.dtype == torch.float32
+    torch.testing.assert_close(tiled, nearest(image), rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize(("tile_size", "tile_overlap"), TILINGS)
+@pytest.mark.parametrize("size", SIZES)
+def test_only_pixels_within_reach_of_a_tile_border_differ_from_the_whole_picture(
+    size: tuple[int, int], tile_size: int, tile_overlap: int
+) -> None:
+    image = photo(*size)
+    difference = (run_tiled(image, 2, tile_size, tile_overlap, blur, ignore) - blur(image)).abs()
+    rows, columns = (near_seams(length, tile_size, tile_overlap) for length in size)
+    far = ~(rows[:, None] | columns[None, :])
+    assert difference[..., far].numel() == 0 or difference[..., far].max() < 1e-6
+    # 3 of 5 rows of the kernel may lie outside a tile; half the overlap's ramp weighs them.
+    assert difference.max() < (0.75 if tile_overlap == 0 else 0.25)
+
+
+def test_a_wide_feather_keeps_the_whole_pictures_value_at_the_seams() -> None:
+    image = photo(96, 96)
+    difference = (run_tiled(image, 2, 64, 16, blur, ignore) - blur(image)).abs()
+    assert difference.max() < 0.03
+
+
+def test_the_gradient_across_seams_is_no_larger_than_the_pictures_own() -> None:
+    image = interpolate(torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(5)), 96)
+    tiled = run_tiled(image, 2, 40, 12, blur, ignore)[..., 8:-8, 8:-8]
+    whole = blur(image)[..., 8:-8, 8:-8]
+    for axis in (-1, -2):
+        assert tiled.diff(dim=axis).abs().max() <= whole.diff(dim=axis).abs().max() + 0.01
+
+
+@pytest.mark.parametrize("length", [1, 8, 16, 17, 23, 24, 30, 31, 100, 257, 4000])
+@pytest.mark.parametrize(("tile_size", "tile_overlap"), [*TILINGS, (3, 1), (10, 4), (1, 0)])
+def test_a_plan_covers_the_axis_with_the_overlap_asked_for_and_no_tile_twice(
+    length: int, tile_size: int, tile_overlap: int
+) -> None:
+    starts = plan_axis(length, tile_size, tile_overlap)
+    if length <= tile_size:
+        assert starts == (0,)
+        return
+    assert starts[0] == 0
+    assert starts[-1] == length - tile_size
+    steps = [after - before for before, after in pairwise(starts)]
+    assert all(0 < step <= tile_size - tile_overlap for step in steps)
+    # No plan with fewer tiles would do.
+    assert (len(starts) - 2) * (tile_size - tile_overlap) + tile_size < length
+
+
+def test_tiles_begin_on_the_window_grid_where_the_picture_ends_on_it() -> None:
+    for length in range(200, 1400, 8):
+        assert all(start % 8 == 0 for start in plan_axis(length, 192, 16))
+
+
+def test_all_tiles_of_a_picture_have_one_size() -> None:
+    shapes: set[torch.Size] = set()
+
+    def remember(tile: Tensor) -> Tensor:
+        shapes.add(tile.shape)
+        return nearest(tile)
+
+    run_tiled(photo(30, 4000), 2, 192, 16, remember, ignore)
+    assert shapes == {torch.Size((1, 3, 30, 192))}
+
+
+def test_feathers_sum_to_one_and_vanish_at_inner_borders_only() -> None:
+    starts = plan_axis(257, 64, 16)
+    weights = feather(starts, 64, 4)
+    total = torch.zeros(257 * 4)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start * 4 : (start + 64) * 4] += weight
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=3e-7)
+    assert weights[0][0] == 1
+    assert weights[-1][-1] == 1
+    assert all(weight[0] < 0.02 for weight in weights[1:])
+    assert all(weight[-1] < 0.02 for weight in weights[:-1])
+
+
+def test_a_picture_that_fits_one_tile_is_one_call_and_stays_bit_for_bit() -> None:
+    image = photo(64, 40)
+    calls: list[tuple[int, int]] = []
+    tiled = run_tiled(image, 2, 64, 16, blur, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 1)]
+    assert torch.equal(tiled, blur(image))
+
+
+def test_every_tile_is_reported_after_it_is_done() -> None:
+    calls: list[tuple[int, int]] = []
+    run_tiled(photo(96, 96), 2, 64, 16, blur, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_what_on_tile_raises_ends_the_run() -> None:
+    calls: list[int] = []
+
+    def cancel(done: int, total: int) -> None:
+        calls.append(done)
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tiled(photo(96, 96), 2, 64, 16, blur, cancel)
+    assert calls == [1, 2]
+
+
+@pytest.mark.parametrize(("tile_size", "tile_overlap"), [(16, 8), (16, 9), (16, -1), (0, 0)])
+def test_an_overlap_of_half_a_tile_or_more_is_our_bug(tile_size: int, tile_overlap: int) -> None:
+    with pytest.raises(ValueError, match="tile_overlap"):
+        run_tiled(photo(8, 8), 2, tile_size, tile_overlap, nearest, ignore)
+
+
+def test_half_precision_tiles_are_blended_in_float32() -> None:
+    image = photo(40, 40).bfloat16()
+    tiled = run_tiled(image, 2, 16, 4, nearest, ignore)
+    assert tiled.dtype == torch.float32
+    torch.testing.assert_close(tiled, nearest(image).float(), rtol=0, atol=3e-7)

@@ -1,0 +1,109 @@
+"""Upscaler files: told by content, refused by name, never executed."""
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from spandrel.architectures.ESRGAN import ESRGAN
+
+from imagefleet_shared.errors import CorruptFile, FileUnavailable
+from imagefleet_worker.upscale.models import load_upscaler
+from tools.make_demo_upscaler import make_demo_upscaler
+
+# spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
+def test_pytorch_files_are_told_by_their_first_bytes(
+    tmp_path: Path, suffix: str, zipped: bool
+) -> None:
+    weights = make_demo_upscaler(2, seed=2)
+    path = tmp_path / f"demo{suffix}"
+    torch.save({"params_ema": weights}, path, _use_new_zipfile_serialization=zipped)
+    upscaler = load_upscaler(path, CPU, torch.float32)
+    assert (upscaler.name, upscaler.scale) == ("demo", 2)
+
+
+def test_safetensors_are_told_by_their_first_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "demo.pth"
+    save_file(make_demo_upscaler(4, seed=2), path)
+    assert load_upscaler(path, CPU, torch.float32).scale == 4
+
+
+class Trap:
+    """Pickles into a call that leaves a file behind."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[Path], object], tuple[Path]]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "bare pickle"])
+def test_a_pickle_that_wants_to_run_code_is_refused_and_does_not_run(
+    tmp_path: Path, kind: str
+) -> None:
+    mark, path = tmp_path / "ran", tmp_path / "trap.pth"
+    if kind == "bare pickle":
+        path.write_bytes(pickle.dumps({"weight": Trap(mark)}, protocol=2))
+    else:
+        torch.save({"weight": Trap(mark)}, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(CorruptFile, match=r"trap\.pth") as caught:
+        load_upscaler(path, CPU, torch.float32)
+    assert not mark.exists()
+    assert "weights_only" not in str(caught.value)
+
+
+def broken_files(tmp_path: Path) -> dict[str, bytes]:
+    whole_file, zipped = tmp_path / "whole", tmp_path / "zipped"
+    save_file(make_demo_upscaler(2, seed=2), whole_file)
+    torch.save(make_demo_upscaler(2, seed=2), zipped)
+    return {
+        "empty": b"",
+        "text": b"version https://git-lfs.github.com/spec/v1\n",
+        "short safetensors": whole_file.read_bytes()[:-100],
+        "short zip": zipped.read_bytes()[:-1000],
+        "zip's first bytes": b"PK\x03\x04 and no more",
+        "pickle's first bytes": b"\x80\x02 and no more",
+        "huge header": b"\xff\xff\xff\xff\xff\xff\xff\x7f{",
+    }
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
+    for what, content in broken_files(tmp_path).items():
+        path = tmp_path / f"{what}.pth"
+        path.write_bytes(content)
+        with pytest.raises(CorruptFile, match=re.escape(path.name)):
+            load_upscaler(path, CPU, torch.float32)
+
+
+def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(FileUnavailable, match=r"none\.pth"):
+        load_upscaler(tmp_path / "none.pth", CPU, torch.float32)
+
+
+def test_a_file_that_is_no_rgb_upscaler_is_refused_with_what_it_is(tmp_path: Path) -> None:
+    grey = ESRGAN(in_nc=1, out_nc=1, num_filters=8, num_blocks=1, scale=2).state_dict()
+    missing = make_demo_upscaler(2, seed=2)
+    del missing["conv_first.bias"]
+    files: dict[str, tuple[object, str]] = {
+        "grey": (grey, "1 to 1 channels"),
+        "unknown": ({"some.weight": torch.zeros(3)}, "some.weight"),
+        "incomplete": (missing, "conv_first.bias"),
+        "tensor": (torch.zeros(3), "Tensor"),
+    }
+    for name, (content, found) in files.items():
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path)
+        with pytest.raises(CorruptFile, match=re.escape(f"{name}.pth")) as caught:
+            load_upscaler(path, CPU, torch.float32)
+        assert found in str(caught.value)

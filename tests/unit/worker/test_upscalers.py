@@ -1,0 +1,174 @@
+"""Upscalers at work: precision, tiles and cancel, with real, tiny networks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from spandrel import Architecture, ImageModelDescriptor, StateDict
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from imagefleet_shared.errors import CorruptFile, JobCanceled
+from imagefleet_worker.upscale.models import Upscaler, load_upscaler
+from tools.make_demo_upscaler import make_demo_upscaler
+
+# spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["x2", "x4"])
+def swinir_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scale: int = request.param
+    path = tmp_path_factory.mktemp("upscalers") / f"demo-x{scale}.safetensors"
+    save_file(make_demo_upscaler(scale, seed=scale), path)
+    return path
+
+
+@pytest.fixture
+def x2_file(tmp_path: Path) -> Path:
+    path = tmp_path / "demo.safetensors"
+    save_file(make_demo_upscaler(2, seed=2), path)
+    return path
+
+
+def photo(height: int, width: int) -> Tensor:
+    coarse = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(3))
+    return interpolate(coarse, size=(height, width), mode="bilinear")
+
+
+def ignore(done: int, total: int) -> None:
+    pass
+
+
+def whole(upscaler: Upscaler, image: Tensor) -> Tensor:
+    return upscaler.upscale(image, tile_size=512, tile_overlap=16, on_tile=ignore)
+
+
+def test_the_demo_upscaler_is_bilinear_but_for_a_faint_texture(swinir_file: Path) -> None:
+    upscaler = load_upscaler(swinir_file, CPU, torch.float32)
+    image = photo(48, 64)
+    enlarged = whole(upscaler, image)
+    expected = interpolate(image, scale_factor=upscaler.scale, mode="bilinear")
+    inner = slice(upscaler.scale, -upscaler.scale)
+    difference = (enlarged - expected).abs()[..., inner, inner].max()
+    assert 0.001 < difference < 0.03
+
+
+def test_the_demo_upscaler_is_the_same_every_time() -> None:
+    first, second = make_demo_upscaler(2, seed=7), make_demo_upscaler(2, seed=7)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert sum(tensor.nbytes for tensor in first.values()) < 500_000
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (255, 257), (400, 30)])
+def test_tiles_hardly_show(x2_file: Path, size: tuple[int, int]) -> None:
+    upscaler = load_upscaler(x2_file, CPU, torch.float32)
+    image = photo(*size)
+    tiled = upscaler.upscale(image, tile_size=64, tile_overlap=16, on_tile=ignore)
+    assert tiled.shape == (1, 3, 2 * size[0], 2 * size[1])
+    difference = (tiled - whole(upscaler, image)).abs()
+    # SwinIR pads the picture to windows of 8, the tiles need none: the edge itself may differ.
+    inner = difference[..., 2:-2, 2:-2]
+    assert inner.numel() == 0 or inner.max() < 0.01
+    assert difference.mean() < 0.002
+
+
+def test_a_picture_on_the_window_grid_differs_at_seams_only_faintly(x2_file: Path) -> None:
+    upscaler = load_upscaler(x2_file, CPU, torch.float32)
+    image = photo(256, 256)
+    tiled = upscaler.upscale(image, tile_size=192, tile_overlap=16, on_tile=ignore)
+    expected = whole(upscaler, image)
+    # Tiles begin at 0 and 64, so their borders inside are at 64 and 192. This network reaches four
+    # windows of attention and a few convolutions far: the first 20 pixels see neither.
+    difference = (tiled - expected).abs()
+    assert difference.max() < 0.004
+    assert difference[..., :40, :40].max() < 1e-6
+    for axis in (-1, -2):
+        assert tiled.diff(dim=axis).abs().max() <= expected.diff(dim=axis).abs().max() + 0.004
+
+
+def test_a_job_canceled_between_tiles_leaves_the_upscaler_as_it_was(x2_file: Path) -> None:
+    upscaler = load_upscaler(x2_file, CPU, torch.float32)
+    image = photo(100, 90)
+    expected = upscaler.upscale(image, tile_size=40, tile_overlap=8, on_tile=ignore)
+    done: list[int] = []
+
+    def cancel(tile: int, total: int) -> None:
+        done.append(tile)
+        if tile == 2:
+            raise JobCanceled("job")
+
+    with pytest.raises(JobCanceled):
+        upscaler.upscale(image, tile_size=40, tile_overlap=8, on_tile=cancel)
+    assert done == [1, 2]
+    again = upscaler.upscale(image, tile_size=40, tile_overlap=8, on_tile=ignore)
+    assert torch.equal(again, expected)
+
+
+class Overflowing(nn.Module):
+    """Doubles a picture; on the way, bright values pass what float16 can hold (65504)."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+        self.shrink = nn.Parameter(torch.tensor(1 / 3.0))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return interpolate(image * self.gain * self.gain / self.gain, scale_factor=2) * self.shrink
+
+
+class OverflowingArch(Architecture[Overflowing]):
+    def __init__(self) -> None:
+        super().__init__(id="Overflowing", detect=lambda weights: "gain" in weights)
+
+    def load(self, state_dict: StateDict) -> ImageModelDescriptor[Overflowing]:
+        return ImageModelDescriptor(
+            Overflowing(1.0),
+            state_dict,
+            architecture=self,
+            purpose="SR",
+            tags=[],
+            supports_half=True,
+            supports_bfloat16=True,
+            scale=2,
+            input_channels=3,
+            output_channels=3,
+        )
+
+
+def overflowing(gain: float, dtype: torch.dtype) -> tuple[Overflowing, Upscaler]:
+    descriptor = OverflowingArch().load(Overflowing(gain).state_dict())
+    return descriptor.model, Upscaler("overflowing", descriptor, dtype)
+
+
+def test_a_tile_that_overflows_in_half_precision_is_run_again_in_float32(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """spandrel clamps to [0, 1]: without looking first, infinity would come out as plain white."""
+    gain = 30_000.0
+    model, upscaler = overflowing(gain, torch.float16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = torch.full((1, 3, 16, 32), 0.1)
+    expected[..., 16:] = 0.9
+    image = expected[..., ::2, ::2] * 3 / gain
+    enlarged = upscaler.upscale(image, tile_size=8, tile_overlap=0, on_tile=ignore)
+    torch.testing.assert_close(enlarged, expected, rtol=0.01, atol=0)
+    assert len(caplog.records) == 1  # of two tiles, the bright one
+    after = model.state_dict()
+    assert all(after[name].dtype == torch.float16 for name in before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_network_that_is_not_finite_in_float32_either_is_a_bad_file() -> None:
+    _, upscaler = overflowing(float("nan"), torch.float32)
+    with pytest.raises(CorruptFile, match="not finite"):
+        whole(upscaler, photo(8, 8))
+
+
+def test_a_cpu_runs_in_float32_whatever_is_wanted(x2_file: Path) -> None:
+    half, single = (load_upscaler(x2_file, CPU, d) for d in (torch.float16, torch.float32))
+    assert half.size_bytes == single.size_bytes
+    assert torch.equal(whole(half, photo(20, 20)), whole(single, photo(20, 20)))

@@ -1,0 +1,169 @@
+"""Small random models of the Stable Diffusion architectures, whose pictures show something.
+
+The weights are random except in the last layers. The UNet's last convolution is fitted (ridge
+regression over its random features) to tell noise from smooth latents, or sampling would diverge;
+the VAE's are scaled to the range of pictures and latents. The seed decides everything.
+"""
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from imagefleet_worker.models.architecture import Config, packaged_config
+from imagefleet_worker.models.families import Family
+from imagefleet_worker.models.ldm_keys import Component
+
+SIZE_PX = 128
+_LATENT = SIZE_PX // 8
+_CLIP_WIDTH: dict[Family, tuple[int, ...]] = {"sd1": (96,), "sdxl": (32, 64)}
+_POOLED = 32
+_TIME_EMBEDDING = 32
+_FIT_SAMPLES = 64
+_RIDGE = 1e-4
+_PROMPT_GAIN = 6
+_PICTURE_SPREAD = 0.4
+
+
+def demo_models(family: Family, seed: int) -> dict[Component, torch.nn.Module]:
+    """The family's components, float32, on the CPU, in eval mode; native size 128x128 pixels."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        encoders: dict[Component, CLIPTextModel | CLIPTextModelWithProjection] = {
+            "text_encoder": CLIPTextModel(
+                _clip_config(family, "text_encoder", _CLIP_WIDTH[family][0])
+            )
+        }
+        if family == "sdxl":
+            second = _clip_config(family, "text_encoder_2", _CLIP_WIDTH[family][1])
+            encoders["text_encoder_2"] = CLIPTextModelWithProjection(second)
+        unet = UNet2DConditionModel(**_unet_config(family))
+        vae = AutoencoderKL(**_vae_config(family))
+        for module in (*encoders.values(), unet, vae):
+            module.eval()
+        _heed_prompts(unet)
+        _fit_last_convolution(unet, list(encoders.values()))
+        _scale_pictures(vae)
+        return {"unet": unet, "vae": vae, **encoders}
+
+
+def _clip_config(family: Family, component: str, width: int) -> CLIPTextConfig:
+    sizes: Config = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "projection_dim": _POOLED if component == "text_encoder_2" else width,
+    }
+    return CLIPTextConfig(**packaged_config(family, component), **sizes)
+
+
+def _unet_config(family: Family) -> Config:
+    kinds = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
+    config: Config = {
+        "block_out_channels": [64, 96, 128],
+        "layers_per_block": 2,
+        "attention_head_dim": 8,
+        "transformer_layers_per_block": 1,
+    }
+    if family == "sdxl":
+        kinds = ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
+        config = {
+            "block_out_channels": [32, 64, 128],
+            "layers_per_block": 2,
+            "attention_head_dim": [1, 1, 2],
+            "transformer_layers_per_block": [1, 1, 2],
+            "use_linear_projection": True,
+            "addition_time_embed_dim": _TIME_EMBEDDING,
+            "projection_class_embeddings_input_dim": _POOLED + 6 * _TIME_EMBEDDING,
+        }
+    return {
+        **packaged_config(family, "unet"),
+        **config,
+        "sample_size": _LATENT,
+        "cross_attention_dim": sum(_CLIP_WIDTH[family]),
+        "down_block_types": kinds,
+        "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
+    }
+
+
+def _vae_config(family: Family) -> Config:
+    return {
+        **packaged_config(family, "vae"),
+        "sample_size": SIZE_PX,
+        "block_out_channels": [32, 32, 64, 64],
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+
+
+def _heed_prompts(unet: UNet2DConditionModel) -> None:
+    """Raise cross attention's gain, or random weights average every prompt to the same."""
+    for name, weight in unet.named_parameters():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            weight.mul_(_PROMPT_GAIN)
+
+
+def _fit_last_convolution(
+    unet: UNet2DConditionModel, encoders: list[CLIPTextModel | CLIPTextModelWithProjection]
+) -> None:
+    """Fit the last convolution by ridge regression of the noise on the activations it sees.
+
+    The clean latents are smooth and differ by prompt, so that the prompt shows in the picture.
+    """
+    prompts = torch.randint(0, 49_406, (_FIT_SAMPLES, 77))
+    prompts[:, 0], prompts[:, 8:] = 49_406, 49_407
+    outputs = [encoder(prompts, output_hidden_states=True) for encoder in encoders]
+    context = torch.cat([output.hidden_states[-1] for output in outputs], dim=-1)
+    themes = context.mean(dim=1)
+    themes = (themes - themes.mean(dim=0)) / themes.std(dim=0)
+    projection = torch.randn(themes.shape[1], 64) / themes.shape[1] ** 0.5
+    coarse = (themes @ projection + torch.randn(_FIT_SAMPLES, 64)).view(_FIT_SAMPLES, 4, 4, 4)
+    clean = functional.interpolate(coarse, size=(_LATENT, _LATENT), mode="bicubic")
+    noise = torch.randn_like(clean)
+    timesteps = torch.randint(0, 1000, (_FIT_SAMPLES,))
+    kept = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).cumprod(0)[timesteps]
+    kept = kept[:, None, None, None]
+    noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+
+    seen: list[torch.Tensor] = []
+    hook = unet.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    added = None
+    if unet.config["addition_embed_type"] == "text_time":
+        sizes = torch.tensor([[SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX]] * _FIT_SAMPLES)
+        added = {"text_embeds": outputs[-1].text_embeds, "time_ids": sizes}
+    unet(noisy, timesteps, context, added_cond_kwargs=added)
+    hook.remove()
+    patches = functional.unfold(seen[0], kernel_size=3, padding=1).transpose(1, 2).flatten(0, 1)
+    features = torch.cat([patches, torch.ones(len(patches), 1)], dim=1).double()
+    targets = noise.flatten(2).transpose(1, 2).flatten(0, 1).double()
+    gram = features.T @ features + _RIDGE * len(features) * torch.eye(features.shape[1])
+    solution = torch.linalg.solve(gram, features.T @ targets).float()
+    weight = unet.get_parameter("conv_out.weight")
+    weight.copy_(solution[:-1].T.view_as(weight))
+    unet.get_parameter("conv_out.bias").copy_(solution[-1])
+
+
+def _scale_pictures(vae: AutoencoderKL) -> None:
+    """Scale the last layers: unit latents decode to visible pictures and these back."""
+    scaling = vae.config["scaling_factor"]
+    coarse = torch.randn(8, 4, 4, 4)
+    latents = functional.interpolate(coarse, size=(_LATENT, _LATENT), mode="bicubic") / scaling
+    pictures = vae.decode(latents, return_dict=False)[0]
+    gain = _PICTURE_SPREAD / pictures.std()
+    vae.get_parameter("decoder.conv_out.weight").mul_(gain)
+    vae.get_parameter("decoder.conv_out.bias").sub_(pictures.mean()).mul_(gain)
+
+    pictures = vae.decode(latents, return_dict=False)[0]
+    means = vae.get_submodule("quant_conv")(vae.encoder(pictures))[:, :4]
+    gain = 1 / (scaling * means.std())
+    weight = vae.get_parameter("quant_conv.weight")
+    bias = vae.get_parameter("quant_conv.bias")
+    weight[:4].mul_(gain)
+    bias[:4].sub_(means.mean(dim=(0, 2, 3))).mul_(gain)
+    # Nearly no variance, as in trained models: a picture encodes to about the same latents twice.
+    weight[4:].zero_()
+    bias[4:].fill_(-10.0)

@@ -1,0 +1,31 @@
+"""Write diffusers modules as a single-file checkpoint in LDM names."""
+
+from collections.abc import Mapping
+
+import torch
+
+from imagefleet_worker.models.families import Family
+from imagefleet_worker.models.ldm_keys import Component, inverted, ldm_names
+
+
+def ldm_state_dict(
+    family: Family, modules: Mapping[Component, torch.nn.Module], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The modules' weights as a checkpoint has them, in contiguous copies.
+
+    Works on the meta device too, where it gives the table of names and shapes.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    for component, module in modules.items():
+        weights = module.state_dict()
+        names = ldm_names(family, component, weights)
+        for file_key, keys in inverted(names).items():
+            tensor = (
+                torch.cat([weights[key] for key in keys]) if len(keys) > 1 else weights[keys[0]]
+            )
+            if names[keys[0]].transposed:
+                tensor = tensor.T
+            if component == "vae" and ".attn_1." in file_key and tensor.ndim == 2:
+                tensor = tensor[:, :, None, None]
+            stored[file_key] = tensor.detach().to(dtype, copy=True).contiguous()
+    return stored

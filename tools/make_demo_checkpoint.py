@@ -1,0 +1,60 @@
+"""Write a small random-weight checkpoint: a demo and the tests then need no download.
+
+    python -m tools.make_demo_checkpoint models/checkpoints/demo.safetensors [--seed 0] [--sdxl]
+
+The file is what a full checkpoint is, in LDM names and float16, at 128x128 pixels: about 26 MB,
+mostly the real CLIP vocabulary.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from imagefleet_worker.models.families import Family
+from imagefleet_worker.models.ldm_keys import Component
+from tools.demo_models import SIZE_PX, demo_models
+from tools.ldm_checkpoint import ldm_state_dict
+
+_ARCHITECTURE: dict[Family, str] = {
+    "sd1": "stable-diffusion-v1",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
+
+
+def write_demo_checkpoint(out: Path, family: Family, seed: int) -> None:
+    """Write the file; equal family and seed give equal weights on one machine."""
+    title = f"Imagefleet demo ({family}, seed {seed})"
+    write_checkpoint(out, family, demo_models(family, seed), title)
+
+
+def write_checkpoint(
+    out: Path, family: Family, modules: Mapping[Component, torch.nn.Module], title: str
+) -> None:
+    """Write the family's modules to a file, in LDM names and float16."""
+    metadata = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "modelspec.architecture": _ARCHITECTURE[family],
+        "modelspec.resolution": f"{SIZE_PX}x{SIZE_PX}",
+        "modelspec.description": "Random weights; its pictures mean nothing.",
+    }
+    save_file(ldm_state_dict(family, modules, torch.float16), out, metadata=metadata)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a small random-weight checkpoint.")
+    parser.add_argument("out", type=Path, help="file to write, .safetensors")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--sdxl", action="store_true", help="the SDXL architecture instead of SD 1.x"
+    )
+    arguments = parser.parse_args()
+    write_demo_checkpoint(arguments.out, "sdxl" if arguments.sdxl else "sd1", arguments.seed)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
