@@ -1,4 +1,6 @@
 # Everything runs from .venv; `make help` lists the targets.
+# Several torch processes share the cores here; threads that spin while they wait starve each other.
+export OMP_WAIT_POLICY := passive
 .DELETE_ON_ERROR:
 .PHONY: help setup demo up down test check bench image
 

@@ -10,7 +10,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 )
 
 from imagefleet_shared.errors import CorruptFile
-from imagefleet_worker.models.families import SUPPORTED, Family
+from imagefleet_worker.models.families import NATIVE_SIZE_PX, SUPPORTED, Family
 from imagefleet_worker.models.single_file import LoadedCheckpoint
 from imagefleet_worker.models.skeleton import Pipeline
 
@@ -47,6 +47,15 @@ def folder_family(folder: Path) -> Family:
     return family
 
 
+def folder_native_size_px(folder: Path, family: Family) -> int:
+    """The picture side that the model was trained at, in pixels; the family's own if unsaid."""
+    try:
+        config = json.loads((folder / "unet/config.json").read_text(encoding="utf-8"))
+        return int(config["sample_size"]) * 8
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return NATIVE_SIZE_PX[family]
+
+
 def load_diffusers_folder(
     folder: Path, device: torch.device, dtype: torch.dtype
 ) -> LoadedCheckpoint:
@@ -63,11 +72,12 @@ def load_diffusers_folder(
         raise CorruptFile(f"{folder.name} cannot be loaded: {exc}") from exc
     if pipeline.unet.config["cross_attention_dim"] == _SECOND_ENCODER_OF_SD2:
         raise CorruptFile(f"{folder.name} looks like a Stable Diffusion 2 model; {SUPPORTED}")
-    if pipeline.vae.config["force_upcast"] and family == "sdxl" and dtype == torch.float16:
-        pipeline.vae.to(torch.float32)
-    for component in pipeline.components.values():
+    # SD 1.x folders leave force_upcast at its default, which is true, and need it not.
+    upcast = pipeline.vae.config["force_upcast"] and family == "sdxl" and dtype == torch.float16
+    for name, component in pipeline.components.items():
         if isinstance(component, torch.nn.Module):
-            component.to(device).eval().requires_grad_(False)
+            target = torch.float32 if upcast and name == "vae" else dtype
+            component.to(device, target).eval().requires_grad_(False)
     size_px = pipeline.unet.config["sample_size"] * pipeline.vae_scale_factor
     return LoadedCheckpoint(pipeline=pipeline, family=family, native_size_px=size_px)
 
@@ -79,7 +89,7 @@ def _load(folder: Path, family: Family, dtype: torch.dtype) -> Pipeline:
     if family == "sd1":
         return StableDiffusionPipeline.from_pretrained(
             folder,
-            torch_dtype=dtype,
+            dtype=dtype,
             variant=variant,
             local_files_only=True,
             use_safetensors=True,
@@ -89,7 +99,7 @@ def _load(folder: Path, family: Family, dtype: torch.dtype) -> Pipeline:
         )
     return StableDiffusionXLPipeline.from_pretrained(
         folder,
-        torch_dtype=dtype,
+        dtype=dtype,
         variant=variant,
         local_files_only=True,
         use_safetensors=True,

@@ -55,7 +55,8 @@ def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
 
 def _sd1(header: Header, native_size_px: int) -> StableDiffusionPipeline:
     # Any, because the pipelines' annotations name an enum for the scheduler and forget None.
-    # from_config keeps settings that only other schedulers have (clip_sample) for when one replaces it.
+    # from_config keeps settings that only other schedulers have (clip_sample), for when one
+    # replaces it.
     scheduler: Any = PNDMScheduler.from_config(packaged_config("sd1", "scheduler"))
     nothing: Any = None
     return StableDiffusionPipeline(

@@ -19,8 +19,8 @@ from imagefleet_shared.errors import (
     UnknownUpscaler,
     WorkerFailure,
 )
-from imagefleet_worker.models.diffusers_folder import folder_family
-from imagefleet_worker.models.families import Family, family_of
+from imagefleet_worker.models.diffusers_folder import folder_family, folder_native_size_px
+from imagefleet_worker.models.families import Family, family_of, native_size_px
 from imagefleet_worker.models.header import read_header
 from imagefleet_worker.models.listing import Kind, model_paths
 
@@ -40,6 +40,7 @@ class ModelFile:
         size_bytes: of the file, or of the folder's weights.
         modified_ns: last change, nanoseconds since the epoch.
         family: a checkpoint's architecture; None for upscalers and for what cannot be loaded.
+        native_size_px: the picture side that a checkpoint was trained at; 0 where `family` is None.
     """
 
     name: str
@@ -48,9 +49,11 @@ class ModelFile:
     size_bytes: int
     modified_ns: int
     family: Family | None
+    native_size_px: int
 
 
 _Version = tuple[Path, int, int]
+_Base = tuple[Family, int]
 
 
 class ModelStore:
@@ -62,7 +65,7 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._families: dict[_Version, Family | None] = {}
+        self._bases: dict[_Version, _Base | None] = {}
         self._digests: dict[_Version, str] = {}
 
     def checkpoints(self) -> tuple[ModelFile, ...]:
@@ -88,7 +91,7 @@ class ModelStore:
             raise UnknownCheckpoint(name, [known.name for known in self.checkpoints()])
         if file.family is None:
             # Read again for the reason; a file that was mended in between is fine.
-            _read_family(file.path)
+            _read_base(file.path)
         return file
 
     def upscaler(self, name: str) -> ModelFile:
@@ -160,25 +163,32 @@ class ModelStore:
         size_bytes = sum(stat.st_size for stat in stats)
         modified_ns = max((stat.st_mtime_ns for stat in stats), default=0)
         version = (path, modified_ns, size_bytes)
-        if kind == "checkpoint" and version not in self._families:
-            self._families[version] = _family_or_none(path)
+        if kind == "checkpoint" and version not in self._bases:
+            self._bases[version] = _base_or_none(path)
+        family, size_px = self._bases.get(version) or (None, 0)
         return ModelFile(
             name=path.name if folder else path.stem,
             kind=kind,
             path=path,
             size_bytes=size_bytes,
             modified_ns=modified_ns,
-            family=self._families.get(version),
+            family=family,
+            native_size_px=size_px,
         )
 
 
-def _family_or_none(path: Path) -> Family | None:
+def _base_or_none(path: Path) -> _Base | None:
     try:
-        return _read_family(path)
+        return _read_base(path)
     except (CorruptFile, FileUnavailable) as exc:
         logger.warning("checkpoint left out: %s", exc, extra={"action": "list_checkpoint"})
         return None
 
 
-def _read_family(path: Path) -> Family:
-    return folder_family(path) if path.is_dir() else family_of(read_header(path))
+def _read_base(path: Path) -> _Base:
+    if path.is_dir():
+        family = folder_family(path)
+        return family, folder_native_size_px(path, family)
+    header = read_header(path)
+    family = family_of(header)
+    return family, native_size_px(header, family)
