@@ -35,7 +35,8 @@ check: $(stamp) ## check format, lint and types
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(venv)/bin/pyright
 
 bench: $(stamp) ## run every benchmark
-	@set -e; for each in tests/benchmarks/bench_*.py; do echo "== $$each"; $(python) "$$each"; done
+	@set -e; for each in tests/benchmarks/bench_*.py; do \
+		echo "== $$each"; $(python) -m tests.benchmarks.$$(basename "$$each" .py); done
 
 image: ## build the worker's container image
 	docker build --file worker/Dockerfile --target worker --tag $(image) .

@@ -37,7 +37,8 @@ def down(home: Home) -> int:
 def demo(home: Home) -> int:
     """Run the demo on the fleet; one that was not up before is stopped again."""
     with home.locked():
-        _, started = _ensure_up(home)
+        fleet, started = _ensure_up(home)
+    print(f"Flower shows the fleet at {fleet.flower_url}")
     try:
         return _run_demo(read_environment(home))
     finally:

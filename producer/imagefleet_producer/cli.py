@@ -292,7 +292,8 @@ def _report(result: JobResult, files: list[Path]) -> None:
     timings = result.timings
     times = {"queue": timings.queue_s, "wait": timings.engine_wait_s, **timings.stages_s}
     words = [f"{stage} {seconds:.2f} s" for stage, seconds in times.items()]
-    out.print("  " + " · ".join([*words, f"store {timings.store_s:.2f} s"]), highlight=False)
+    words.append(f"store {timings.store_s:.2f} s")
+    out.print("  " + " · ".join(words), highlight=False, soft_wrap=True)
 
 
 def _print_json(value: object) -> None:

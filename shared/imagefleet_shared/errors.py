@@ -5,6 +5,8 @@
     │   ├── UnknownScheduler
     │   ├── UnknownCheckpoint
     │   ├── UnknownUpscaler
+    │   ├── UnknownLora
+    │   ├── IncompatibleAdapter
     │   ├── UnsupportedSize
     │   ├── PromptTooLong
     │   └── InvalidImage
@@ -68,6 +70,16 @@ class UnknownUpscaler(_UnknownName):
     """The model store has no upscaler of that name; use one of those listed, or add the file."""
 
     _kind = "upscaler"
+
+
+class UnknownLora(_UnknownName):
+    """The model store has no LoRA of that name; use one of those listed, or add the file."""
+
+    _kind = "LoRA"
+
+
+class IncompatibleAdapter(InvalidRequest):
+    """The adapter does not fit the checkpoint; the message has what does not. Name another."""
 
 
 class UnsupportedSize(InvalidRequest):

@@ -6,7 +6,6 @@ lease's token; whoever lost the lease can change nothing any more.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -16,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from . import routing, transitions
-from .errors import ImagefleetError, JobCanceled, JobNotFound, JobTimeout, PoisonJob
+from .errors import ImagefleetError, JobCanceled, JobNotFound, JobTimeout
 from .records import JobRecord, Lease, Wakeup, dump_error
 from .requests import JobKind, Priority, Request
 from .results import JobResult
@@ -122,8 +121,7 @@ class Ledger:
         Raises:
             JobNotFound: there is no such job.
         """
-        error = dump_error(JobCanceled(job_id))
-        status = self._cancel(keys=self._keys(job_id), args=self._args(job_id, self._ttl_s, error))
+        status = self._cancel(keys=self._keys(job_id), args=self._args(job_id, self._ttl_s))
         if status is None:
             raise JobNotFound(job_id)
         return JobStatus(status)
@@ -133,15 +131,14 @@ class Ledger:
     def lease(self, job_id: str, worker: str) -> Lease | None:
         """Take a queued job; None where it is held, has ended, is too late, or never existed."""
         token = uuid4().hex
-        with suppress(JobNotFound):
-            allowed_s = self.read(job_id).allowed_s or 0
-            late = dump_error(JobTimeout(job_id, allowed_s))
-            if self._lease(
-                keys=self._keys(job_id),
-                args=self._args(job_id, worker, token, self._lease_s, self._ttl_s, late),
-            ):
-                return Lease(self.read(job_id), token)
-        return None
+        record: list[str] | None = self._lease(
+            keys=self._keys(job_id),
+            args=self._args(job_id, worker, token, self._lease_s, self._ttl_s),
+        )
+        if record is None:
+            return None
+        fields = dict(zip(record[::2], record[1::2], strict=True))
+        return Lease(JobRecord.from_fields(job_id, fields), token)
 
     def renew(self, beats: Iterable[tuple[Lease, Stage, int, int]]) -> list[Held]:
         """Renew leases and tell how far the jobs are (stage, step, steps), in one round trip."""
@@ -208,11 +205,7 @@ class Ledger:
                 routing.queue_list(routing.QUEUES[job.kind], job.priority),
             ],
             args=self._args(
-                *(job_id, MAX_ATTEMPTS, FIRST_CHECK_S, self._ttl_s),
-                dump_error(JobTimeout(job_id, job.allowed_s or 0)),
-                dump_error(PoisonJob(job_id, MAX_ATTEMPTS)),
-                dump_error(JobCanceled(job_id)),
-                routing.SEQUENCE_HEADER,
+                job_id, MAX_ATTEMPTS, FIRST_CHECK_S, self._ttl_s, routing.SEQUENCE_HEADER
             ),
         )
         return Wakeup(job_id, job.kind, job.priority, int(sequence)) if sequence else None

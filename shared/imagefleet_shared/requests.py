@@ -178,7 +178,7 @@ class GenerateRequest(_Request):
     """How the noise levels are spaced (A1111's "schedule type")."""
     clip_skip: int | None = Field(default=None, ge=1, le=11)
     """Last layers of the text encoder to leave out, diffusers' count; None: as it was trained."""
-    seed: int | None = Field(default=None, ge=0, lt=2**53)
+    seed: int | None = Field(default=None, ge=0, le=2**32 - 1)
     """Seed of the first picture, picture i takes seed + i; None: made from the job's id."""
     num_images: int = Field(default=1, ge=1, le=16)
     """Pictures drawn in one batch."""

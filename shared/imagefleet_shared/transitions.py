@@ -24,6 +24,11 @@ local function finish(id, channel, status, field, value, ttl)
 end
 
 local function late() local d = get('deadline_s'); return d ~= '' and now > tonumber(d) end
+
+local function error(kind, id, value)
+    local rest = value and ', ' .. value or ''
+    return string.format('{"type": "%s", "args": ["%s"%s]}', kind, id, rest)
+end
 """
 
 # KEYS: job, open, sequence. ARGV: id, first check after s, allowed s or '', field, value, ...
@@ -38,14 +43,15 @@ redis.call('ZADD', open, now + ARGV[2], ARGV[1])
 return sequence
 """
 
-# ARGV: id, channel, worker, token, lease s, ttl s, timeout error.
+# ARGV: id, channel, worker, token, lease s, ttl s. Gives the record as it is then.
 # Asked twice with one token (a reply was lost on the way), the same lease is given twice.
 LEASE: Final = """
 local status = get('status')
 local mine = status == 'running' and get('token') == ARGV[4]
 if status ~= 'queued' and not mine then return false end
 if late() then
-    finish(ARGV[1], ARGV[2], 'failed', 'error', ARGV[7], ARGV[6])
+    local spent = error('JobTimeout', ARGV[1], get('allowed_s'))
+    finish(ARGV[1], ARGV[2], 'failed', 'error', spent, ARGV[6])
     return false
 end
 if not mine then
@@ -55,7 +61,7 @@ if not mine then
 end
 redis.call('ZADD', open, now + ARGV[5], ARGV[1])
 tell(ARGV[2])
-return 1
+return redis.call('HGETALL', job)
 """
 
 # ARGV: id, channel, token, lease s, stage, step, steps
@@ -93,11 +99,11 @@ tell(ARGV[2])
 return sequence
 """
 
-# ARGV: id, channel, ttl s, error
+# ARGV: id, channel, ttl s
 CANCEL: Final = """
 local status = get('status')
 if status == 'queued' then
-    finish(ARGV[1], ARGV[2], 'canceled', 'error', ARGV[4], ARGV[3])
+    finish(ARGV[1], ARGV[2], 'canceled', 'error', error('JobCanceled', ARGV[1]), ARGV[3])
 elseif status == 'running' then
     redis.call('HSET', job, 'cancel', 1)
 end
@@ -105,8 +111,7 @@ return status
 """
 
 # KEYS: job, open, sequence, dead, list of the job's queue and priority.
-# ARGV: id, channel, attempts allowed, next check after s, ttl s, timeout error, poison error,
-#       cancel error, sequence header.
+# ARGV: id, channel, attempts allowed, next check after s, ttl s, sequence header.
 # A queued job's message is surely lost when the oldest message of its list was published later:
 # the list is first in, first out. A popped message that nobody leased looks the same, and a second
 # message for a job does no harm: the lease is given once.
@@ -116,15 +121,17 @@ if status ~= 'queued' and status ~= 'running' then redis.call('ZREM', open, ARGV
 local due = redis.call('ZSCORE', open, ARGV[1])
 if not due or tonumber(due) > now then return 0 end
 if late() then
-    finish(ARGV[1], ARGV[2], 'failed', 'error', ARGV[6], ARGV[5])
+    local spent = error('JobTimeout', ARGV[1], get('allowed_s'))
+    finish(ARGV[1], ARGV[2], 'failed', 'error', spent, ARGV[5])
     return 0
 end
 if status == 'running' and get('cancel') ~= '' then
-    finish(ARGV[1], ARGV[2], 'canceled', 'error', ARGV[8], ARGV[5])
+    finish(ARGV[1], ARGV[2], 'canceled', 'error', error('JobCanceled', ARGV[1]), ARGV[5])
     return 0
 elseif status == 'running' then
     if tonumber(get('attempt')) >= tonumber(ARGV[3]) then
-        finish(ARGV[1], ARGV[2], 'failed', 'error', ARGV[7], ARGV[5])
+        local poison = error('PoisonJob', ARGV[1], ARGV[3])
+        finish(ARGV[1], ARGV[2], 'failed', 'error', poison, ARGV[5])
         redis.call('LPUSH', KEYS[4], ARGV[1])
         return 0
     end
@@ -133,7 +140,7 @@ elseif status == 'running' then
     tell(ARGV[2])
 else
     local oldest = redis.call('LINDEX', KEYS[5], -1)
-    local sequence = oldest and cjson.decode(oldest).headers[ARGV[9]]
+    local sequence = oldest and cjson.decode(oldest).headers[ARGV[6]]
     if type(sequence) == 'number' and sequence <= tonumber(get('sequence')) then
         redis.call('ZADD', open, now + ARGV[4], ARGV[1])
         return 0

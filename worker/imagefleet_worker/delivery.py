@@ -91,10 +91,11 @@ class Delivery:
     def _do(self, held: HeldJob) -> JobResult:
         job, leased = held.job, monotonic()
         folder = job_folder(job.id, job.submitted_s)
-        finished = self._patiently(held, lambda: self._store.find(manifest_key(folder)))
-        if finished is not None:
-            # An earlier attempt came this far and died before it told the ledger.
-            return JobResult.model_validate_json(finished)
+        if job.progress.attempt > 1:
+            # An earlier attempt may have come to its end and died before it told the ledger.
+            finished = self._patiently(held, lambda: self._store.find(manifest_key(folder)))
+            if finished is not None:
+                return JobResult.model_validate_json(finished)
         resolved = self._patiently(held, lambda: self._resolver.resolve(job))
         ready = monotonic()
         pictures, stages_s, rendered = self._spool.find(job.id), {}, ready

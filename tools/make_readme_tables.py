@@ -1,0 +1,115 @@
+"""Write the README's tables of settings and request fields from the code.
+
+    python -m tools.make_readme_tables [--check]
+
+Each table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+import re
+import sys
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from imagefleet_producer import GenerateRequest, HiresPass, UpscalePass, UpscaleRequest
+from imagefleet_shared.settings import BrokerSettings, StorageSettings
+from imagefleet_worker.settings import WorkerSettings
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def main() -> None:
+    """Rewrite the README; with `--check` only say whether it is up to date."""
+    before = README.read_text()
+    after = with_tables(before)
+    if "--check" in sys.argv:
+        sys.exit(0 if before == after else "README.md: run python -m tools.make_readme_tables")
+    README.write_text(after)
+
+
+def with_tables(readme: str) -> str:
+    """The README with its tables as the code says."""
+    tables = {
+        "broker settings": _settings(BrokerSettings),
+        "storage settings": _settings(StorageSettings),
+        "worker settings": _settings(WorkerSettings),
+        "GenerateRequest": _fields(GenerateRequest),
+        "HiresPass": _fields(HiresPass),
+        "UpscalePass": _fields(UpscalePass),
+        "UpscaleRequest": _fields(UpscaleRequest),
+    }
+    for name, table in tables.items():
+        block = re.compile(f"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        assert block.search(readme), f"README.md has no place for the table {name!r}"
+        readme = block.sub(lambda match, table=table: match[1] + table + match[2], readme)
+    return readme
+
+
+def _settings(model: type[BaseModel]) -> str:
+    rows = [
+        (f"`IMAGEFLEET_{name.upper()}`", _default(field), _text(field))
+        for name, field in model.model_fields.items()
+    ]
+    return _table(("variable", "default", "meaning"), rows)
+
+
+def _fields(model: type[BaseModel]) -> str:
+    rows = [
+        (f"`{name}`", _type(field), _default(field), _text(field))
+        for name, field in model.model_fields.items()
+    ]
+    return _table(("field", "type", "default", "meaning"), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _text(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).replace("|", "\\|")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value: Any = field.default
+    if isinstance(value, tuple):
+        value = ",".join(str(part) for part in value)
+    return f"`{value}`" if value != "" else '`""`'
+
+
+def _type(field: FieldInfo) -> str:
+    bounds = [_bound(bound) for bound in field.metadata]
+    return " ".join([_name(field.annotation), *filter(None, bounds)])
+
+
+def _name(annotation: Any) -> str:  # noqa: ANN401 — an annotation is whatever Python lets it be
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, *metadata = get_args(annotation)
+        limits = [_bound(part) for item in metadata for part in getattr(item, "metadata", [item])]
+        return " ".join([_name(inner), *filter(None, limits)])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if origin is Union or str(origin) == "<class 'types.UnionType'>":
+        return " or ".join(_name(part) for part in get_args(annotation))
+    return "None" if annotation is NoneType else str(annotation.__name__)
+
+
+def _bound(constraint: object) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
+    parts = [
+        f"{sign} {getattr(constraint, attribute)}"
+        for attribute, sign in signs.items()
+        if getattr(constraint, attribute, None) is not None
+    ]
+    length = getattr(constraint, "max_length", None)
+    return ", ".join([*parts, *([f"≤ {length} characters"] if length else [])])
+
+
+if __name__ == "__main__":
+    main()
