@@ -181,6 +181,7 @@ def flower(redis_url: str, log: Path, *, detached: bool = False) -> Process:
         "FLOWER_ADDRESS": LOOPBACK,
         "FLOWER_PORT": str(port),
         "FLOWER_READ_ONLY": "true",
+        "FLOWER_TASKS_COLUMNS": "name,args,state,result,received,runtime,worker",
     }
     return Process(
         name="flower",

@@ -60,5 +60,6 @@ def test_the_enqueue_script_runs(
         fleet.close()
     assert done.returncode == 0, done.stderr
     assert "succeeded done" in done.stdout
-    assert Image.open(tmp_path / "fox.png").size == (256, 256)
-    assert Image.open(tmp_path / "fox-large.png").size == (512, 512)
+    for name, side in (("fox.png", 256), ("fox-large.png", 512)):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (side, side)
