@@ -3,14 +3,14 @@
     python -m tests.benchmarks.bench_throughput [--jobs 8] [--rounds 3]
 
 Three ways to draw the same pictures with the demo checkpoint (128x128, 25 steps, guided), turn
-about in each round: the pipeline called in a loop in this process; through the fleet one job at a time;
-through the fleet with eight at once. Then the round trip of a job whose engine does nothing.
+about in each round: the pipeline called in a loop in this process; through the fleet one job at a
+time; through the fleet with eight at once. Then the round trip of a job whose engine does nothing.
 """
 
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -52,11 +52,12 @@ def in_process(models_dir: Path) -> Callable[[int], None]:
                 width=128,
                 height=128,
                 seeds=(seed,),
+                windows=1,
                 start=None,
                 hires=None,
                 upscale=None,
             )
-            studio.render(job, Stages(lambda _stage, _step, _steps: None))
+            studio.render([job], Stages([lambda _stage, _step, _steps: None]))
 
     draw(1)
     return draw
@@ -74,7 +75,7 @@ def eight_at_once(client: Client, count: int) -> None:
 
 
 @contextmanager
-def servers(folder: Path) -> Iterator[dict[str, str]]:
+def servers(folder: Path) -> Generator[dict[str, str]]:
     """Redis and S3 of our own; yields the environment that reaches them."""
     keys = S3Keys.random()
     with redis_server(folder / "redis") as redis, s3_server(folder / "s3", keys) as s3:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ class Sleeper:
     def __init__(self, runs: Path) -> None:
         self._runs = runs
 
-    def render(self, job: ResolvedJob, stages: Stages) -> list[Image.Image]:
+    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+        [job] = jobs
         assert isinstance(job, ResolvedGenerate)
         name, order = job.request.prompt.split()
         with self._runs.open("a") as runs:
@@ -42,12 +44,12 @@ class Sleeper:
         for _ in range(steps):
             time.sleep(10_000 if order == "hang" else STEP_S)
             stages.step()
-        return [Image.new("RGB", (64, 64), (seed % 256, 0, 0)) for seed in job.seeds]
+        return [[Image.new("RGB", (64, 64), (seed % 256, 0, 0)) for seed in job.seeds]]
 
 
 def main() -> None:
     runs, *options = sys.argv[1:]
-    settings = WorkerSettings()
+    settings = WorkerSettings(max_batch_pixels=0)
     if "--supervised" in options:
         command = (sys.executable, "-m", "tests.chaos.sleeping_worker", runs)
         seat = Seat(f"seat-{os.getpid()}", "cpu")

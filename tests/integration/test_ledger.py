@@ -47,7 +47,7 @@ def make_due(redis: Redis, job_id: str = "job") -> None:
 
 
 def result_of(taken: Lease) -> JobResult:
-    timings = Timings(queue_s=0, engine_wait_s=0, stages_s={}, store_s=0)
+    timings = Timings(queue_s=0, engine_wait_s=0, stages_s={}, batch_jobs=0, store_s=0)
     return JobResult(
         job_id=taken.job.id, request=REQUEST, images=(), timings=timings, worker="one", attempt=1
     )

@@ -94,7 +94,7 @@ class Worker:
         self._resolver = Resolver(settings, self._models, store)
         self._keeper = LeaseKeeper(self._ledger)
         renderer = renderer or make_studio(settings, self._models, device)
-        self._engine = Engine(renderer, Heartbeat(beat_fd))
+        self._engine = Engine(renderer, Heartbeat(beat_fd), settings.max_batch_pixels)
         self._stopping = Event()
         delivery = Delivery(
             worker=name,

@@ -98,11 +98,10 @@ class Delivery:
                 return JobResult.model_validate_json(finished)
         resolved = self._patiently(held, lambda: self._resolver.resolve(job))
         ready = monotonic()
-        pictures, stages_s, rendered = self._spool.find(job.id), {}, ready
-        waited_s = 0.0
+        pictures, drawn, rendered = self._spool.find(job.id), None, ready
         if pictures is None:
             drawn = self._engine.render(resolved, held.tell)
-            rendered, waited_s, stages_s = monotonic(), drawn.waited_s, drawn.stages_s
+            rendered = monotonic()
             held.tell("store", 0, len(drawn.images))
             pictures = encode_pictures(resolved, drawn.images, self._models, self._png_level)
         images = self._store_pictures(held, folder, pictures)
@@ -112,8 +111,9 @@ class Delivery:
             images=tuple(images),
             timings=Timings(
                 queue_s=max(0.0, job.leased_s - job.submitted_s),
-                engine_wait_s=ready - leased + waited_s,
-                stages_s=stages_s,
+                engine_wait_s=ready - leased + (drawn.waited_s if drawn else 0),
+                stages_s=drawn.stages_s if drawn else {},
+                batch_jobs=drawn.batch_jobs if drawn else 0,
                 store_s=monotonic() - rendered,
             ),
             worker=self._worker,

@@ -1,12 +1,13 @@
-"""The one thread that touches the device: takes jobs in order, renders them, reports steps."""
+"""The one thread that touches the device: takes jobs in batches, renders them, reports steps."""
 
 import gc
 import logging
-from collections.abc import Callable
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from threading import Thread
+from threading import Condition, Thread
 from time import monotonic
 from typing import Protocol
 
@@ -16,20 +17,25 @@ from PIL import Image
 from imagefleet_shared.errors import OutOfMemory
 from imagefleet_shared.status import Stage
 
+from .batching import together
 from .resolve import ResolvedJob
-from .stages import Stages, Tell
+from .stages import AllEnded, Stages, Tell
 
 log = logging.getLogger(__name__)
 
 
 class Renderer(Protocol):
-    """Turns a job into pictures on the device."""
+    """Turns jobs into pictures on the device."""
 
-    def render(self, job: ResolvedJob, stages: Stages) -> list[Image.Image]:
-        """Draw or enlarge; called on the engine's thread only.
+    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+        """Draw or enlarge a batch, as `batching` put it together; called on the engine's thread.
+
+        Returns:
+            The pictures of each job, in its order.
 
         Raises:
-            ImagefleetError: what the job asks for cannot be done.
+            ImagefleetError: what a job asks for cannot be done.
+            AllEnded: no job is to go on.
         """
         ...
 
@@ -42,9 +48,12 @@ class Rendered:
     waited_s: float
     """In the engine's queue."""
     stages_s: dict[str, float]
+    """Of the whole batch."""
+    batch_jobs: int
+    """Jobs in the batch, this one included."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Order:
     job: ResolvedJob
     tell: Tell
@@ -53,19 +62,25 @@ class _Order:
 
 
 class Engine(Thread):
-    """Runs a renderer on jobs, one at a time, in the order they came.
+    """Runs a renderer on the jobs that wait, oldest first, those that fit together at once.
 
     Args:
         renderer: what draws.
         beat: called with True at every step and with False when there is nothing to do, so that a
             parent process can tell a stall from idleness.
+        max_batch_pixels: of all pictures of a batch; 0 renders every job alone.
     """
 
-    def __init__(self, renderer: Renderer, beat: Callable[[bool], None]) -> None:
+    def __init__(
+        self, renderer: Renderer, beat: Callable[[bool], None], max_batch_pixels: int
+    ) -> None:
         super().__init__(name="engine", daemon=True)
         self._renderer = renderer
         self._beat = beat
-        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
+        self._max_batch_pixels = max_batch_pixels
+        self._waiting: deque[_Order] = deque()
+        self._changed = Condition()
+        self._closed = False
 
     def render(self, job: ResolvedJob, tell: Tell) -> Rendered:
         """Have a job rendered; blocks the calling thread until it is done.
@@ -75,46 +90,79 @@ class Engine(Thread):
             JobCanceled, JobTimeout, LeaseLost, HandBack: whatever `tell` raised.
         """
         order = _Order(job, tell)
-        self._orders.put(order)
+        with self._changed:
+            self._waiting.append(order)
+            self._changed.notify()
         return order.done.result()
 
     def close(self) -> None:
         """Finish the jobs taken, then end the thread."""
-        self._orders.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
     def run(self) -> None:
         self._beat(False)
-        while (order := self._orders.get()) is not None:
-            try:
-                order.done.set_result(self._run(order))
-            # Whatever goes wrong is the job's own trouble: the engine lives on for the others.
-            except BaseException as exc:
-                order.done.set_exception(_translated(exc))
-            finally:
-                self._beat(False)
-            # The traceback of a failed job holds its tensors until here.
-            del order
+        while orders := self._next():
+            self._run(orders)
+            # Finished jobs hold pictures, failed ones their frames' tensors.
+            del orders
+            self._beat(False)
 
-    def _run(self, order: _Order) -> Rendered:
-        def tell(stage: Stage, step: int, steps: int) -> None:
-            self._beat(True)
-            order.tell(stage, step, steps)
+    def _next(self) -> list[_Order]:
+        """The orders to run next; none once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return []
+            jobs = [order.job for order in self._waiting]
+            places = together(jobs, self._max_batch_pixels)
+            orders = [self._waiting[place] for place in places]
+            for order in orders:
+                self._waiting.remove(order)
+            return orders
 
+    def _run(self, orders: Sequence[_Order]) -> None:
         started_s = monotonic()
-        stages = Stages(tell)
-        images = self._renderer.render(order.job, stages)
-        stages.end()
-        return Rendered(images, started_s - order.ordered_s, stages.seconds)
+        stages = Stages([self._beating(order.tell) for order in orders])
+        try:
+            pictures = self._renderer.render([order.job for order in orders], stages)
+            stages.end()
+        except AllEnded:
+            pictures = [[] for _ in orders]
+        except Exception as exc:
+            error = _translated(exc)
+            if len(orders) == 1:
+                orders[0].done.set_exception(error)
+                return
+            # One of them cannot be done, or all are too many at once: each must show by itself.
+            log.warning("a batch of %d failed, each job again alone: %s", len(orders), error)
+            for order in orders:
+                self._run([order])
+            return
+        for place, (order, images) in enumerate(zip(orders, pictures, strict=True)):
+            if place in stages.ended:
+                order.done.set_exception(stages.ended[place])
+                continue
+            waited_s = started_s - order.ordered_s
+            order.done.set_result(Rendered(images, waited_s, stages.seconds, len(orders)))
+
+    def _beating(self, tell: Tell) -> Tell:
+        def beat_and_tell(stage: Stage, step: int, steps: int) -> None:
+            self._beat(True)
+            tell(stage, step, steps)
+
+        return beat_and_tell
 
 
-def _translated(exc: BaseException) -> BaseException:
+def _translated(exc: Exception) -> Exception:
     if not isinstance(exc, torch.OutOfMemoryError):
         return exc
+    # The frames that failed hold the tensors that took the memory.
+    traceback.clear_frames(exc.__traceback__)
     gc.collect()
     torch.cuda.empty_cache()
-    error = OutOfMemory(
+    return OutOfMemory(
         "the device ran out of memory; ask for a smaller size or fewer images, or run the worker "
         "with IMAGEFLEET_VRAM=balanced or low"
     )
-    error.__cause__ = exc
-    return error

@@ -1,10 +1,14 @@
 """The life of a picture, from words to pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TypeVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from imagefleet_shared.requests import LATENT
 
 from .images import from_vae_range
 from .models.pipelines import PipelineCache, WarmPipeline
@@ -24,6 +28,28 @@ from .settings import WorkerSettings
 from .stages import Stages
 from .upscale.enlarge import Enlarger
 
+T = TypeVar("T")
+
+
+class Batch:
+    """Jobs that run together: what they share, and what each picture has of its own."""
+
+    def __init__(self, jobs: Sequence[ResolvedGenerate]) -> None:
+        self._jobs = jobs
+        self.shared = jobs[0]
+        """Any of the jobs, for the settings that are equal in all of them."""
+        self.seeds = [seed for job in jobs for seed in job.seeds]
+        """One per picture."""
+
+    def per_picture(self, value: Callable[[ResolvedGenerate], T]) -> list[T]:
+        """Something of each picture's job."""
+        return [value(job) for job in self._jobs for _ in job.seeds]
+
+    def by_job(self, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
+        """Pictures of the batch, put to their jobs."""
+        left = iter(pictures)
+        return [list(islice(left, len(job.seeds))) for job in self._jobs]
+
 
 class Studio:
     """Draws and enlarges with the models that it keeps warm; used on the engine's thread only."""
@@ -36,57 +62,57 @@ class Studio:
         self._enlarger = enlarger
 
     @torch.no_grad()
-    def render(self, job: ResolvedJob, stages: Stages) -> list[Image.Image]:
-        """Pictures for a job, on the CPU.
+    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+        """Pictures of each job of a batch, on the CPU.
 
         Raises:
-            ImagefleetError: what the job asks for cannot be done.
+            ImagefleetError: what a job asks for cannot be done.
+            AllEnded: no job is to go on.
         """
-        if isinstance(job, ResolvedUpscale):
-            return [self._enlarger.enlarge(job.image, job.request, stages)]
-        return self._generate(job, stages)
+        if isinstance(jobs[0], ResolvedUpscale):
+            return [[self._enlarger.enlarge(jobs[0].image, jobs[0].request, stages)]]
+        return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), stages)
 
-    def _generate(self, job: ResolvedGenerate, stages: Stages) -> list[Image.Image]:
-        request = job.request
-
+    def _generate(self, batch: Batch, stages: Stages) -> list[list[Image.Image]]:
         stages.begin("load")
-        warm = self._pipelines.get(job.checkpoint.name)
+        warm = self._pipelines.get(batch.shared.checkpoint.name)
 
         stages.begin("text")
-        guidance = self._guidance(warm, job)
+        guidance = self._guidance(warm, batch)
 
-        latents = _first_pass(warm, job, guidance, stages)
-        if job.hires:
-            latents = self._hires_pass(warm, job, job.hires, guidance, latents, stages)
+        latents = _first_pass(warm, batch, guidance, stages)
+        if batch.shared.hires:
+            latents = self._hires_pass(warm, batch, batch.shared.hires, guidance, latents, stages)
 
         stages.begin("decode", len(latents))
         pictures = from_vae_range(decode(warm, latents, stages))
 
-        if request.upscale:
-            pictures = [self._enlarger.enlarge(p, request.upscale, stages) for p in pictures]
+        upscale = batch.shared.upscale
+        if upscale:
+            pictures = [self._enlarger.enlarge(p, upscale, stages) for p in pictures]
         # Weights that were moved onto the device step by step (VRAM preset low) leave it.
         warm.pipeline.maybe_free_model_hooks()
-        return pictures
+        return batch.by_job(pictures)
 
-    def _guidance(self, warm: WarmPipeline, job: ResolvedGenerate) -> Guidance:
-        request, count = job.request, len(job.seeds)
-        texts = [request.prompt] * count
+    def _guidance(self, warm: WarmPipeline, batch: Batch) -> Guidance:
+        request = batch.shared.request
+        texts = batch.per_picture(lambda job: job.request.prompt)
         if request.guidance_scale > 1:
-            texts = [request.negative_prompt] * count + texts
+            texts = batch.per_picture(lambda job: job.request.negative_prompt) + texts
         limit = self._settings.max_prompt_tokens
         return Guidance(encode(warm, texts, request.clip_skip, limit), request.guidance_scale)
 
     def _hires_pass(
         self,
         warm: WarmPipeline,
-        job: ResolvedGenerate,
+        batch: Batch,
         hires: Hires,
         guidance: Guidance,
         latents: Tensor,
         stages: Stages,
     ) -> Tensor:
-        generators = _generators(job.seeds)
-        if hires.upscaler == "latent":
+        generators = _generators(batch.seeds)
+        if hires.upscaler == LATENT:
             clean = enlarge_latents(latents, hires.width, hires.height)
         else:
             stages.begin("decode", len(latents))
@@ -96,25 +122,24 @@ class Studio:
         # A1111 stretches the schedule so that exactly the steps asked for are executed.
         executed = hires.num_inference_steps
         scheduled = max(executed, int(executed / min(hires.strength, 0.999)))
-        solver = _solver(warm, job, scheduled, executed, generators)
+        solver = _solver(warm, batch, scheduled, executed, generators)
         stages.begin("hires", len(solver.timesteps))
         unit = noise(warm, generators, hires.width, hires.height)
         return image_to_image(warm, solver, guidance, clean, unit, stages)
 
 
-def _first_pass(
-    warm: WarmPipeline, job: ResolvedGenerate, guidance: Guidance, stages: Stages
-) -> Tensor:
-    generators = _generators(job.seeds)
-    scheduled = job.request.num_inference_steps
-    executed = int(scheduled * job.start.strength) if job.start else scheduled
-    solver = _solver(warm, job, scheduled, executed, generators)
+def _first_pass(warm: WarmPipeline, batch: Batch, guidance: Guidance, stages: Stages) -> Tensor:
+    shared, generators = batch.shared, _generators(batch.seeds)
+    scheduled = shared.request.num_inference_steps
+    executed = int(scheduled * shared.start.strength) if shared.start else scheduled
+    solver = _solver(warm, batch, scheduled, executed, generators)
     stages.begin("denoise", len(solver.timesteps))
-    if job.start is None:
-        unit = noise(warm, generators, job.width, job.height)
+    if shared.start is None:
+        unit = noise(warm, generators, shared.width, shared.height)
         return text_to_image(warm, solver, guidance, unit, stages)
-    clean = encode_image(warm, [job.start.image] * len(generators), generators)
-    unit = noise(warm, generators, job.width, job.height)
+    images = [start.image for start in batch.per_picture(lambda job: job.start) if start]
+    clean = encode_image(warm, images, generators)
+    unit = noise(warm, generators, shared.width, shared.height)
     return image_to_image(warm, solver, guidance, clean, unit, stages)
 
 
@@ -124,14 +149,15 @@ def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 def _solver(
     warm: WarmPipeline,
-    job: ResolvedGenerate,
+    batch: Batch,
     scheduled: int,
     executed: int,
     generators: Sequence[torch.Generator],
 ) -> Solver:
+    request = batch.shared.request
     return make_solver(
-        job.request.scheduler,
-        job.request.sigma_schedule,
+        request.scheduler,
+        request.sigma_schedule,
         warm.pipeline.scheduler.config,
         scheduled=scheduled,
         executed=executed,

@@ -3,10 +3,16 @@
 from dataclasses import dataclass
 from hashlib import sha256
 from math import floor
+from threading import Lock
 
 from PIL import Image
 
-from imagefleet_shared.errors import InvalidRequest, UnknownCheckpoint, UnsupportedSize
+from imagefleet_shared.errors import (
+    InvalidRequest,
+    PromptTooLong,
+    UnknownCheckpoint,
+    UnsupportedSize,
+)
 from imagefleet_shared.records import JobRecord
 from imagefleet_shared.requests import (
     LANCZOS,
@@ -20,7 +26,10 @@ from imagefleet_shared.requests import (
 from imagefleet_shared.storage import ObjectStore
 
 from .images import decode_image, read_parameters
+from .models.skeleton import clip_tokenizer
 from .models.store import ModelFile, ModelStore
+from .prompts.chunks import token_count
+from .prompts.layout import lay_out
 from .settings import WorkerSettings
 
 DEFAULT_STRENGTH = 0.75
@@ -57,6 +66,8 @@ class ResolvedGenerate:
     width: int
     height: int
     seeds: tuple[int, ...]
+    windows: int
+    """Windows of 75 tokens that the longer of prompt and negative prompt takes."""
     start: Start | None
     """None: txt2img."""
     hires: Hires | None
@@ -84,6 +95,9 @@ class Resolver:
         self._settings = settings
         self._models = models
         self._store = store
+        self._tokenizer = clip_tokenizer("<|endoftext|>")
+        # A tokenizer serves one thread at a time.
+        self._tokenizing = Lock()
 
     def resolve(self, job: JobRecord) -> ResolvedJob:
         """Make a job ready.
@@ -137,6 +151,7 @@ class Resolver:
             width=width,
             height=height,
             seeds=tuple(range(seed, seed + request.num_images)),
+            windows=max(self._windows(request.prompt), self._windows(request.negative_prompt)),
             start=Start(image, strength) if image else None,
             hires=hires,
             upscale=request.upscale,
@@ -154,6 +169,14 @@ class Resolver:
             known = [file.name for file in self._models.checkpoints()]
             raise UnknownCheckpoint("(none given, and this worker has no default)", known)
         return self._models.checkpoint(name)
+
+    def _windows(self, text: str) -> int:
+        with self._tokenizing:
+            windows = lay_out(self._tokenizer, text, (), "original")
+        tokens, most = token_count(windows), self._settings.max_prompt_tokens
+        if tokens > most:
+            raise PromptTooLong(tokens, most)
+        return len(windows)
 
     def _size(
         self, request: GenerateRequest, checkpoint: ModelFile, image: Image.Image | None

@@ -1,6 +1,6 @@
-"""How far a job is on the device, and where its time goes."""
+"""How far a batch is on the device, and where its time goes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from imagefleet_shared.status import Stage
@@ -9,13 +9,22 @@ Tell = Callable[[Stage, int, int], None]
 """Takes a stage, the steps done and the steps it has; raises where the job must stop."""
 
 
-class Stages:
-    """Counts a job's steps and times its stages."""
+class AllEnded(Exception):
+    """No job of the batch is to go on."""
 
-    def __init__(self, tell: Tell) -> None:
+
+class Stages:
+    """Counts a batch's steps, tells its jobs, and times its stages.
+
+    A job that must stop raises from its `Tell`; the others go on, and what it raised is kept.
+    """
+
+    def __init__(self, tells: Sequence[Tell]) -> None:
         self.seconds: dict[str, float] = {}
         """Time spent in each stage so far."""
-        self._tell = tell
+        self.ended: dict[int, Exception] = {}
+        """Why jobs must not go on, by their place in the batch."""
+        self._tells = tells
         self._stage: Stage = "queued"
         self._step = self._steps = 0
         self._since = monotonic()
@@ -24,21 +33,21 @@ class Stages:
         """End the stage before and begin another of so many steps; raises as `step`."""
         self.end()
         self._stage, self._step, self._steps = stage, 0, steps
-        self._tell(stage, 0, steps)
+        self._tell()
 
     def step(self) -> None:
         """Count a step.
 
         Raises:
-            JobCanceled, JobTimeout, LeaseLost, HandBack: the job must not go on.
+            AllEnded: no job of the batch is to go on.
         """
         self._step += 1
-        self._tell(self._stage, self._step, self._steps)
+        self._tell()
 
     def reach(self, step: int, steps: int) -> None:
         """Set the step, in a stage that learns its number of steps on the way; raises as `step`."""
         self._step, self._steps = step, steps
-        self._tell(self._stage, step, steps)
+        self._tell()
 
     def end(self) -> None:
         """End the present stage."""
@@ -46,3 +55,13 @@ class Stages:
         if self._stage != "queued":
             self.seconds[self._stage] = self.seconds.get(self._stage, 0) + now - self._since
         self._since = now
+
+    def _tell(self) -> None:
+        for place, tell in enumerate(self._tells):
+            if place not in self.ended:
+                try:
+                    tell(self._stage, self._step, self._steps)
+                except Exception as exc:
+                    self.ended[place] = exc
+        if len(self.ended) == len(self._tells):
+            raise AllEnded
