@@ -1,0 +1,195 @@
+"""Which jobs run together, and that a batch leaves each of them as it would be alone."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagefleet_shared.errors import JobCanceled
+from imagefleet_shared.requests import GenerateRequest, HiresPass, ImageRef, UpscaleRequest
+from imagefleet_shared.status import Stage
+from imagefleet_worker.app import make_studio
+from imagefleet_worker.batching import batch_key, pixels_of, together
+from imagefleet_worker.engine import Engine, Rendered, Renderer
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.resolve import Hires, ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.stages import Stages
+
+PROMPTS = ("a red fox", "a blue house by the sea", "", "forty lanterns")
+
+
+@pytest.fixture(scope="module")
+def models(demo_models: Path) -> ModelStore:
+    return ModelStore(demo_models)
+
+
+@pytest.fixture(scope="module")
+def studio(models: ModelStore) -> Renderer:
+    return make_studio(WorkerSettings(), models, torch.device("cpu"))
+
+
+def job(
+    models: ModelStore, prompt: str = "a fox", seed: int = 1, **fields: object
+) -> ResolvedGenerate:
+    request = GenerateRequest.model_validate(
+        {"prompt": prompt, "num_inference_steps": 4, "seed": seed, "checkpoint": "demo", **fields}
+    )
+    hires = request.hires
+    return ResolvedGenerate(
+        request=request,
+        checkpoint=models.checkpoint(request.checkpoint or "demo"),
+        width=64,
+        height=64,
+        seeds=tuple(range(seed, seed + request.num_images)),
+        windows=1,
+        start=None,
+        hires=hires and Hires(128, 128, hires.upscaler, 3, hires.strength),
+        upscale=request.upscale,
+    )
+
+
+def quietly(stage: Stage, step: int, steps: int) -> None:
+    """Tell nobody."""
+
+
+def through_engine(
+    engine: Engine, jobs: Sequence[ResolvedJob], tells: Sequence[Callable[[Stage, int, int], None]]
+) -> list[Rendered | Exception]:
+    def one(job: ResolvedJob, tell: Callable[[Stage, int, int], None]) -> Rendered | Exception:
+        try:
+            return engine.render(job, tell)
+        except Exception as exc:
+            return exc
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        waiting = [pool.submit(one, job, tell) for job, tell in zip(jobs, tells, strict=True)]
+        while len(engine._waiting) < len(jobs):  # pyright: ignore[reportPrivateUsage] — before it starts
+            pass
+        engine.start()
+        results = [done.result() for done in waiting]
+    engine.close()
+    engine.join()
+    return results
+
+
+def greatest_difference(one: Image.Image, other: Image.Image) -> int:
+    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
+
+
+def test_prompts_seeds_and_counts_may_differ_within_a_batch(models: ModelStore) -> None:
+    jobs = [job(models, "one", 1), job(models, "two", 2), job(models, "three", 3, num_images=4)]
+    assert len({batch_key(each) for each in jobs}) == 1
+    assert together(jobs, 10**9) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"num_inference_steps": 5},
+        {"guidance_scale": 6.5},
+        {"scheduler": "heun"},
+        {"sigma_schedule": "karras"},
+        {"clip_skip": 1},
+        {"checkpoint": "demo-xl"},
+        {"hires": HiresPass(scale=2)},
+    ],
+)
+def test_what_the_whole_batch_shares_must_be_equal(
+    models: ModelStore, other: dict[str, object]
+) -> None:
+    assert batch_key(job(models)) != batch_key(job(models, "a fox", 1, **other))
+
+
+def test_prompts_of_other_window_counts_run_apart(models: ModelStore) -> None:
+    """Padding a short prompt with an empty window changed its picture."""
+    short = job(models)
+    assert together([short, replace(short, windows=2)], 10**9) == [0]
+
+
+def test_a_batch_is_bounded_by_pixels_and_takes_the_oldest_first(models: ModelStore) -> None:
+    jobs = [job(models, seed=seed) for seed in range(5)]
+    assert together(jobs, 3 * 64 * 64) == [0, 1, 2]
+    assert together(jobs, 0) == [0], "the oldest runs whatever its size"
+
+
+def test_hires_counts_its_larger_pass(models: ModelStore) -> None:
+    assert pixels_of(job(models, hires=HiresPass(scale=2), num_images=2)) == 2 * 128 * 128
+
+
+def test_an_upscale_runs_alone(models: ModelStore) -> None:
+    upscale = ResolvedUpscale(
+        UpscaleRequest(image=ImageRef(key="a")), Image.new("RGB", (8, 8)), None
+    )
+    assert together([upscale, upscale, job(models)], 10**9) == [0]
+    assert together([job(models), upscale, job(models)], 10**9) == [0, 2]
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "euler_ancestral", "dpmpp_2m_sde"])
+def test_pictures_are_alone_as_they_are_in_a_batch(
+    models: ModelStore, studio: Renderer, scheduler: str
+) -> None:
+    jobs = [job(models, p, seed, scheduler=scheduler) for seed, p in enumerate(PROMPTS)]
+    engine = Engine(studio, lambda _busy: None, max_batch_pixels=10**9)
+    results = through_engine(engine, jobs, [quietly] * len(jobs))
+    for each, result in zip(jobs, results, strict=True):
+        assert isinstance(result, Rendered)
+        assert result.batch_jobs == len(jobs)
+        [[alone]] = studio.render([each], Stages([quietly]))
+        assert greatest_difference(result.images[0], alone) <= 1
+
+
+def test_each_job_gets_its_own_pictures_back(models: ModelStore, studio: Renderer) -> None:
+    jobs = [
+        job(models, seed=1, num_images=2),
+        job(models, seed=3),
+        job(models, seed=4, num_images=3),
+    ]
+    pictures = studio.render(jobs, Stages([quietly] * 3))
+    assert [len(own) for own in pictures] == [2, 1, 3]
+    [[alone]] = studio.render([jobs[1]], Stages([quietly]))
+    assert greatest_difference(pictures[1][0], alone) <= 1
+
+
+def test_a_cancel_within_a_batch_leaves_the_others(models: ModelStore, studio: Renderer) -> None:
+    def canceled(stage: Stage, step: int, steps: int) -> None:
+        if stage == "denoise" and step == 2:
+            raise JobCanceled("second")
+
+    jobs = [job(models, p, seed) for seed, p in enumerate(PROMPTS)]
+    engine = Engine(studio, lambda _busy: None, max_batch_pixels=10**9)
+    first, second, *_ = through_engine(engine, jobs, [quietly, canceled, quietly, quietly])
+    assert isinstance(second, JobCanceled)
+    assert isinstance(first, Rendered)
+    [[alone]] = studio.render([jobs[0]], Stages([quietly]))
+    assert greatest_difference(first.images[0], alone) <= 1
+
+
+class OutOfMemoryAbove:
+    """A renderer whose device has room for so many pictures; wraps the real one."""
+
+    def __init__(self, studio: Renderer, pictures: int) -> None:
+        self._studio, self._pictures = studio, pictures
+        self.batches: list[int] = []
+
+    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+        self.batches.append(len(jobs))
+        if len(jobs) > self._pictures:
+            raise torch.OutOfMemoryError("no room")
+        return self._studio.render(jobs, stages)
+
+
+def test_a_batch_that_is_too_large_is_drawn_job_by_job(
+    models: ModelStore, studio: Renderer
+) -> None:
+    small = OutOfMemoryAbove(studio, pictures=1)
+    jobs = [job(models, p, seed) for seed, p in enumerate(PROMPTS)]
+    engine = Engine(small, lambda _busy: None, max_batch_pixels=10**9)
+    results = through_engine(engine, jobs, [quietly] * len(jobs))
+    assert all(isinstance(result, Rendered) for result in results)
+    assert small.batches == [4, 1, 1, 1, 1]
