@@ -1,0 +1,34 @@
+"""The demo's checkpoints, loaded as a worker loads them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagefleet_worker.models.families import Family
+from imagefleet_worker.models.pipelines import PipelineCache, WarmPipeline
+from imagefleet_worker.models.store import ModelStore
+
+
+@pytest.fixture(scope="session")
+def warm_pipelines(demo_models: Path) -> dict[Family, WarmPipeline]:
+    store = ModelStore(demo_models)
+    cache = PipelineCache(store, torch.device("cpu"), torch.float32, "sdpa", "high", 2**40)
+    return {"sd1": cache.get("demo"), "sdxl": cache.get("demo-xl")}
+
+
+@pytest.fixture(params=["sd1", "sdxl"])
+def warm(
+    request: pytest.FixtureRequest, warm_pipelines: dict[Family, WarmPipeline]
+) -> WarmPipeline:
+    return warm_pipelines[request.param]
+
+
+@pytest.fixture
+def sd1(warm_pipelines: dict[Family, WarmPipeline]) -> WarmPipeline:
+    return warm_pipelines["sd1"]
+
+
+@pytest.fixture
+def sdxl(warm_pipelines: dict[Family, WarmPipeline]) -> WarmPipeline:
+    return warm_pipelines["sdxl"]

@@ -1,0 +1,36 @@
+"""A prompt's weights, applied to what the text encoder made of it."""
+
+from typing import Literal
+
+from torch import Tensor
+
+Emphasis = Literal["original", "no_norm", "ignore", "none"]
+"""A1111's modes: multiply and restore the mean; multiply; read the brackets but not the weights;
+brackets are text like any other."""
+
+
+def emphasise(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:
+    """Multiply each token's vector by its weight.
+
+    With "original" a window is then scaled back to the mean that it had, over all of its tokens
+    and channels. A1111 takes the mean over the batch; here a text's result is the same in every
+    batch.
+
+    Args:
+        hidden: `(windows, 77, width)`, of any floating type; computed in float32, rounded once.
+        weights: `(windows, 77)` float32 on the same device, finite.
+        emphasis: the mode.
+
+    Returns:
+        A new tensor; windows in which every weight is 1 are the same bit for bit.
+    """
+    weighted = (weights != 1).any(dim=1)
+    if emphasis not in ("original", "no_norm") or not weighted.any():
+        return hidden
+    before = hidden[weighted].float()
+    after = before * weights[weighted, :, None]
+    if emphasis == "original":
+        after *= before.mean(dim=(1, 2), keepdim=True) / after.mean(dim=(1, 2), keepdim=True)
+    emphasised = hidden.clone()
+    emphasised[weighted] = after.to(hidden.dtype)
+    return emphasised
