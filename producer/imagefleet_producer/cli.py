@@ -100,7 +100,10 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Default: from the job's id.")] = None,
     num_images: Annotated[int, typer.Option("--images", "-n", help="Pictures to draw.")] = 1,
     clip_skip: Annotated[int | None, typer.Option(help="Layers to leave out.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Start from this picture (img2img).")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Start from this picture (img2img)."),
+    ] = None,
     strength: Annotated[float | None, typer.Option(help="img2img: how much is redrawn.")] = None,
     hires: Annotated[float | None, typer.Option(help="Second pass, larger by this.")] = None,
     hires_upscaler: Annotated[str, typer.Option(help="latent, lanczos or a model.")] = "latent",
@@ -150,7 +153,9 @@ def generate(
 @app.command()
 @_exits
 def upscale(
-    image: Annotated[Path, typer.Argument(help="The picture to enlarge.")],
+    image: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="The picture to enlarge.")
+    ],
     scale: Annotated[float, typer.Option(help="By how much.")] = 2,
     upscaler: Annotated[str, typer.Option(help="lanczos or a model.")] = "lanczos",
     tile_size: Annotated[int, typer.Option(help="Pixels; less needs less memory.")] = 192,
@@ -215,14 +220,18 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         _print_json({"workers": [worker.model_dump(mode="json") for worker in workers]})
         return
-    table = Table("kind", "name", "family", "size", "workers")
+    table = Table("kind", "name", "family", "form", "triggers", "size", "hash", "on")
     holders: dict[ModelInfo, list[str]] = {}
     for worker in workers:
         for model in worker.models:
             holders.setdefault(model, []).append(worker.name)
     for model in sorted(holders, key=lambda model: (model.kind, model.name)):
         size = f"{model.size_bytes / 1e6:.1f} MB"
-        table.add_row(model.kind, model.name, model.family or "", size, ", ".join(holders[model]))
+        table.add_row(
+            *(model.kind, model.name, model.family or "", ", ".join(model.forms)),
+            *(", ".join(model.trigger_words), size, (model.sha256 or "")[:10]),
+            str(len(holders[model])),
+        )
     out.print(table if workers else "no worker is live")
 
 

@@ -6,6 +6,7 @@
     │   ├── UnknownCheckpoint
     │   ├── UnknownUpscaler
     │   ├── UnknownLora
+    │   ├── UnknownEmbedding
     │   ├── IncompatibleAdapter
     │   ├── UnsupportedSize
     │   ├── PromptTooLong
@@ -70,6 +71,12 @@ class UnknownUpscaler(_UnknownName):
     """The model store has no upscaler of that name; use one of those listed, or add the file."""
 
     _kind = "upscaler"
+
+
+class UnknownEmbedding(_UnknownName):
+    """The model store has no embedding of that name; use one of those listed, or add the file."""
+
+    _kind = "embedding"
 
 
 class UnknownLora(_UnknownName):

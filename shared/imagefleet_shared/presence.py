@@ -17,10 +17,16 @@ class ModelInfo(Frozen):
 
     name: str
     kind: str
-    """`checkpoint` or `upscaler`."""
+    """`checkpoint`, `lora`, `embedding` or `upscaler`."""
     family: str | None
-    """Base architecture of a checkpoint: `sd1` or `sdxl`."""
+    """Architecture of a checkpoint, or the one that an adapter is for: `sd1` or `sdxl`."""
+    forms: tuple[str, ...]
+    """A LoRA's kinds (`lora`, `loha`, ...), or an embedding's number of vectors."""
+    trigger_words: tuple[str, ...]
+    """What to put into the prompt for an adapter, by its file's metadata."""
     size_bytes: int
+    sha256: str | None
+    """Of the file; None for a folder, and until a checkpoint or upscaler was first used."""
 
 
 class WorkerInfo(Frozen):

@@ -104,6 +104,31 @@ class ImageRef(_Request):
         return self
 
 
+Scale = Annotated[float, Field(ge=-10, le=10)]
+
+
+class LoRA(_Request):
+    """A LoRA or LyCORIS file of the model store, merged into the checkpoint for this job."""
+
+    name: ModelName
+    """The file's name without suffix."""
+    scale: Scale = 1
+    """Factor for the UNet's part; negative turns it round."""
+    text_encoder_scale: Scale | None = None
+    """Factor for the text encoders' part; None: as `scale`."""
+
+
+class TextualInversion(_Request):
+    """An embedding of the model store, under a word of the prompt's choosing."""
+
+    name: ModelName
+    """The file's name without suffix."""
+    token: str | None = Field(default=None, min_length=1, max_length=100)
+    """The words in the prompts that stand for it; None: its name, which works without this too."""
+    scale: Scale = 1
+    """Factor on its vectors."""
+
+
 class HiresPass(_Request):
     """A second pass at a larger size: upscale the first picture, then img2img over it."""
 
@@ -182,6 +207,10 @@ class GenerateRequest(_Request):
     """Seed of the first picture, picture i takes seed + i; None: made from the job's id."""
     num_images: int = Field(default=1, ge=1, le=16)
     """Pictures drawn in one batch."""
+    loras: tuple[LoRA, ...] = Field(default=(), max_length=32)
+    """LoRAs to merge, beside those that the prompt names as `<lora:name:scale>`."""
+    textual_inversions: tuple[TextualInversion, ...] = Field(default=(), max_length=32)
+    """Embeddings under words of their own; any embedding's name in a prompt triggers it anyway."""
     image: ImageRef | None = None
     """Initial picture of img2img."""
     strength: float | None = Field(default=None, gt=0, le=1)

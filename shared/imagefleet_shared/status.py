@@ -21,7 +21,9 @@ class JobStatus(StrEnum):
         return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
-Stage = Literal["queued", "load", "text", "denoise", "hires", "decode", "upscale", "store", "done"]
+Stage = Literal[
+    "queued", "load", "adapters", "text", "denoise", "hires", "decode", "upscale", "store", "done"
+]
 
 
 class Progress(Frozen):

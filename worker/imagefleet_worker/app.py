@@ -11,6 +11,7 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 
 from imagefleet_shared.broker import connect, make_celery, publish
+from imagefleet_shared.errors import ImagefleetError
 from imagefleet_shared.ledger import UNREACHABLE, Ledger
 from imagefleet_shared.presence import ANNOUNCE_S, ModelInfo, WorkerInfo, announce, withdraw
 from imagefleet_shared.routing import QUEUES
@@ -23,8 +24,9 @@ from .engine import Engine, Renderer
 from .generate import Studio
 from .heartbeat import Heartbeat, die_with_parent
 from .lease import LeaseKeeper
+from .models.listing import Kind
 from .models.pipelines import PipelineCache
-from .models.store import ModelStore
+from .models.store import ModelFile, ModelStore
 from .pictures import Spool
 from .resolve import Resolver
 from .settings import WorkerSettings
@@ -53,9 +55,11 @@ def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.devi
         attention=attention,
         vram=settings.vram,
         budget_bytes=int(settings.pipeline_cache_gb * 1e9),
+        originals_bytes=int(settings.originals_gb * 1e9),
+        verify_every=settings.verify_every,
     )
     upscalers = UpscalerCache(
-        lambda name: models.upscaler(name).path,
+        lambda name: models.find("upscaler", name).path,
         device,
         dtype,
         budget_bytes=int(settings.upscaler_cache_gb * 1e9),
@@ -140,12 +144,13 @@ class Worker:
         while not self._stopping.is_set():
             try:
                 announce(self._redis, self._info())
-            except UNREACHABLE as exc:
+            except (*UNREACHABLE, ImagefleetError) as exc:
                 log.warning("not announced: %s", exc)
             self._stopping.wait(ANNOUNCE_S)
 
     def _info(self) -> WorkerInfo:
-        files = [*self._models.checkpoints(), *self._models.upscalers()]
+        kinds: tuple[Kind, ...] = ("checkpoint", "lora", "embedding", "upscaler")
+        files = [file for kind in kinds for file in self._models.listed(kind)]
         return WorkerInfo(
             name=self._name,
             device=_describe(self._device),
@@ -154,11 +159,23 @@ class Worker:
             default_checkpoint=self._resolver.default_checkpoint(),
             models=tuple(
                 ModelInfo(
-                    name=file.name, kind=file.kind, family=file.family, size_bytes=file.size_bytes
+                    name=file.name,
+                    kind=file.kind,
+                    family=file.family,
+                    forms=file.facts.forms if file.facts else (),
+                    trigger_words=file.facts.trigger_words if file.facts else (),
+                    size_bytes=file.size_bytes,
+                    sha256=self._hash(file),
                 )
                 for file in files
             ),
         )
+
+    def _hash(self, file: ModelFile) -> str | None:
+        """Adapters are small and hashed at once; gigabytes only once somebody uses them."""
+        if file.kind in ("lora", "embedding"):
+            return self._models.sha256(file)
+        return self._models.known_sha256(file)
 
     def _reconcile(self) -> None:
         while not self._stopping.wait(RECONCILE_S):

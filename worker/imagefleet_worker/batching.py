@@ -16,7 +16,8 @@ def batch_key(job: ResolvedJob) -> Hashable:
         return None
     request = job.request
     return (
-        *(job.checkpoint, job.width, job.height, job.hires, job.upscale, job.windows),
+        *(job.checkpoint, job.loras, job.windows),
+        *(job.width, job.height, job.hires, job.upscale),
         job.start and job.start.strength,
         *(request.num_inference_steps, request.scheduler, request.sigma_schedule),
         *(request.guidance_scale, request.clip_skip),

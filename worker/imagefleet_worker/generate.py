@@ -1,5 +1,6 @@
 """The life of a picture, from words to pixels."""
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TypeVar, cast
@@ -10,8 +11,14 @@ from torch import Tensor
 
 from imagefleet_shared.requests import LATENT
 
+from .adapters.cache import AdapterCache
+from .adapters.formats import AdapterFile, load_adapter
+from .adapters.lookup import WantedLora
+from .adapters.originals import StateCorrupted
+from .adapters.wanted import ScaledAdapter
 from .images import from_vae_range
 from .models.pipelines import PipelineCache, WarmPipeline
+from .models.store import ModelFile
 from .passes import (
     Guidance,
     decode,
@@ -27,6 +34,8 @@ from .schedulers import Solver, make_solver
 from .settings import WorkerSettings
 from .stages import Stages
 from .upscale.enlarge import Enlarger
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -60,6 +69,11 @@ class Studio:
         self._settings = settings
         self._pipelines = pipelines
         self._enlarger = enlarger
+        self._adapters: AdapterCache[tuple[ModelFile, ModelFile], AdapterFile] = AdapterCache(
+            self._load_adapter,
+            size_of=lambda file: file.adapter.size_bytes,
+            budget_bytes=int(settings.adapter_cache_gb * 1e9),
+        )
 
     @torch.no_grad()
     def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
@@ -76,6 +90,9 @@ class Studio:
     def _generate(self, batch: Batch, stages: Stages) -> list[list[Image.Image]]:
         stages.begin("load")
         warm = self._pipelines.get(batch.shared.checkpoint.name)
+
+        stages.begin("adapters")
+        warm = self._adapt(warm, batch.shared.loras)
 
         stages.begin("text")
         guidance = self._guidance(warm, batch)
@@ -96,11 +113,39 @@ class Studio:
 
     def _guidance(self, warm: WarmPipeline, batch: Batch) -> Guidance:
         request = batch.shared.request
-        texts = batch.per_picture(lambda job: job.request.prompt)
+        texts = batch.per_picture(lambda job: job.prompt)
+        inversions = batch.per_picture(lambda job: job.inversions)
         if request.guidance_scale > 1:
             texts = batch.per_picture(lambda job: job.request.negative_prompt) + texts
+            inversions *= 2
         limit = self._settings.max_prompt_tokens
-        return Guidance(encode(warm, texts, request.clip_skip, limit), request.guidance_scale)
+        conditioning = encode(warm, texts, request.clip_skip, limit, inversions)
+        return Guidance(conditioning, request.guidance_scale)
+
+    def _adapt(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> WarmPipeline:
+        """The pipeline with exactly these LoRAs on; loaded anew if a check finds it damaged."""
+        try:
+            warm.merged.switch(self._scaled(warm, loras))
+        except StateCorrupted as exc:
+            log.error("checkpoint %s is loaded anew: %s", warm.file.name, exc)
+            self._pipelines.drop(warm)
+            warm = self._pipelines.get(warm.file.name)
+            warm.merged.switch(self._scaled(warm, loras))
+        return warm
+
+    def _load_adapter(self, key: tuple[ModelFile, ModelFile]) -> AdapterFile:
+        lora, checkpoint = key
+        return load_adapter(lora.path, self._pipelines.get(checkpoint.name).naming)
+
+    def _scaled(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> list[ScaledAdapter]:
+        return [
+            ScaledAdapter(
+                adapter=self._adapters.get((lora.file, warm.file)).adapter,
+                unet_scale=lora.unet_scale,
+                text_encoder_scale=lora.text_encoder_scale,
+            )
+            for lora in loras
+        ]
 
     def _hires_pass(
         self,

@@ -40,15 +40,30 @@ def encode_pictures(
     for index, image in enumerate(images):
         if isinstance(job, ResolvedGenerate):
             seed = job.seeds[index]
-            file = job.checkpoint
-            digest = None if file.path.is_dir() else models.sha256(file)
-            text = infotext.generated(job.request, seed, file.name, digest)
+            text = infotext.generated(job.request, seed, made_with(job, models))
         else:
             seed, text = None, infotext.upscaled(job.request, job.parameters)
         file_format = job.request.output_format
         content = encode_image(image, file_format, text, png_level)
         pictures.append(Picture(content, file_format, image.width, image.height, seed))
     return pictures
+
+
+def made_with(job: ResolvedGenerate, models: ModelStore) -> infotext.Models:
+    """The models of a picture, with their hashes."""
+    return infotext.Models(
+        checkpoint=job.checkpoint.name,
+        checkpoint_sha256=models.sha256(job.checkpoint),
+        loras={
+            lora.file.name: infotext.LoraUse(
+                lora.unet_scale, lora.text_encoder_scale, models.sha256(lora.file) or ""
+            )
+            for lora in job.loras
+        },
+        embeddings={
+            inversion.embedding.name: inversion.embedding.sha256 for inversion in job.inversions
+        },
+    )
 
 
 class Spool:

@@ -1,5 +1,6 @@
 """A request, the worker's defaults and the files on disk made into a job with nothing optional."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import floor
@@ -25,11 +26,13 @@ from imagefleet_shared.requests import (
 )
 from imagefleet_shared.storage import ObjectStore
 
+from .adapters.lookup import WantedLora, find_inversions, find_loras
 from .images import decode_image, read_parameters
 from .models.skeleton import clip_tokenizer
 from .models.store import ModelFile, ModelStore
 from .prompts.chunks import token_count
 from .prompts.layout import lay_out
+from .prompts.triggers import TextualInversion
 from .settings import WorkerSettings
 
 DEFAULT_STRENGTH = 0.75
@@ -66,6 +69,12 @@ class ResolvedGenerate:
     width: int
     height: int
     seeds: tuple[int, ...]
+    prompt: str
+    """Without the tags of LoRAs."""
+    loras: tuple[WantedLora, ...]
+    """By name."""
+    inversions: tuple[TextualInversion, ...]
+    """That stand in a prompt."""
     windows: int
     """Windows of 75 tokens that the longer of prompt and negative prompt takes."""
     start: Start | None
@@ -113,7 +122,7 @@ class Resolver:
 
     def default_checkpoint(self) -> str | None:
         """What a request that names no checkpoint gets; None where there is no such choice."""
-        checkpoints = self._models.checkpoints()
+        checkpoints = self._models.listed("checkpoint")
         return self._settings.default_checkpoint or (
             checkpoints[0].name if len(checkpoints) == 1 else None
         )
@@ -133,7 +142,17 @@ class Resolver:
         if request.upscale:
             self._check_upscale(request.upscale, *final)
         if hires and hires.upscaler not in (LATENT, LANCZOS):
-            self._models.upscaler(hires.upscaler)
+            self._models.find("upscaler", hires.upscaler)
+        prompt, loras = find_loras(request, checkpoint, self._models)
+        texts = (prompt, request.negative_prompt)
+        inversions = find_inversions(request, texts, loras, self._models)
+        windows, triggered = self._lay_out(texts, inversions)
+        for inversion in inversions[: len(request.textual_inversions)]:
+            if inversion not in triggered:
+                raise InvalidRequest(
+                    f"embedding {inversion.embedding.name!r} is asked for, but its token "
+                    f"{inversion.token!r} stands in neither prompt nor negative_prompt"
+                )
         seed = request.seed if request.seed is not None else _seed_of(job_id)
         strength = request.strength if request.strength is not None else DEFAULT_STRENGTH
         filled: dict[str, object] = {
@@ -151,7 +170,10 @@ class Resolver:
             width=width,
             height=height,
             seeds=tuple(range(seed, seed + request.num_images)),
-            windows=max(self._windows(request.prompt), self._windows(request.negative_prompt)),
+            prompt=prompt,
+            loras=loras,
+            inversions=triggered,
+            windows=windows,
             start=Start(image, strength) if image else None,
             hires=hires,
             upscale=request.upscale,
@@ -166,17 +188,23 @@ class Resolver:
     def _checkpoint(self, name: str | None) -> ModelFile:
         name = name or self.default_checkpoint()
         if name is None:
-            known = [file.name for file in self._models.checkpoints()]
+            known = [file.name for file in self._models.listed("checkpoint")]
             raise UnknownCheckpoint("(none given, and this worker has no default)", known)
-        return self._models.checkpoint(name)
+        return self._models.find("checkpoint", name)
 
-    def _windows(self, text: str) -> int:
+    def _lay_out(
+        self, texts: Sequence[str], inversions: Sequence[TextualInversion]
+    ) -> tuple[int, tuple[TextualInversion, ...]]:
+        """Windows that the longest text takes, and the inversions that stand in any."""
         with self._tokenizing:
-            windows = lay_out(self._tokenizer, text, (), "original")
-        tokens, most = token_count(windows), self._settings.max_prompt_tokens
-        if tokens > most:
-            raise PromptTooLong(tokens, most)
-        return len(windows)
+            layouts = [lay_out(self._tokenizer, text, inversions, "original") for text in texts]
+        most = self._settings.max_prompt_tokens
+        for windows in layouts:
+            if token_count(windows) > most:
+                raise PromptTooLong(token_count(windows), most)
+        places = (place for windows in layouts for window in windows for place in window)
+        triggered = dict.fromkeys(place.inversion for place in places if place.inversion)
+        return max(len(windows) for windows in layouts), tuple(triggered)
 
     def _size(
         self, request: GenerateRequest, checkpoint: ModelFile, image: Image.Image | None
@@ -189,7 +217,7 @@ class Resolver:
 
     def _check_upscale(self, upscale: UpscalePass, width: int, height: int) -> None:
         if upscale.upscaler != LANCZOS:
-            self._models.upscaler(upscale.upscaler)
+            self._models.find("upscaler", upscale.upscaler)
         width, height = scaled(width, upscale.scale), scaled(height, upscale.scale)
         _limit("upscaled picture", width, height, self._settings.max_output_pixels)
 

@@ -39,6 +39,13 @@ class WorkerSettings(BaseSettings):
     """Warm checkpoints are kept up to this size, least recently used out first, GB."""
     upscaler_cache_gb: float = Field(default=2, gt=0)
     """Warm upscalers are kept up to this size, GB."""
+    adapter_cache_gb: float = Field(default=2, gt=0)
+    """Parsed LoRAs are kept in host memory up to this size, GB."""
+    originals_gb: float = Field(default=8, ge=0)
+    """Saved copies of weights that LoRAs touched stay on the GPU up to this size, then in host
+    memory, GB."""
+    verify_every: int = Field(default=50, ge=1)
+    """Of the changes of LoRAs, each so many-th is checked bit for bit against the saved weights."""
     queues: Annotated[tuple[JobKind, ...], NoDecode] = ("generate", "upscale")
     """Kinds of job to take, separated by commas."""
     slots: int = Field(default=8, ge=1, le=64)

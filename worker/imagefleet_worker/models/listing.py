@@ -7,11 +7,15 @@ from typing import Literal
 from imagefleet_shared.errors import FileUnavailable
 from imagefleet_worker.models.diffusers_folder import INDEX
 
-Kind = Literal["checkpoint", "upscaler"]
+Kind = Literal["checkpoint", "lora", "embedding", "upscaler"]
 
 _FOLDERS: dict[str, Kind] = {
     "checkpoints": "checkpoint",
     "stable-diffusion": "checkpoint",
+    "loras": "lora",
+    "lora": "lora",
+    "lycoris": "lora",
+    "embeddings": "embedding",
     "upscalers": "upscaler",
     "esrgan": "upscaler",
     "realesrgan": "upscaler",
@@ -23,6 +27,8 @@ _FOLDERS: dict[str, Kind] = {
 _SUFFIXES: dict[Kind, set[str]] = {
     # Pickles are listed so that asking for one says why it is refused.
     "checkpoint": {".safetensors", ".ckpt", ".pt", ".pth"},
+    "lora": {".safetensors", ".pt", ".bin"},
+    "embedding": {".safetensors", ".pt", ".bin"},
     "upscaler": {".safetensors", ".pth"},
 }
 

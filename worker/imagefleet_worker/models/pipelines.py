@@ -12,6 +12,9 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from imagefleet_shared.errors import OutOfMemory
+from imagefleet_worker.adapters.delta import Component
+from imagefleet_worker.adapters.keys import Naming
+from imagefleet_worker.adapters.merge import MergedState
 from imagefleet_worker.attention import AttentionBackend, set_attention
 from imagefleet_worker.models.diffusers_folder import load_diffusers_folder
 from imagefleet_worker.models.families import Family
@@ -29,7 +32,7 @@ class WarmPipeline:
     """A checkpoint that is ready to run.
 
     Attributes:
-        name: the checkpoint's name in the store.
+        file: the checkpoint, in the version that was loaded.
         family: its architecture.
         pipeline: components in eval mode, with no gradients. ``unet`` and text encoders have
             ``dtype``; ``vae`` may be float32 beside float16 (SDXL), so cast latents to
@@ -39,9 +42,11 @@ class WarmPipeline:
         device: where passes run; with "low" on an accelerator the weights rest on the CPU.
         dtype: of UNet and text encoders.
         size_bytes: of all weights and buffers.
+        naming: its layers by the names that adapter files give them.
+        merged: its weights with adapters on; what is on stays until another set is wanted.
     """
 
-    name: str
+    file: ModelFile
     family: Family
     pipeline: Pipeline
     sha256: str | None
@@ -49,6 +54,8 @@ class WarmPipeline:
     device: torch.device
     dtype: torch.dtype
     size_bytes: int
+    naming: Naming
+    merged: MergedState
 
 
 class PipelineCache:
@@ -71,6 +78,8 @@ class PipelineCache:
         attention: what ``choose_attention`` returned for device and dtype.
         vram: see above.
         budget_bytes: for all warm pipelines together; one alone may be larger.
+        originals_bytes: for the saved weights of each pipeline on the device; see `Originals`.
+        verify_every: see `MergedState`.
     """
 
     def __init__(
@@ -81,6 +90,8 @@ class PipelineCache:
         attention: AttentionBackend,
         vram: Vram,
         budget_bytes: int,
+        originals_bytes: int,
+        verify_every: int,
     ) -> None:
         self._store = store
         self._device = device
@@ -88,6 +99,8 @@ class PipelineCache:
         self._attention: AttentionBackend = attention
         self._vram: Vram = vram
         self._budget_bytes = budget_bytes
+        self._originals_bytes = originals_bytes
+        self._verify_every = verify_every
         # Least recently used first.
         self._warm: OrderedDict[ModelFile, WarmPipeline] = OrderedDict()
         # diffusers draws a bar while it loads a folder, in the middle of the worker's log.
@@ -103,7 +116,7 @@ class PipelineCache:
                 ``ModelStore.checkpoint``.
             OutOfMemory: the device has no room for it, alone.
         """
-        file = self._store.checkpoint(name)
+        file = self._store.find("checkpoint", name)
         if file in self._warm:
             self._warm.move_to_end(file)
             return self._warm[file]
@@ -116,6 +129,11 @@ class PipelineCache:
         self._make_room(warm.size_bytes)
         self._warm[file] = warm
         return warm
+
+    def drop(self, warm: WarmPipeline) -> None:
+        """Forget a pipeline whose weights are not to be trusted; it is loaded anew when asked for."""
+        for file in [file for file, known in self._warm.items() if known is warm]:
+            self._evict(file)
 
     def _make_room(self, size_bytes: int) -> None:
         while self._warm and size_bytes + self._size_bytes() > self._budget_bytes:
@@ -154,8 +172,9 @@ class PipelineCache:
             time.monotonic() - started_s,
             extra={"action": "load_checkpoint", "checkpoint": file.name, "size_bytes": size_bytes},
         )
+        adaptable = _adaptable(loaded.pipeline)
         return WarmPipeline(
-            name=file.name,
+            file=file,
             family=loaded.family,
             pipeline=loaded.pipeline,
             sha256=None if digest is None else digest.result(),
@@ -163,6 +182,12 @@ class PipelineCache:
             device=self._device,
             dtype=self._dtype,
             size_bytes=size_bytes,
+            naming=Naming(loaded.family, adaptable),
+            merged=MergedState(
+                adaptable,
+                device_budget_bytes=self._originals_bytes,
+                verify_every=self._verify_every,
+            ),
         )
 
     def _prepare(self, loaded: LoadedCheckpoint, offload: bool) -> None:
@@ -174,6 +199,11 @@ class PipelineCache:
             pipeline.vae.enable_tiling()
         if offload:
             pipeline.enable_model_cpu_offload(device=self._device)
+
+
+def _adaptable(pipeline: Pipeline) -> dict[Component, torch.nn.Module]:
+    names: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2")
+    return {name: pipeline.components[name] for name in names if name in pipeline.components}
 
 
 def _size_bytes(pipeline: Pipeline) -> int:

@@ -1,9 +1,9 @@
 """The models of a worker, by name: what is in its model folder and nothing else.
 
-Read are the subfolders ``checkpoints/`` and ``upscalers/``, and A1111's own names for them, at any
-depth; upper and lower case count the same. A model's name is its file's name without the suffix,
-or the name of a diffusers folder. Names are looked up in a listing and never become part of a
-path.
+Read are the subfolders ``checkpoints/``, ``loras/``, ``embeddings/`` and ``upscalers/``, and A1111's own
+names for them, at any depth; upper and lower case count the same. A model's name is its file's name
+without the suffix, or the name of a diffusers folder. Names are looked up in a listing and never become
+part of a path.
 """
 
 import hashlib
@@ -16,15 +16,23 @@ from imagefleet_shared.errors import (
     CorruptFile,
     FileUnavailable,
     UnknownCheckpoint,
+    UnknownEmbedding,
+    UnknownLora,
     UnknownUpscaler,
     WorkerFailure,
 )
-from imagefleet_worker.models.diffusers_folder import folder_family, folder_native_size_px
-from imagefleet_worker.models.families import Family, family_of, native_size_px
-from imagefleet_worker.models.header import read_header
-from imagefleet_worker.models.listing import Kind, model_paths
+
+from .facts import Facts, facts_of
+from .families import Family
+from .listing import Kind, model_paths
 
 _NOT_A_NAME = re.compile(r"[/\\\0]|\.\.|^[A-Za-z]:")
+_UNKNOWN = {
+    "checkpoint": UnknownCheckpoint,
+    "lora": UnknownLora,
+    "embedding": UnknownEmbedding,
+    "upscaler": UnknownUpscaler,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +47,7 @@ class ModelFile:
         path: the file, or the diffusers folder.
         size_bytes: of the file, or of the folder's weights.
         modified_ns: last change, nanoseconds since the epoch.
-        family: a checkpoint's architecture; None for upscalers and for what cannot be loaded.
-        native_size_px: the picture side that a checkpoint was trained at; 0 where `family` is None.
+        facts: what it says of itself; None for what cannot be loaded.
     """
 
     name: str
@@ -48,72 +55,73 @@ class ModelFile:
     path: Path
     size_bytes: int
     modified_ns: int
-    family: Family | None
-    native_size_px: int
+    facts: Facts | None
+
+    @property
+    def family(self) -> Family | None:
+        """The architecture that it has or is for; None where that cannot be told."""
+        return self.facts.family if self.facts else None
+
+    @property
+    def native_size_px(self) -> int:
+        """Picture side that a checkpoint was trained at; 0 for anything else."""
+        return self.facts.native_size_px if self.facts else 0
 
 
 _Version = tuple[Path, int, int]
-_Base = tuple[Family, int]
 
 
 class ModelStore:
     """Finds models under one folder; every call sees the folder as it is now.
 
-    Links that lead out of the folder, and links to folders, are ignored. Headers and digests are
-    read once for each version of a file. Safe to use from several threads.
+    Links that lead out of the folder, and links to folders, are ignored. Headers and digests are read
+    once for each version of a file. Safe to use from several threads.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._bases: dict[_Version, _Base | None] = {}
+        self._facts: dict[_Version, Facts | None] = {}
         self._digests: dict[_Version, str] = {}
 
-    def checkpoints(self) -> tuple[ModelFile, ...]:
-        """The checkpoints that load here, by name; ambiguous names are left out."""
-        return self._listed("checkpoint")
+    def listed(self, kind: Kind) -> tuple[ModelFile, ...]:
+        """The models of a kind that load here, by name; ambiguous names are left out."""
+        table = self._table(kind)
+        return tuple(
+            files[0]
+            for name, files in sorted(table.items())
+            if len(files) == 1 and not _NOT_A_NAME.search(name) and files[0].facts
+        )
 
-    def upscalers(self) -> tuple[ModelFile, ...]:
-        """The upscalers, by name; ambiguous names are left out."""
-        return self._listed("upscaler")
-
-    def checkpoint(self, name: str) -> ModelFile:
-        """The checkpoint of that name.
+    def find(self, kind: Kind, name: str) -> ModelFile:
+        """The model of that name.
 
         Raises:
-            UnknownCheckpoint: there is none, or the name could be a path.
-            CorruptFile: it is damaged, unsupported, or a pickle; the message says how to convert
-                that.
+            UnknownCheckpoint, UnknownLora, UnknownEmbedding, UnknownUpscaler: there is none, or the
+                name could be a path.
+            CorruptFile: it is damaged, unsupported, or a pickle where none is read; the message says
+                how to convert that.
             FileUnavailable: the model folder or the file cannot be read.
             WorkerFailure: two files have that name.
         """
-        file = self._find("checkpoint", name)
-        if file is None:
-            raise UnknownCheckpoint(name, [known.name for known in self.checkpoints()])
-        if file.family is None:
+        files = [] if _NOT_A_NAME.search(name) else self._table(kind).get(name, [])
+        if not files:
+            raise _UNKNOWN[kind](name, [known.name for known in self.listed(kind)])
+        if len(files) > 1:
+            paths = " and ".join(str(file.path.relative_to(self._root.resolve())) for file in files)
+            raise WorkerFailure(f"several {kind}s are named {name!r}: {paths}; rename all but one")
+        if files[0].facts is None:
             # Read again for the reason; a file that was mended in between is fine.
-            _read_base(file.path)
-        return file
+            facts_of(files[0].path, kind)
+        return files[0]
 
-    def upscaler(self, name: str) -> ModelFile:
-        """The upscaler of that name.
-
-        Raises:
-            UnknownUpscaler: there is none, or the name could be a path.
-            FileUnavailable: the model folder cannot be read.
-            WorkerFailure: two files have that name.
-        """
-        file = self._find("upscaler", name)
-        if file is None:
-            raise UnknownUpscaler(name, [known.name for known in self.upscalers()])
-        return file
-
-    def sha256(self, file: ModelFile) -> str:
-        """The file's SHA-256 in hexadecimal, read once for each version of the file.
+    def sha256(self, file: ModelFile) -> str | None:
+        """The file's SHA-256 in hexadecimal, read once for each version; None for a folder.
 
         Raises:
-            FileUnavailable: the file cannot be read, or is a diffusers folder, which has no one
-                hash.
+            FileUnavailable: the file cannot be read.
         """
+        if file.path.is_dir():
+            return None
         version = (file.path, file.modified_ns, file.size_bytes)
         if version not in self._digests:
             try:
@@ -123,24 +131,9 @@ class ModelStore:
                 raise FileUnavailable(f"{file.path.name} cannot be read: {exc.strerror}") from exc
         return self._digests[version]
 
-    def _find(self, kind: Kind, name: str) -> ModelFile | None:
-        if _NOT_A_NAME.search(name):
-            return None
-        files = self._table(kind).get(name, [])
-        if len(files) > 1:
-            paths = " and ".join(str(file.path.relative_to(self._root.resolve())) for file in files)
-            raise WorkerFailure(f"several {kind}s are named {name!r}: {paths}; rename all but one")
-        return files[0] if files else None
-
-    def _listed(self, kind: Kind) -> tuple[ModelFile, ...]:
-        table = self._table(kind)
-        return tuple(
-            files[0]
-            for name, files in sorted(table.items())
-            if len(files) == 1
-            and not _NOT_A_NAME.search(name)
-            and (kind == "upscaler" or files[0].family)
-        )
+    def known_sha256(self, file: ModelFile) -> str | None:
+        """The file's SHA-256 if it was asked for before; reads nothing."""
+        return self._digests.get((file.path, file.modified_ns, file.size_bytes))
 
     def _table(self, kind: Kind) -> dict[str, list[ModelFile]]:
         """Files by name; of several those that load: a kept .ckpt does not hide its conversion."""
@@ -150,7 +143,7 @@ class ModelStore:
             if file is not None:
                 table.setdefault(file.name, []).append(file)
         return {
-            name: [file for file in files if file.family] or files for name, files in table.items()
+            name: [file for file in files if file.facts] or files for name, files in table.items()
         }
 
     def _describe(self, path: Path, kind: Kind) -> ModelFile | None:
@@ -163,32 +156,21 @@ class ModelStore:
         size_bytes = sum(stat.st_size for stat in stats)
         modified_ns = max((stat.st_mtime_ns for stat in stats), default=0)
         version = (path, modified_ns, size_bytes)
-        if kind == "checkpoint" and version not in self._bases:
-            self._bases[version] = _base_or_none(path)
-        family, size_px = self._bases.get(version) or (None, 0)
+        if version not in self._facts:
+            self._facts[version] = _facts_or_none(path, kind)
         return ModelFile(
             name=path.name if folder else path.stem,
             kind=kind,
             path=path,
             size_bytes=size_bytes,
             modified_ns=modified_ns,
-            family=family,
-            native_size_px=size_px,
+            facts=self._facts[version],
         )
 
 
-def _base_or_none(path: Path) -> _Base | None:
+def _facts_or_none(path: Path, kind: Kind) -> Facts | None:
     try:
-        return _read_base(path)
+        return facts_of(path, kind)
     except (CorruptFile, FileUnavailable) as exc:
-        logger.warning("checkpoint left out: %s", exc, extra={"action": "list_checkpoint"})
+        logger.warning("%s left out: %s", kind, exc, extra={"action": "list_model"})
         return None
-
-
-def _read_base(path: Path) -> _Base:
-    if path.is_dir():
-        family = folder_family(path)
-        return family, folder_native_size_px(path, family)
-    header = read_header(path)
-    family = family_of(header)
-    return family, native_size_px(header, family)

@@ -1,0 +1,80 @@
+"""LoRA and LoCon, LoHa, LoKr: deltas of products of small matrices.
+
+In each, scale is ``alpha / rank``, or 1 where the file has no alpha.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imagefleet_worker.adapters.kinds.factors import Factors, Misfit, Shape
+from imagefleet_worker.adapters.kinds.product import Product, Whole
+
+
+@dataclass(frozen=True, eq=False)
+class LoRA(Factors):
+    """``scale * up @ down`` (arXiv:2106.09685); for convolutions LoCon (arXiv:2309.14859)."""
+
+    product: Product
+    scale: float
+
+    @property
+    def shape(self) -> Shape:
+        return self.product.shape
+
+    def of(self, original: Tensor) -> Tensor:
+        return self.product.value(original.device, self.scale).reshape(original.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class LoHa(Factors):
+    """``scale * first ⊙ second``, each a product (arXiv:2108.06098, arXiv:2309.14859)."""
+
+    first: Product
+    second: Product
+    scale: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.first.shape != self.second.shape:
+            raise Misfit(f"halves of shapes {self.first.shape} and {self.second.shape}")
+
+    @property
+    def shape(self) -> Shape:
+        return self.first.shape
+
+    def of(self, original: Tensor) -> Tensor:
+        delta = self.first.value(original.device, self.scale)
+        return delta.mul_(self.second.value(original.device)).reshape(original.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class LoKr(Factors):
+    """``scale * first ⊗ second``, each whole or a product (arXiv:2212.10650, arXiv:2309.14859)."""
+
+    first: Product | Whole
+    """``(a, c)``."""
+    second: Product | Whole
+    """``(b, d, *kernel)``, or with the kernel flattened into d."""
+    scale: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.first.shape) != 2 or len(self.second.shape) < 2:
+            raise Misfit(f"halves of shapes {self.first.shape} and {self.second.shape}")
+
+    @property
+    def shape(self) -> Shape:
+        (a, c), (b, d, *kernel) = self.first.shape, self.second.shape
+        return (a * b, c * d, *kernel)
+
+    def of(self, original: Tensor) -> Tensor:
+        first = self.first.value(original.device, self.scale)
+        # torch 2.15's kron fails with a view error on what einsum leaves in another order.
+        second = self.second.value(original.device).contiguous()
+        kernel_ones = (1,) * (second.ndim - 2)
+        return torch.kron(first.view(*first.shape, *kernel_ones), second).reshape(original.shape)
+
+
+LowRank = LoRA | LoHa | LoKr

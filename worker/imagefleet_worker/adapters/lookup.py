@@ -1,0 +1,122 @@
+"""Which adapters a request asks for, by its fields and by its prompts, found in the model store."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from imagefleet_shared.errors import IncompatibleAdapter, InvalidRequest
+from imagefleet_shared.requests import GenerateRequest
+
+from ..models.store import ModelFile, ModelStore
+from ..prompts.extra_networks import LoRARef, extract_loras
+from ..prompts.triggers import TextualInversion
+from .file_tensors import read_tensors
+from .textual_inversion import Embedding, bundled_embeddings, load_embedding
+
+
+@dataclass(frozen=True)
+class WantedLora:
+    """A LoRA file and how much of it is wanted."""
+
+    file: ModelFile
+    unet_scale: float
+    text_encoder_scale: float
+
+
+def find_loras(
+    request: GenerateRequest, checkpoint: ModelFile, models: ModelStore
+) -> tuple[str, tuple[WantedLora, ...]]:
+    """The prompt without its tags, and the LoRAs of tags and fields, each once.
+
+    Raises:
+        InvalidRequest: a tag is malformed, stands in the negative prompt, or two mentions of a LoRA
+            have different scales.
+        UnknownLora: there is none of that name.
+        IncompatibleAdapter: it is for another family of checkpoints.
+    """
+    prompt, tagged = extract_loras(request.prompt)
+    misplaced = extract_loras(request.negative_prompt)[1]
+    if misplaced:
+        raise InvalidRequest(
+            f"<lora:{misplaced[0].name}> stands in the negative prompt; LoRAs belong in the prompt"
+        )
+    wanted: dict[str, LoRARef] = {}
+    for ref in (*tagged, *_fields(request)):
+        if wanted.setdefault(ref.name, ref) != ref:
+            raise InvalidRequest(
+                f"LoRA {ref.name!r} is asked for twice, with scales {_scales(wanted[ref.name])} "
+                f"and {_scales(ref)}"
+            )
+    return prompt, tuple(
+        WantedLora(_fitting(models, name, checkpoint), ref.unet_scale, ref.text_encoder_scale)
+        for name, ref in sorted(wanted.items())
+    )
+
+
+def find_inversions(
+    request: GenerateRequest,
+    texts: Iterable[str],
+    loras: Iterable[WantedLora],
+    models: ModelStore,
+) -> tuple[TextualInversion, ...]:
+    """What may be triggered: embeddings of the request's fields, of its LoRAs' files, and of the
+    store where a text has their name.
+
+    Raises:
+        UnknownEmbedding: there is none of that name.
+        CorruptFile: its file cannot be read.
+    """
+    found = {
+        asked.token or asked.name: TextualInversion(
+            _embedding(models.find("embedding", asked.name)),
+            asked.token or asked.name,
+            asked.scale,
+        )
+        for asked in request.textual_inversions
+    }
+    for lora in loras:
+        for embedding in _bundled(lora.file, models):
+            found.setdefault(embedding.name, TextualInversion(embedding, embedding.name))
+    folded = [text.casefold() for text in texts]
+    for file in models.listed("embedding"):
+        if any(file.name.casefold() in text for text in folded):
+            found.setdefault(file.name, TextualInversion(_embedding(file), file.name))
+    return tuple(found.values())
+
+
+def _fields(request: GenerateRequest) -> list[LoRARef]:
+    return [
+        LoRARef(
+            name=lora.name,
+            unet_scale=lora.scale,
+            text_encoder_scale=(
+                lora.scale if lora.text_encoder_scale is None else lora.text_encoder_scale
+            ),
+        )
+        for lora in request.loras
+    ]
+
+
+def _scales(ref: LoRARef) -> str:
+    return f"{ref.unet_scale:g} (UNet) and {ref.text_encoder_scale:g} (text encoders)"
+
+
+def _fitting(models: ModelStore, name: str, checkpoint: ModelFile) -> ModelFile:
+    file = models.find("lora", name)
+    if file.family is not None and file.family != checkpoint.family:
+        raise IncompatibleAdapter(
+            f"LoRA {name!r} is for {file.family}; checkpoint {checkpoint.name!r} is "
+            f"{checkpoint.family}"
+        )
+    return file
+
+
+@lru_cache(maxsize=256)
+def _embedding(file: ModelFile) -> Embedding:
+    return load_embedding(file.path)
+
+
+def _bundled(file: ModelFile, models: ModelStore) -> tuple[Embedding, ...]:
+    if not (file.facts and file.facts.bundles_embeddings):
+        return ()
+    return bundled_embeddings(read_tensors(file.path).tensors, models.sha256(file) or "")

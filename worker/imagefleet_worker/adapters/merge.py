@@ -1,0 +1,186 @@
+"""The adapters that a warm pipeline has on: switched in place, taken off bit for bit."""
+
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from imagefleet_shared.errors import IncompatibleAdapter
+from imagefleet_worker.adapters.delta import Adapter, Component, Target
+from imagefleet_worker.adapters.originals import Originals, SavedBytes, StateCorrupted
+from imagefleet_worker.adapters.sums import grouped, write_merged
+from imagefleet_worker.adapters.wanted import ScaledAdapter, State, Terms, state_of, terms_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchReport:
+    """What a switch did, in parameters that had or have an adapter on them."""
+
+    rewritten: int
+    restored: int
+    unchanged: int
+    seconds: float
+    """Of the calling thread; a GPU may still be at the last copies."""
+
+
+class MergedState:
+    """A pipeline's weights with any set of adapters merged; for the engine's thread.
+
+    A parameter is ``round(original + sum of scale * delta)``, in float32 and rounded once to its
+    own dtype; the sum begins with the original and takes adapters in the order of their sha256.
+    It is written in place, so compiled code and CUDA graphs stay valid. Base weights are never
+    computed back: they are copied from `Originals`.
+
+    A switch that fails once it has begun, in whatever way, leaves *no* adapters on: every parameter
+    is its original, bit for bit. (Not the set it had before: that takes computing, which may fail
+    again.) Were that restoring itself cut short, the next switch would finish it.
+
+    Args:
+        components: to merge into. Their parameters may be moved between devices, not replaced.
+        device_budget_bytes: for saved originals on the device; see `Originals`.
+        verify_every: of the switches that restore something, each so many-th is verified.
+    """
+
+    def __init__(
+        self,
+        components: Mapping[Component, nn.Module],
+        *,
+        device_budget_bytes: int,
+        verify_every: int,
+    ) -> None:
+        self._parameters = {
+            Target(component, name): parameter
+            for component, module in components.items()
+            for name, parameter in module.named_parameters()
+        }
+        self._originals = Originals(device_budget_bytes)
+        self._verify_every = verify_every
+        self._restores = 0
+        self._state: State | None = ()
+        # Parameters that are not their originals; None while one is being written.
+        self._held: dict[Target, Terms | None] = {}
+
+    @property
+    def saved_bytes(self) -> SavedBytes:
+        return self._originals.saved_bytes
+
+    @torch.no_grad()
+    def switch(self, wanted: Collection[ScaledAdapter]) -> SwitchReport:
+        """Have exactly these adapters on; the same set in any order costs nothing.
+
+        Only parameters whose terms change are written. An adapter given twice counts twice.
+
+        Raises:
+            IncompatibleAdapter: a target is no parameter of the pipeline (then the set that was on
+                stays), a delta's shape is wrong, or a merged weight is not finite in its dtype.
+            StateCorrupted: a parameter that was restored is not its original.
+        """
+        started_s = perf_counter()
+        state = state_of(wanted)
+        if state == self._state:
+            seconds = perf_counter() - started_s
+            return SwitchReport(rewritten=0, restored=0, unchanged=len(self._held), seconds=seconds)
+        self._require_targets(wanted)
+        terms = terms_of(wanted)
+        rewritten = [target for target in terms if terms[target] != self._held.get(target)]
+        restored = [target for target in self._held if target not in terms]
+        adapters = {item.adapter.sha256: item.adapter for item in wanted}
+        self._state = None
+        try:
+            self._restore(restored)
+            self._rewrite({target: terms[target] for target in rewritten}, adapters)
+        except BaseException:
+            self._restore(list(self._held))
+            self._state = ()
+            raise
+        self._state = state
+        return SwitchReport(
+            rewritten=len(rewritten),
+            restored=len(restored),
+            unchanged=len(terms) - len(rewritten),
+            seconds=perf_counter() - started_s,
+        )
+
+    def verify(self) -> bool:
+        """Whether every parameter that should be its original is, bit for bit."""
+        return not self._differing()
+
+    def _differing(self) -> list[Target]:
+        return self._originals.differing(
+            target for target in self._originals if target not in self._held
+        )
+
+    def _restore(self, targets: Sequence[Target]) -> None:
+        self._held.update(dict.fromkeys(targets))
+        self._originals.restore(targets)
+        for target in targets:
+            del self._held[target]
+        if targets:
+            self._restores += 1
+            if self._restores % self._verify_every == 0 and (differing := self._differing()):
+                raise StateCorrupted(f"not as saved after a restore: {_names(differing)}")
+
+    def _rewrite(self, terms: Mapping[Target, Terms], adapters: Mapping[str, Adapter]) -> None:
+        for target in terms:
+            self._originals.save(target, self._parameters[target])
+        parameters = {target: self._parameters[target].detach() for target in terms}
+        groups = list(grouped(parameters, terms))
+        elements = max(map(self._originals.scratch_elements, groups), default=0)
+        devices = {parameter.device for parameter in parameters.values()}
+        scratch = {device: torch.empty(elements, device=device) for device in devices}
+        norms: list[Tensor] = []
+        for group in groups:
+            own = {target: parameters[target] for target in group}
+            originals = self._originals.float32(group, scratch[own[group[0]].device])
+            self._held.update(dict.fromkeys(group))
+            norms.append(write_merged(own, originals, terms, adapters))
+            self._held.update({target: terms[target] for target in group})
+        self._require_finite(groups, norms)
+
+    def _require_targets(self, wanted: Collection[ScaledAdapter]) -> None:
+        for item in wanted:
+            unknown = [target for target in item.adapter.deltas if target not in self._parameters]
+            if unknown:
+                raise IncompatibleAdapter(
+                    f"adapter {item.adapter.sha256[:12]} is for another architecture; the "
+                    f"checkpoint has no {_names(unknown)}"
+                )
+
+    def _require_finite(self, groups: list[list[Target]], norms: list[Tensor]) -> None:
+        """Of what was written: after all of it, so that a GPU is waited for once."""
+        overflowing: list[Target] = []
+        for group, norm in zip(groups, norms, strict=True):
+            parameters = [self._parameters[target] for target in group]
+            # The norm bounds the largest value and is cheap; few tensors need a closer look.
+            if bool((norm < torch.finfo(parameters[0].dtype).max / 2).all()):
+                continue
+            overflowing += [
+                target
+                for target, parameter in zip(group, parameters, strict=True)
+                if not parameter.isfinite().all()
+            ]
+        if overflowing:
+            raise IncompatibleAdapter(f"merged weights are not finite: {_names(overflowing)}")
+
+
+@contextmanager
+def applied(state: MergedState, wanted: Collection[ScaledAdapter]) -> Generator[SwitchReport]:
+    """Have these adapters on for a while.
+
+    On exit, however it comes, every parameter and buffer is bitwise as the checkpoint has it: also
+    when the body raises, when switching in raises, or when other adapters were on before.
+
+    Raises:
+        IncompatibleAdapter, StateCorrupted: as `MergedState.switch`.
+    """
+    try:
+        yield state.switch(wanted)
+    finally:
+        state.switch(())
+
+
+def _names(targets: Sequence[Target]) -> str:
+    return ", ".join(f"{target.component}.{target.parameter}" for target in sorted(targets))

@@ -1,0 +1,116 @@
+"""The one authority on base weights: a saved copy of every parameter that an adapter touched."""
+
+# Torch has no public name for its multi-tensor kernels.
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from imagefleet_worker.adapters.delta import Target
+
+# Values are compared as integers, because -0.0 == 0.0 and NaN != NaN.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Elements: slices of a shared buffer start where vectorised kernels like it.
+_ALIGNMENT = 64
+
+
+class StateCorrupted(Exception):
+    """Weights differ from their saved copies after a restore: load the checkpoint again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedBytes:
+    """What the saved copies take."""
+
+    device: int
+    """Beside the parameters: in GPU memory, or in host memory for a pipeline on the CPU."""
+    pinned: int
+    """In page-locked host memory, for parameters on a GPU."""
+
+
+class Originals:
+    """Saves parameters before their first change, and puts them back bit for bit.
+
+    Args:
+        device_budget_bytes: for copies on the parameters' own device; what exceeds it goes to
+            page-locked host memory. The CPU has one memory, so there it is not a limit.
+    """
+
+    def __init__(self, device_budget_bytes: int) -> None:
+        self._device_budget_bytes = device_budget_bytes
+        self._device_bytes = 0
+        self._pinned_bytes = 0
+        self._saved: dict[Target, tuple[nn.Parameter, Tensor]] = {}
+
+    @property
+    def saved_bytes(self) -> SavedBytes:
+        return SavedBytes(device=self._device_bytes, pinned=self._pinned_bytes)
+
+    def save(self, target: Target, parameter: nn.Parameter) -> None:
+        """Copy a parameter, unless that was done before.
+
+        Args:
+            parameter: holds its original; it must stay the same object, its storage may move.
+        """
+        if target in self._saved:
+            return
+        weight = parameter.detach()
+        fits = self._device_bytes + weight.nbytes <= self._device_budget_bytes
+        if fits or not weight.is_cuda:
+            self._saved[target] = (parameter, weight.clone())
+            self._device_bytes += weight.nbytes
+            return
+        pinned = torch.empty_like(weight, device="cpu", pin_memory=True)
+        self._saved[target] = (parameter, pinned.copy_(weight))
+        self._pinned_bytes += weight.nbytes
+
+    def restore(self, targets: Iterable[Target]) -> None:
+        """Copy the originals back in place; storage and strides stay."""
+        pairs = [self._saved[target] for target in targets]
+        if pairs:
+            # One multi-tensor call: on a GPU 700 launches would take longer than the copies.
+            torch._foreach_copy_([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+    def float32(self, targets: Sequence[Target], scratch: Tensor) -> list[Tensor]:
+        """The originals in float32, on their parameters' device, as views of `scratch`.
+
+        Args:
+            scratch: float32, on that device, of `scratch_elements(targets)` or more. A new tensor
+                a time would be slower: above 32 MiB, glibc fetches every page anew.
+        """
+        views: list[Tensor] = []
+        saved: list[Tensor] = []
+        offset = 0
+        for target in targets:
+            parameter, original = self._saved[target]
+            views.append(scratch.as_strided(parameter.size(), parameter.stride(), offset))
+            saved.append(original)
+            offset += _aligned(parameter.numel())
+        torch._foreach_copy_(views, saved)
+        return views
+
+    def scratch_elements(self, targets: Sequence[Target]) -> int:
+        """How many elements `float32` needs for these."""
+        return sum(_aligned(self._saved[target][0].numel()) for target in targets)
+
+    def differing(self, targets: Iterable[Target]) -> list[Target]:
+        """Those whose parameters differ from the saved copy in any bit."""
+        return [target for target in targets if not _same_bits(*self._saved[target])]
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(self._saved)
+
+
+def _aligned(elements: int) -> int:
+    return -(-elements // _ALIGNMENT) * _ALIGNMENT
+
+
+def _same_bits(parameter: nn.Parameter, saved: Tensor) -> bool:
+    weight = parameter.detach()
+    if weight.dtype != saved.dtype or weight.shape != saved.shape:
+        return False
+    bits = _BITS[saved.itemsize]
+    return torch.equal(weight.view(bits), saved.to(weight.device).view(bits))

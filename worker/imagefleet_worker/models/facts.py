@@ -1,0 +1,65 @@
+"""What can be told of a model file without loading it for use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters.formats import describe
+from ..adapters.textual_inversion import load_embedding
+from .diffusers_folder import folder_family, folder_native_size_px
+from .families import Family, family_of, native_size_px
+from .header import read_header
+from .listing import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """A file's own word on itself."""
+
+    family: Family | None = None
+    """A checkpoint's architecture, or the one that an adapter is for, where it can be told."""
+    native_size_px: int = 0
+    """Picture side that a checkpoint was trained at."""
+    forms: tuple[str, ...] = ()
+    """A LoRA's kinds (`lora`, `loha`, ...), or an embedding's number of vectors."""
+    trigger_words: tuple[str, ...] = ()
+    """What to put into the prompt for it."""
+    bundles_embeddings: bool = False
+    """Whether a LoRA's file carries textual inversions too."""
+
+
+def facts_of(path: Path, kind: Kind) -> Facts:
+    """Read a file's facts.
+
+    Raises:
+        CorruptFile: damaged, unsupported, or of another kind.
+        FileUnavailable: the file cannot be read.
+    """
+    match kind:
+        case "checkpoint":
+            return _checkpoint(path)
+        case "lora":
+            described = describe(path)
+            return Facts(
+                family=described.family,
+                forms=described.kinds,
+                trigger_words=described.trigger_words,
+                bundles_embeddings=described.bundles_embeddings,
+            )
+        case "embedding":
+            embedding = load_embedding(path)
+            return Facts(
+                family="sdxl" if "text_encoder_2" in embedding.vectors else "sd1",
+                forms=(f"{embedding.length} vectors",),
+                trigger_words=(embedding.name,),
+            )
+        case "upscaler":
+            return Facts()
+
+
+def _checkpoint(path: Path) -> Facts:
+    if path.is_dir():
+        family = folder_family(path)
+        return Facts(family=family, native_size_px=folder_native_size_px(path, family))
+    header = read_header(path)
+    family = family_of(header)
+    return Facts(family=family, native_size_px=native_size_px(header, family))
