@@ -97,8 +97,9 @@ def s3_settings_env(s3_server: Process, s3_keys: S3Keys, unique_prefix: str) -> 
 
 @pytest.fixture(scope="session")
 def demo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with the demo's checkpoints (`demo`, `demo-xl`) and upscalers."""
+    """A model folder with the demo's checkpoints (`demo`, `demo-xl`), adapters and upscalers."""
     # Here, because they import torch, which most tests do without.
+    from tools.make_demo_adapters import write_demo_adapters
     from tools.make_demo_checkpoint import write_demo_checkpoint
     from tools.make_demo_upscaler import write_demo_upscalers
 
@@ -106,5 +107,6 @@ def demo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "checkpoints").mkdir()
     write_demo_checkpoint(root / "checkpoints/demo.safetensors", "sd1", seed=0)
     write_demo_checkpoint(root / "checkpoints/demo-xl.safetensors", "sdxl", seed=0)
+    write_demo_adapters(root)
     write_demo_upscalers(root / "upscalers")
     return root
