@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from imagefleet_producer import GenerateRequest, HiresPass, UpscalePass, UpscaleRequest
+from imagefleet_producer import (
+    GenerateRequest,
+    HiresPass,
+    LoRA,
+    TextualInversion,
+    UpscalePass,
+    UpscaleRequest,
+)
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_worker.settings import WorkerSettings
 
@@ -37,6 +44,8 @@ def with_tables(readme: str) -> str:
         "storage settings": _settings(StorageSettings),
         "worker settings": _settings(WorkerSettings),
         "GenerateRequest": _fields(GenerateRequest),
+        "LoRA": _fields(LoRA),
+        "TextualInversion": _fields(TextualInversion),
         "HiresPass": _fields(HiresPass),
         "UpscalePass": _fields(UpscalePass),
         "UpscaleRequest": _fields(UpscaleRequest),
@@ -77,6 +86,8 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value: Any = field.default
+    if value == ():
+        return "none"
     if isinstance(value, tuple):
         value = ",".join(str(part) for part in value)
     return f"`{value}`" if value != "" else '`""`'
@@ -84,7 +95,8 @@ def _default(field: FieldInfo) -> str:
 
 def _type(field: FieldInfo) -> str:
     bounds = [_bound(bound) for bound in field.metadata]
-    return " ".join([_name(field.annotation), *filter(None, bounds)])
+    text = " ".join([_name(field.annotation), *filter(None, bounds)])
+    return text.replace("characters", "items") if text.startswith("list") else text
 
 
 def _name(annotation: Any) -> str:  # noqa: ANN401 — an annotation is whatever Python lets it be
@@ -93,6 +105,8 @@ def _name(annotation: Any) -> str:  # noqa: ANN401 — an annotation is whatever
         inner, *metadata = get_args(annotation)
         limits = [_bound(part) for item in metadata for part in getattr(item, "metadata", [item])]
         return " ".join([_name(inner), *filter(None, limits)])
+    if origin is tuple:
+        return f"list of {_name(get_args(annotation)[0])}"
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if origin is Union or str(origin) == "<class 'types.UnionType'>":

@@ -48,10 +48,13 @@ def in_process(models_dir: Path) -> Callable[[int], None]:
             asked = request(seed)
             job = ResolvedGenerate(
                 request=asked,
-                checkpoint=models.checkpoint("demo"),
+                checkpoint=models.find("checkpoint", "demo"),
                 width=128,
                 height=128,
                 seeds=(seed,),
+                prompt=asked.prompt,
+                loras=(),
+                inversions=(),
                 windows=1,
                 start=None,
                 hires=None,

@@ -10,7 +10,7 @@ from imagefleet_shared.presence import live_workers
 from imagefleet_shared.settings import BrokerSettings
 
 from .settings import WorkerSettings
-from .supervisor import Supervisor, seats
+from .supervisor import Supervisor, seats, with_metrics_ports
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def main() -> None:
         taken = seats(settings.device, settings.gpus, settings.lock_dir)
     except RuntimeError as exc:
         sys.exit(f"imagefleet-worker: {exc}")
+    taken = with_metrics_ports(taken, settings.metrics_port)
     Supervisor(taken, settings.stall_timeout_s, settings.drain_timeout_s).run()
 
 

@@ -18,6 +18,7 @@ from imagefleet_shared.routing import QUEUES
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_shared.storage import open_store
 
+from . import metrics
 from .attention import choose_attention
 from .delivery import Delivery
 from .engine import Engine, Renderer
@@ -116,6 +117,8 @@ class Worker:
 
     def run(self) -> None:
         """Serve until SIGTERM, then finish what runs, or hand it back."""
+        if self._settings.metrics_port is not None:
+            metrics.serve(self._settings.metrics_port)
         self._engine.start()
         self._keeper.start()
         Thread(target=self._announce, name="announce", daemon=True).start()

@@ -17,6 +17,7 @@ from imagefleet_shared.records import Lease
 from imagefleet_shared.results import ImageResult, JobResult, Timings
 from imagefleet_shared.storage import ObjectStore
 
+from . import metrics
 from .engine import Engine
 from .lease import HandBack, HeldJob, LeaseKeeper, LeaseLost
 from .models.store import ModelStore
@@ -179,10 +180,12 @@ class Delivery:
     def _succeed(self, lease: Lease, result: JobResult) -> str:
         if not self._ledger.succeed(lease, result):
             return "lost: another worker has the job"
+        metrics.JOBS.labels(lease.job.kind, "succeeded").inc()
         count = len(result.images)
         return f"succeeded: {count} picture{'s' if count > 1 else ''}"
 
     def _end(self, lease: Lease, error: ImagefleetError) -> None:
+        metrics.JOBS.labels(lease.job.kind, type(error).__name__).inc()
         if not self._ledger.fail(lease, error):
             log.warning("job %s failed after its lease was lost: %s", lease.job.id, error)
 

@@ -17,6 +17,7 @@ from PIL import Image
 from imagefleet_shared.errors import OutOfMemory
 from imagefleet_shared.status import Stage
 
+from . import metrics
 from .batching import together
 from .resolve import ResolvedJob
 from .stages import AllEnded, Stages, Tell
@@ -128,6 +129,9 @@ class Engine(Thread):
         try:
             pictures = self._renderer.render([order.job for order in orders], stages)
             stages.end()
+            metrics.BATCH_JOBS.observe(len(orders))
+            for stage, seconds in stages.seconds.items():
+                metrics.STAGE_SECONDS.labels(stage).observe(seconds)
         except AllEnded:
             pictures = [[] for _ in orders]
         except Exception as exc:

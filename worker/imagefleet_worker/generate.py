@@ -11,9 +11,11 @@ from torch import Tensor
 
 from imagefleet_shared.requests import LATENT
 
+from . import metrics
 from .adapters.cache import AdapterCache
 from .adapters.formats import AdapterFile, load_adapter
 from .adapters.lookup import WantedLora
+from .adapters.merge import SwitchReport
 from .adapters.originals import StateCorrupted
 from .adapters.wanted import ScaledAdapter
 from .images import from_vae_range
@@ -125,13 +127,27 @@ class Studio:
     def _adapt(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> WarmPipeline:
         """The pipeline with exactly these LoRAs on; loaded anew if a check finds it damaged."""
         try:
-            warm.merged.switch(self._scaled(warm, loras))
+            report = warm.merged.switch(self._scaled(warm, loras))
         except StateCorrupted as exc:
             log.error("checkpoint %s is loaded anew: %s", warm.file.name, exc)
+            metrics.CORRUPTED.inc()
             self._pipelines.drop(warm)
             warm = self._pipelines.get(warm.file.name)
-            warm.merged.switch(self._scaled(warm, loras))
+            report = warm.merged.switch(self._scaled(warm, loras))
+        self._count(warm, report)
         return warm
+
+    def _count(self, warm: WarmPipeline, report: SwitchReport) -> None:
+        if report.rewritten or report.restored:
+            metrics.SWITCHES.inc()
+            metrics.REWRITTEN.inc(report.rewritten)
+            metrics.RESTORED.inc(report.restored)
+        stats, saved = self._adapters.stats, warm.merged.saved_bytes
+        metrics.ADAPTER_HITS.set(stats.hits)
+        metrics.ADAPTER_MISSES.set(stats.misses)
+        metrics.ADAPTER_BYTES.set(stats.size_bytes)
+        metrics.ORIGINALS_BYTES.labels("device").set(saved.device)
+        metrics.ORIGINALS_BYTES.labels("pinned").set(saved.pinned)
 
     def _load_adapter(self, key: tuple[ModelFile, ModelFile]) -> AdapterFile:
         lora, checkpoint = key

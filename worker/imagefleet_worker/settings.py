@@ -66,6 +66,8 @@ class WorkerSettings(BaseSettings):
     """An engine at work that takes no step for so long is killed and started anew, seconds."""
     drain_timeout_s: float = Field(default=60, ge=0)
     """After SIGTERM, running jobs may take so long before they are handed back, seconds."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port on which Prometheus reads this worker, the next GPU's one higher; None: off."""
     spool_dir: Path = Path("/tmp/imagefleet-spool")
     """Finished pictures wait here while the object store is away."""
 

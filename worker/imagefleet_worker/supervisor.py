@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from time import monotonic
@@ -145,6 +145,18 @@ def seats(device: str, most_gpus: int | None, lock_dir: Path) -> list[Seat]:
             {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
         )
         for gpu in taken
+    ]
+
+
+def with_metrics_ports(taken: Sequence[Seat], first: int | None) -> list[Seat]:
+    """Seats whose processes answer Prometheus, each on its own port from `first`; None: none."""
+    if first is None:
+        return list(taken)
+    return [
+        replace(
+            seat, environment={**seat.environment, "IMAGEFLEET_METRICS_PORT": str(first + place)}
+        )
+        for place, seat in enumerate(taken)
     ]
 
 

@@ -43,10 +43,13 @@ def job(
     hires = request.hires
     return ResolvedGenerate(
         request=request,
-        checkpoint=models.checkpoint(request.checkpoint or "demo"),
+        checkpoint=models.find("checkpoint", request.checkpoint or "demo"),
         width=64,
         height=64,
         seeds=tuple(range(seed, seed + request.num_images)),
+        prompt=prompt,
+        loras=(),
+        inversions=(),
         windows=1,
         start=None,
         hires=hires and Hires(128, 128, hires.upscaler, 3, hires.strength),

@@ -46,16 +46,16 @@ def test_both_our_folder_names_and_those_of_a1111_are_read(tmp_path: Path) -> No
     put_file(tmp_path / "Lora" / "style.safetensors")
     store = ModelStore(tmp_path)
 
-    assert [(file.name, file.family) for file in store.checkpoints()] == [
+    assert [(file.name, file.family) for file in store.listed("checkpoint")] == [
         ("ours", "sd1"),
         ("theirs", "sdxl"),
     ]
-    assert [file.name for file in store.upscalers()] == ["up0", "up1", "up2", "up3"]
+    assert [file.name for file in store.listed("upscaler")] == ["up0", "up1", "up2", "up3"]
 
 
 def test_a_model_is_found_by_its_name(tmp_path: Path) -> None:
     path = put_checkpoint(tmp_path / "checkpoints" / "sub" / "v1.5 pruned.safetensors")
-    file = ModelStore(tmp_path).checkpoint("v1.5 pruned")
+    file = ModelStore(tmp_path).find("checkpoint", "v1.5 pruned")
 
     assert (file.path, file.kind, file.family) == (path.resolve(), "checkpoint", "sd1")
     assert file.size_bytes == path.stat().st_size
@@ -66,9 +66,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     put_file(tmp_path / "upscalers" / "b.pth")
 
     with pytest.raises(UnknownCheckpoint, match="unknown checkpoint 'b'; known: a"):
-        ModelStore(tmp_path).checkpoint("b")
+        ModelStore(tmp_path).find("checkpoint", "b")
     with pytest.raises(UnknownUpscaler, match="unknown upscaler 'a'; known: b"):
-        ModelStore(tmp_path).upscaler("a")
+        ModelStore(tmp_path).find("upscaler", "a")
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_a_name_that_could_be_a_path_is_no_known_name(name: str, tmp_path: Path)
     store = ModelStore(tmp_path / "models")
 
     with pytest.raises(UnknownCheckpoint):
-        store.checkpoint(name)
+        store.find("checkpoint", name)
     with pytest.raises(UnknownUpscaler):
-        store.upscaler(name)
+        store.find("upscaler", name)
 
 
 def test_links_that_lead_out_of_the_folder_are_ignored(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_links_that_lead_out_of_the_folder_are_ignored(tmp_path: Path) -> None:
     (root / "checkpoints" / "again.safetensors").symlink_to(inside)
     (root / "Stable-diffusion").symlink_to(outside.parent)
 
-    assert [file.path for file in ModelStore(root).checkpoints()] == [inside.resolve()]
+    assert [file.path for file in ModelStore(root).listed("checkpoint")] == [inside.resolve()]
 
 
 def test_two_files_of_one_name_are_an_error_that_names_both(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_two_files_of_one_name_are_an_error_that_names_both(tmp_path: Path) -> N
     with pytest.raises(
         WorkerFailure, match=r"Stable-diffusion/x/a\.safetensors and checkpoints/a\."
     ):
-        store.checkpoint("a")
-    assert [file.name for file in store.checkpoints()] == ["b"]
+        store.find("checkpoint", "a")
+    assert [file.name for file in store.listed("checkpoint")] == ["b"]
 
 
 def test_a_pickled_checkpoint_is_refused_by_name_with_the_way_to_convert_it(
@@ -131,16 +131,16 @@ def test_a_pickled_checkpoint_is_refused_by_name_with_the_way_to_convert_it(
     torch.save({"state_dict": {}}, path)
     store = ModelStore(tmp_path)
 
-    assert store.checkpoints() == ()
+    assert store.listed("checkpoint") == ()
     with pytest.raises(CorruptFile, match=r"(?s)old\.ckpt is a pickle.*save_file"):
-        store.checkpoint("old")
+        store.find("checkpoint", "old")
 
 
 def test_a_converted_checkpoint_may_lie_beside_its_pickle(tmp_path: Path) -> None:
     converted = put_checkpoint(tmp_path / "checkpoints" / "model.safetensors")
     put_file(tmp_path / "checkpoints" / "model.ckpt", b"PK\x03\x04 and so on")
 
-    assert ModelStore(tmp_path).checkpoint("model").path == converted.resolve()
+    assert ModelStore(tmp_path).find("checkpoint", "model").path == converted.resolve()
 
 
 def test_the_format_is_told_by_the_first_bytes_not_the_suffix(tmp_path: Path) -> None:
@@ -148,25 +148,25 @@ def test_the_format_is_told_by_the_first_bytes_not_the_suffix(tmp_path: Path) ->
     put_file(tmp_path / "checkpoints" / "fake.safetensors", b"PK\x03\x04 and so on")
     store = ModelStore(tmp_path)
 
-    assert store.checkpoint("renamed").family == "sd1"
+    assert store.find("checkpoint", "renamed").family == "sd1"
     with pytest.raises(CorruptFile, match="is a pickle"):
-        store.checkpoint("fake")
+        store.find("checkpoint", "fake")
 
 
 def test_a_lora_among_the_checkpoints_is_left_out_and_refused(tmp_path: Path) -> None:
     put_checkpoint(tmp_path / "checkpoints" / "style.safetensors", ("lora_unet_x.lora_up.weight",))
     store = ModelStore(tmp_path)
 
-    assert store.checkpoints() == ()
+    assert store.listed("checkpoint") == ()
     with pytest.raises(CorruptFile, match="looks like a LoRA"):
-        store.checkpoint("style")
+        store.find("checkpoint", "style")
 
 
 def test_a_diffusers_folder_is_one_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "turbo"
     put_file(folder / "model_index.json", b'{"_class_name": "StableDiffusionXLPipeline"}')
     put_file(folder / "unet" / "diffusion_pytorch_model.safetensors", b"12345")
-    file = ModelStore(tmp_path).checkpoint("turbo")
+    file = ModelStore(tmp_path).find("checkpoint", "turbo")
 
     assert (file.path, file.family, file.size_bytes) == (folder.resolve(), "sdxl", 5)
 
@@ -189,7 +189,7 @@ def test_a_diffusers_folder_of_another_kind_is_refused(
     put_file(tmp_path / "checkpoints" / "other" / "model_index.json", text)
 
     with pytest.raises(CorruptFile, match=message):
-        ModelStore(tmp_path).checkpoint("other")
+        ModelStore(tmp_path).find("checkpoint", "other")
 
 
 def test_hidden_files_and_half_copied_ones_are_left_out(tmp_path: Path) -> None:
@@ -197,37 +197,37 @@ def test_hidden_files_and_half_copied_ones_are_left_out(tmp_path: Path) -> None:
     put_checkpoint(tmp_path / "checkpoints" / ".cache" / "model.safetensors")
     put_file(tmp_path / "checkpoints" / "copying.safetensors.part")
 
-    assert ModelStore(tmp_path).checkpoints() == ()
+    assert ModelStore(tmp_path).listed("checkpoint") == ()
 
 
 def test_a_folder_that_is_not_there_is_the_operators_to_see_to(tmp_path: Path) -> None:
     with pytest.raises(FileUnavailable, match=r"the model folder .*gone cannot be read"):
-        ModelStore(tmp_path / "gone").checkpoints()
+        ModelStore(tmp_path / "gone").listed("checkpoint")
 
 
 def test_the_hash_is_read_once_until_the_file_changes(tmp_path: Path) -> None:
     path = put_file(tmp_path / "upscalers" / "a.pth", b"first")
     store = ModelStore(tmp_path)
-    file = store.upscaler("a")
+    file = store.find("upscaler", "a")
     first = store.sha256(file)
     assert first == hashlib.sha256(b"first").hexdigest()
 
     times = (file.modified_ns, file.modified_ns)
     path.write_bytes(b"other")
     os.utime(path, ns=times)
-    assert store.sha256(store.upscaler("a")) == first
+    assert store.sha256(store.find("upscaler", "a")) == first
 
     os.utime(path, ns=(times[0] + 1, times[1] + 1))
-    assert store.sha256(store.upscaler("a")) == hashlib.sha256(b"other").hexdigest()
+    assert store.sha256(store.find("upscaler", "a")) == hashlib.sha256(b"other").hexdigest()
 
 
 def test_a_file_that_was_replaced_is_another_model(tmp_path: Path) -> None:
     path = put_checkpoint(tmp_path / "checkpoints" / "a.safetensors")
     store = ModelStore(tmp_path)
-    before = store.checkpoint("a")
-    assert store.checkpoint("a") == before
+    before = store.find("checkpoint", "a")
+    assert store.find("checkpoint", "a") == before
 
     put_checkpoint(path, SDXL_KEYS)
-    after = store.checkpoint("a")
+    after = store.find("checkpoint", "a")
     assert after != before
     assert after.family == "sdxl"

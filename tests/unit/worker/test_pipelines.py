@@ -37,7 +37,9 @@ def models(demo: bytes, tmp_path: Path) -> Path:
 
 
 def cache_of(models: Path, budget_bytes: int = PLENTY, vram: Vram = "high") -> PipelineCache:
-    return PipelineCache(ModelStore(models), CPU, torch.float32, "sdpa", vram, budget_bytes)
+    return PipelineCache(
+        ModelStore(models), CPU, torch.float32, "sdpa", vram, budget_bytes, 2**40, 1
+    )
 
 
 def test_a_pipeline_is_loaded_once_and_then_warm(models: Path) -> None:
@@ -45,9 +47,9 @@ def test_a_pipeline_is_loaded_once_and_then_warm(models: Path) -> None:
     warm = cache.get("a")
 
     assert cache.get("a") is warm
-    assert (warm.name, warm.family, warm.native_size_px) == ("a", "sd1", 128)
+    assert (warm.file.name, warm.family, warm.native_size_px) == ("a", "sd1", 128)
     assert (warm.device, warm.dtype) == (CPU, torch.float32)
-    assert warm.sha256 == ModelStore(models).sha256(ModelStore(models).checkpoint("a"))
+    assert warm.sha256 == ModelStore(models).sha256(ModelStore(models).find("checkpoint", "a"))
     weights = sum(p.nbytes for p in warm.pipeline.unet.parameters())
     assert weights < warm.size_bytes < 3 * weights
 

@@ -131,7 +131,7 @@ class PipelineCache:
         return warm
 
     def drop(self, warm: WarmPipeline) -> None:
-        """Forget a pipeline whose weights are not to be trusted; it is loaded anew when asked for."""
+        """Forget a pipeline whose weights are not to be trusted; the next `get` loads it anew."""
         for file in [file for file, known in self._warm.items() if known is warm]:
             self._evict(file)
 

@@ -1,9 +1,9 @@
 """The models of a worker, by name: what is in its model folder and nothing else.
 
-Read are the subfolders ``checkpoints/``, ``loras/``, ``embeddings/`` and ``upscalers/``, and A1111's own
-names for them, at any depth; upper and lower case count the same. A model's name is its file's name
-without the suffix, or the name of a diffusers folder. Names are looked up in a listing and never become
-part of a path.
+Read are the subfolders ``checkpoints/``, ``loras/``, ``embeddings/`` and ``upscalers/``, and A1111's
+own names for them, at any depth; upper and lower case count the same. A model's name is its file's
+name without the suffix, or the name of a diffusers folder. Names are looked up in a listing and
+never become part of a path.
 """
 
 import hashlib
@@ -74,8 +74,8 @@ _Version = tuple[Path, int, int]
 class ModelStore:
     """Finds models under one folder; every call sees the folder as it is now.
 
-    Links that lead out of the folder, and links to folders, are ignored. Headers and digests are read
-    once for each version of a file. Safe to use from several threads.
+    Links that lead out of the folder, and links to folders, are ignored. Headers and digests are
+    read once for each version of a file. Safe to use from several threads.
     """
 
     def __init__(self, root: Path) -> None:
@@ -98,8 +98,8 @@ class ModelStore:
         Raises:
             UnknownCheckpoint, UnknownLora, UnknownEmbedding, UnknownUpscaler: there is none, or the
                 name could be a path.
-            CorruptFile: it is damaged, unsupported, or a pickle where none is read; the message says
-                how to convert that.
+            CorruptFile: it is damaged, unsupported, or a pickle where none is read; the message
+                says how to convert that.
             FileUnavailable: the model folder or the file cannot be read.
             WorkerFailure: two files have that name.
         """

@@ -1,0 +1,36 @@
+"""What a worker counts, for Prometheus: served on a port of its own where one is set."""
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+JOBS = Counter("imagefleet_jobs", "Jobs that ended here.", ["kind", "outcome"])
+STAGE_SECONDS = Histogram(
+    "imagefleet_stage_seconds",
+    "Time of each stage of a batch on the device.",
+    ["stage"],
+    buckets=(0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+BATCH_JOBS = Histogram(
+    "imagefleet_batch_jobs", "Jobs drawn together.", buckets=(1, 2, 4, 8, 16, 32)
+)
+
+SWITCHES = Counter("imagefleet_adapter_switches", "Changes of the adapters that are on.")
+REWRITTEN = Counter("imagefleet_adapter_weights_rewritten", "Weights computed by changes.")
+RESTORED = Counter("imagefleet_adapter_weights_restored", "Weights copied back by changes.")
+CORRUPTED = Counter(
+    "imagefleet_state_corrupted", "Restores that were not bit for bit; the checkpoint was reloaded."
+)
+ADAPTER_HITS = Gauge("imagefleet_adapter_cache_hits", "Adapters found parsed in memory.")
+ADAPTER_MISSES = Gauge("imagefleet_adapter_cache_misses", "Adapters read from their files.")
+ADAPTER_BYTES = Gauge("imagefleet_adapter_cache_bytes", "Memory that parsed adapters take.")
+ORIGINALS_BYTES = Gauge(
+    "imagefleet_originals_bytes", "Memory of saved weights of the pipeline used last.", ["place"]
+)
+
+
+def serve(port: int) -> None:
+    """Answer Prometheus on every interface.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    start_http_server(port)
