@@ -12,11 +12,12 @@ from torch import Tensor
 from imagefleet_shared.requests import LATENT
 
 from . import metrics
-from .adapters.cache import AdapterCache
-from .adapters.formats import AdapterFile, load_adapter
+from .adapters.delta import Adapter
+from .adapters.formats import load_adapter
 from .adapters.lookup import WantedLora
 from .adapters.merge import SwitchReport
 from .adapters.originals import StateCorrupted
+from .adapters.shelf import AdapterShelf
 from .adapters.wanted import ScaledAdapter
 from .images import from_vae_range
 from .models.pipelines import PipelineCache, WarmPipeline
@@ -71,10 +72,11 @@ class Studio:
         self._settings = settings
         self._pipelines = pipelines
         self._enlarger = enlarger
-        self._adapters: AdapterCache[tuple[ModelFile, ModelFile], AdapterFile] = AdapterCache(
+        self._adapters: AdapterShelf[tuple[ModelFile, ModelFile]] = AdapterShelf(
             self._load_adapter,
-            size_of=lambda file: file.adapter.size_bytes,
-            budget_bytes=int(settings.adapter_cache_gb * 1e9),
+            pipelines.device,
+            host_bytes=int(settings.adapter_cache_gb * 1e9),
+            device_bytes=int(settings.device_adapter_gb * 1e9),
         )
 
     @torch.no_grad()
@@ -143,20 +145,21 @@ class Studio:
             metrics.REWRITTEN.inc(report.rewritten)
             metrics.RESTORED.inc(report.restored)
         stats, saved = self._adapters.stats, warm.merged.saved_bytes
-        metrics.ADAPTER_HITS.set(stats.hits)
-        metrics.ADAPTER_MISSES.set(stats.misses)
-        metrics.ADAPTER_BYTES.set(stats.size_bytes)
+        for place, of_place in (("host", stats.host), ("device", stats.device)):
+            metrics.ADAPTER_HITS.labels(place).set(of_place.hits)
+            metrics.ADAPTER_MISSES.labels(place).set(of_place.misses)
+            metrics.ADAPTER_BYTES.labels(place).set(of_place.size_bytes)
         metrics.ORIGINALS_BYTES.labels("device").set(saved.device)
         metrics.ORIGINALS_BYTES.labels("pinned").set(saved.pinned)
 
-    def _load_adapter(self, key: tuple[ModelFile, ModelFile]) -> AdapterFile:
+    def _load_adapter(self, key: tuple[ModelFile, ModelFile]) -> Adapter:
         lora, checkpoint = key
-        return load_adapter(lora.path, self._pipelines.get(checkpoint.name).naming)
+        return load_adapter(lora.path, self._pipelines.get(checkpoint.name).naming).adapter
 
     def _scaled(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> list[ScaledAdapter]:
         return [
             ScaledAdapter(
-                adapter=self._adapters.get((lora.file, warm.file)).adapter,
+                adapter=self._adapters.get((lora.file, warm.file)),
                 unet_scale=lora.unet_scale,
                 text_encoder_scale=lora.text_encoder_scale,
             )

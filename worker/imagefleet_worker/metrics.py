@@ -19,9 +19,9 @@ RESTORED = Counter("imagefleet_adapter_weights_restored", "Weights copied back b
 CORRUPTED = Counter(
     "imagefleet_state_corrupted", "Restores that were not bit for bit; the checkpoint was reloaded."
 )
-ADAPTER_HITS = Gauge("imagefleet_adapter_cache_hits", "Adapters found parsed in memory.")
-ADAPTER_MISSES = Gauge("imagefleet_adapter_cache_misses", "Adapters read from their files.")
-ADAPTER_BYTES = Gauge("imagefleet_adapter_cache_bytes", "Memory that parsed adapters take.")
+ADAPTER_HITS = Gauge("imagefleet_adapter_cache_hits", "Adapters found there.", ["place"])
+ADAPTER_MISSES = Gauge("imagefleet_adapter_cache_misses", "Adapters brought there.", ["place"])
+ADAPTER_BYTES = Gauge("imagefleet_adapter_cache_bytes", "Memory that adapters take.", ["place"])
 ORIGINALS_BYTES = Gauge(
     "imagefleet_originals_bytes", "Memory of saved weights of the pipeline used last.", ["place"]
 )

@@ -40,7 +40,9 @@ class WorkerSettings(BaseSettings):
     upscaler_cache_gb: float = Field(default=2, gt=0)
     """Warm upscalers are kept up to this size, GB."""
     adapter_cache_gb: float = Field(default=2, gt=0)
-    """Parsed LoRAs are kept in host memory up to this size, GB."""
+    """Parsed LoRAs are kept in host memory, page-locked beside a GPU, up to this size, GB."""
+    device_adapter_gb: float = Field(default=2, ge=0)
+    """Parsed LoRAs are kept on the GPU too, up to this size, GB."""
     originals_gb: float = Field(default=8, ge=0)
     """Saved copies of weights that LoRAs touched stay on the GPU up to this size, then in host
     memory, GB."""

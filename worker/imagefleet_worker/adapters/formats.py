@@ -27,7 +27,7 @@ from imagefleet_worker.adapters.parts import BIAS_PARTS, INTEGER_PARTS, Part, ki
 from imagefleet_worker.adapters.stated_alphas import StatedAlphas
 from imagefleet_worker.adapters.trigger_words import trigger_words
 from imagefleet_worker.models.families import NATIVE_SIZE_PX, Family
-from imagefleet_worker.models.header import read_header
+from imagefleet_worker.models.header import Header, read_header
 
 _BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(.+)", re.DOTALL)
 
@@ -57,7 +57,12 @@ def load_adapter(path: Path, naming: Naming) -> AdapterFile:
         IncompatibleAdapter: tensors of an unknown kind, for no layer, or of the wrong shape; the
             message has the first of them, and the family that the file looks made for.
     """
+    header = read_header(path) if is_safetensors(path) else None
+    # Before gigabytes are read: a whole checkpoint may lie in the wrong folder.
+    if header is not None and not _kinds(_shapes(header)):
+        raise CorruptFile(f"{path.name} holds no adapter")
     file = read_tensors(path)
+    metadata = {} if header is None else header.metadata
     faults = Faults()
     embeddings: dict[str, dict[str, Tensor]] = {}
     layers: dict[str, dict[Part, str]] = {}
@@ -71,8 +76,8 @@ def load_adapter(path: Path, naming: Naming) -> AdapterFile:
             faults.add("unknown", [key])
         elif layers.setdefault(named[0], {}).setdefault(named[1], key) != key:
             faults.add("twice", [key])
-    deltas = _deltas(layers, file, naming, faults, StatedAlphas(file.metadata, path.name))
-    look = look_of({key: tuple(file.tensors[key].shape) for key in file.tensors}, file.metadata)
+    deltas = _deltas(layers, file, naming, faults, StatedAlphas(metadata, path.name))
+    look = look_of({key: tuple(tensor.shape) for key, tensor in file.tensors.items()}, metadata)
     error = faults.error(path.name, len(file.tensors), naming.family, look)
     if error is not None:
         raise error
@@ -80,7 +85,7 @@ def load_adapter(path: Path, naming: Naming) -> AdapterFile:
         raise CorruptFile(f"{path.name} holds no adapter")
     size_bytes = sum(delta.size_bytes for delta in deltas.values())
     adapter = Adapter(file.sha256, MappingProxyType(deltas), size_bytes)
-    return AdapterFile(adapter=adapter, embeddings=embeddings, metadata=file.metadata)
+    return AdapterFile(adapter=adapter, embeddings=embeddings, metadata=metadata)
 
 
 def _deltas(
@@ -127,7 +132,8 @@ def _delta(
     alphas: StatedAlphas,
 ) -> Delta:
     for part, tensor in parts.items():
-        if not (tensor.is_floating_point() or part in INTEGER_PARTS):
+        numeric = part in INTEGER_PARTS and not tensor.is_complex()
+        if not (tensor.is_floating_point() or numeric):
             raise Misfit(f"{tensor.dtype}")
     shape = naming.shape(target)
     if target.parameter.endswith(".bias"):
@@ -163,17 +169,23 @@ def describe(path: Path) -> AdapterDescription:
     """
     if is_safetensors(path):
         header = read_header(path)
-        shapes = {key: entry.shape for key, entry in header.tensors.items()}
-        metadata = header.metadata
+        shapes, metadata = _shapes(header), header.metadata
     else:
         shapes = {key: tuple(tensor.shape) for key, tensor in read_tensors(path).tensors.items()}
         metadata = {}
-    named = [(named[1], shape) for key, shape in shapes.items() if (named := split_key(key))]
-    kinds = {kind for part, shape in named if (kind := kind_of(part, shape))}
     look = look_of(shapes, metadata)
     return AdapterDescription(
-        kinds=tuple(sorted(kinds)),
+        kinds=_kinds(shapes),
         family=look if look in NATIVE_SIZE_PX else None,
         trigger_words=trigger_words(metadata),
         bundles_embeddings=any(_BUNDLED.fullmatch(key) for key in shapes),
     )
+
+
+def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
+    return {key: entry.shape for key, entry in header.tensors.items()}
+
+
+def _kinds(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    named = [(found[1], shape) for key, shape in shapes.items() if (found := split_key(key))]
+    return tuple(sorted({kind for part, shape in named if (kind := kind_of(part, shape))}))

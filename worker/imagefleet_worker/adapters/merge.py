@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from imagefleet_shared.errors import IncompatibleAdapter
 from imagefleet_worker.adapters.delta import Adapter, Component, Target
 from imagefleet_worker.adapters.originals import Originals, SavedBytes, StateCorrupted
-from imagefleet_worker.adapters.sums import grouped, write_merged
+from imagefleet_worker.adapters.sums import grouped, rowwise_terms, write_in_rows, write_merged
 from imagefleet_worker.adapters.wanted import ScaledAdapter, State, Terms, state_of, terms_of
 
 
@@ -127,18 +127,29 @@ class MergedState:
         for target in terms:
             self._originals.save(target, self._parameters[target])
         parameters = {target: self._parameters[target].detach() for target in terms}
-        groups = list(grouped(parameters, terms))
+        rowwise = {
+            target: deltas
+            for target in terms
+            if parameters[target].device.type == "cpu"
+            and (deltas := rowwise_terms(target, terms[target], adapters))
+        }
+        whole = {target: tensor for target, tensor in parameters.items() if target not in rowwise}
+        groups = list(grouped(whole, terms))
         elements = max(map(self._originals.scratch_elements, groups), default=0)
-        devices = {parameter.device for parameter in parameters.values()}
+        devices = {parameter.device for parameter in whole.values()}
         scratch = {device: torch.empty(elements, device=device) for device in devices}
-        norms: list[Tensor] = []
+        norms: list[tuple[Sequence[Target], Tensor]] = []
+        for target, deltas in rowwise.items():
+            self._held[target] = None
+            norm = write_in_rows(parameters[target], self._originals[target], deltas)
+            norms.append(([target], norm))
         for group in groups:
             own = {target: parameters[target] for target in group}
             originals = self._originals.float32(group, scratch[own[group[0]].device])
             self._held.update(dict.fromkeys(group))
-            norms.append(write_merged(own, originals, terms, adapters))
-            self._held.update({target: terms[target] for target in group})
-        self._require_finite(groups, norms)
+            norms.append((group, write_merged(own, originals, terms, adapters)))
+        self._held.update(terms)
+        self._require_finite(norms)
 
     def _require_targets(self, wanted: Collection[ScaledAdapter]) -> None:
         for item in wanted:
@@ -149,10 +160,10 @@ class MergedState:
                     f"checkpoint has no {_names(unknown)}"
                 )
 
-    def _require_finite(self, groups: list[list[Target]], norms: list[Tensor]) -> None:
+    def _require_finite(self, norms: Sequence[tuple[Sequence[Target], Tensor]]) -> None:
         """Of what was written: after all of it, so that a GPU is waited for once."""
         overflowing: list[Target] = []
-        for group, norm in zip(groups, norms, strict=True):
+        for group, norm in norms:
             parameters = [self._parameters[target] for target in group]
             # The norm bounds the largest value and is cheap; few tensors need a closer look.
             if bool((norm < torch.finfo(parameters[0].dtype).max / 2).all()):

@@ -67,6 +67,10 @@ class Originals:
         self._saved[target] = (parameter, pinned.copy_(weight))
         self._pinned_bytes += weight.nbytes
 
+    def __getitem__(self, target: Target) -> Tensor:
+        """The saved copy: only to be read."""
+        return self._saved[target][1]
+
     def restore(self, targets: Iterable[Target]) -> None:
         """Copy the originals back in place; storage and strides stay."""
         pairs = [self._saved[target] for target in targets]

@@ -5,8 +5,9 @@ import re
 Part = str
 """What a tensor is to its module, in one spelling: `lora_down`, `hada_w1_a`, `alpha`, `diff_b`."""
 
-# A key is the module's name and one of these; the first row that matches wins.
-_SUFFIXES: list[tuple[str, Part]] = [
+# A key is the module's name and one of these; the first row that matches wins. Where the part is
+# None, the suffix's own group names it.
+_SUFFIXES: list[tuple[str, Part | None]] = [
     # kohya and LyCORIS; PEFT, maybe with the adapter's name; diffusers' older ones.
     (
         r"\.lora_(?:down|A)(?:(?:\.\w+)?\.weight)?|(?:\.lora_linear_layer|\.lora|_lora)\.down\.weight",
@@ -22,12 +23,12 @@ _SUFFIXES: list[tuple[str, Part]] = [
     (r"\.dora_scale", "dora_scale"),
     # PEFT's, for each output whatever its shape says.
     (r"\.lora_magnitude_vector(?:\.\w+)??(?:\.weight)?", "magnitude"),
-    (r"\.(hada_(?:w[12]_[ab]|t[12]))", r"\1"),
-    (r"\.(lokr_(?:w[12](?:_[ab])?|t2))", r"\1"),
-    (r"\.([ab][12])\.weight", r"\1"),
-    (r"\.(oft_blocks|oft_diag|rescale)", r"\1"),
-    (r"\.(bias_(?:indices|values|size))", r"\1"),
-    (r"\.(diff|diff_b|w_norm|b_norm|on_input)", r"\1"),
+    (r"\.(hada_(?:w[12]_[ab]|t[12]))", None),
+    (r"\.(lokr_(?:w[12](?:_[ab])?|t2))", None),
+    (r"\.([ab][12])\.weight", None),
+    (r"\.(oft_blocks|oft_diag|rescale)", None),
+    (r"\.(bias_(?:indices|values|size))", None),
+    (r"\.(diff|diff_b|w_norm|b_norm|on_input)", None),
     (r"\.weight", "ia3"),
 ]
 _COMPILED = [(re.compile(rf"(?:{suffix})\Z"), part) for suffix, part in _SUFFIXES]
@@ -60,7 +61,7 @@ def split_key(key: str) -> tuple[str, Part] | None:
     for pattern, part in _COMPILED:
         match = pattern.search(key)
         if match is not None and match.start():
-            return key[: match.start()], match.expand(part)
+            return key[: match.start()], part or match[1]
     return None
 
 

@@ -130,6 +130,11 @@ class PipelineCache:
         self._warm[file] = warm
         return warm
 
+    @property
+    def device(self) -> torch.device:
+        """Where passes run."""
+        return self._device
+
     def drop(self, warm: WarmPipeline) -> None:
         """Forget a pipeline whose weights are not to be trusted; the next `get` loads it anew."""
         for file in [file for file, known in self._warm.items() if known is warm]:

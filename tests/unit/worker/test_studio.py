@@ -1,0 +1,100 @@
+"""The studio keeps a pipeline's weights true, whatever adapters come and go."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from imagefleet_shared.requests import GenerateRequest
+from imagefleet_shared.status import Stage
+from imagefleet_worker import metrics
+from imagefleet_worker.adapters.lookup import WantedLora
+from imagefleet_worker.app import make_studio
+from imagefleet_worker.generate import Studio
+from imagefleet_worker.models.pipelines import PipelineCache
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.resolve import ResolvedGenerate
+from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.stages import Stages
+
+DAMAGED = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+
+
+@pytest.fixture
+def models(demo_models: Path) -> ModelStore:
+    return ModelStore(demo_models)
+
+
+@pytest.fixture
+def studio(models: ModelStore) -> Studio:
+    return make_studio(WorkerSettings(verify_every=1), models, torch.device("cpu"))
+
+
+@pytest.fixture
+def one_layer(demo_models: Path) -> Iterator[str]:
+    """A LoRA for one layer, another one than that which gets damaged."""
+    tensors = load_file(demo_models / "loras/demo-one.safetensors")
+    layer = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    own = {key: tensor for key, tensor in tensors.items() if key.startswith(layer)}
+    path = demo_models / "loras/one-layer.safetensors"
+    save_file(own, path)
+    yield path.stem
+    path.unlink()
+
+
+def pipelines_of(studio: Studio) -> PipelineCache:
+    return studio._pipelines  # pyright: ignore[reportPrivateUsage] — to damage what it keeps
+
+
+def draw(studio: Studio, models: ModelStore, *loras: str) -> Image.Image:
+    request = GenerateRequest(prompt="a fox", num_inference_steps=2)
+    job = ResolvedGenerate(
+        request=request,
+        checkpoint=models.find("checkpoint", "demo"),
+        width=64,
+        height=64,
+        seeds=(1,),
+        prompt=request.prompt,
+        loras=tuple(WantedLora(models.find("lora", name), 1, 1) for name in loras),
+        inversions=(),
+        windows=1,
+        start=None,
+        hires=None,
+        upscale=None,
+    )
+
+    def quietly(stage: Stage, step: int, steps: int) -> None:
+        """Tell nobody."""
+
+    [[picture]] = studio.render([job], Stages([quietly]))
+    return picture
+
+
+def test_a_lora_changes_the_picture_and_leaves_no_trace(studio: Studio, models: ModelStore) -> None:
+    before = draw(studio, models)
+    assert draw(studio, models, "demo-one").tobytes() != before.tobytes()
+    assert draw(studio, models).tobytes() == before.tobytes()
+
+
+def test_weights_that_are_not_as_saved_are_found_and_the_checkpoint_is_loaded_anew(
+    studio: Studio, models: ModelStore, one_layer: str
+) -> None:
+    before = draw(studio, models)
+    draw(studio, models, "demo-one")
+    draw(studio, models)
+    damaged = pipelines_of(studio).get("demo")
+    weight = damaged.pipeline.unet.get_parameter(DAMAGED)
+    with torch.no_grad():
+        weight.view(-1)[0] += 1
+    assert draw(studio, models).tobytes() != before.tobytes()
+    found = metrics.CORRUPTED._value.get()  # pyright: ignore[reportPrivateUsage]
+
+    draw(studio, models, one_layer)
+    after = draw(studio, models)
+
+    assert after.tobytes() == before.tobytes()
+    assert metrics.CORRUPTED._value.get() == found + 1  # pyright: ignore[reportPrivateUsage]
+    assert pipelines_of(studio).get("demo") is not damaged
