@@ -87,7 +87,7 @@ def _describe(model: str, exc: ValidationError) -> str:
     for error in exc.errors(include_url=False):
         field = ".".join(str(part) for part in error["loc"])
         given = "" if error["type"] == "missing" else f", given {error['input']!r}"
-        faults.append(f"{field}: {error['msg']}{given}")
+        faults.append(f"{field}: {error['msg']}{given}" if field else f"{error['msg']}{given}")
     return f"{model}: " + "; ".join(faults)
 
 

@@ -134,7 +134,7 @@ class Engine(Thread):
                 metrics.STAGE_SECONDS.labels(stage).observe(seconds)
         except AllEnded:
             pictures = [[] for _ in orders]
-        except Exception as exc:
+        except BaseException as exc:  # Else the thread would end and its callers wait for ever.
             error = _translated(exc)
             if len(orders) == 1:
                 orders[0].done.set_exception(error)
@@ -159,7 +159,7 @@ class Engine(Thread):
         return beat_and_tell
 
 
-def _translated(exc: Exception) -> Exception:
+def _translated(exc: BaseException) -> BaseException:
     if not isinstance(exc, torch.OutOfMemoryError):
         return exc
     # The frames that failed hold the tensors that took the memory.

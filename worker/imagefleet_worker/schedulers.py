@@ -8,6 +8,7 @@ from typing import cast
 import diffusers
 import torch
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
 from torch import Tensor
 
 from imagefleet_shared.requests import SchedulerName, SigmaSchedule
@@ -38,9 +39,11 @@ _SIGMAS: dict[SigmaSchedule, Mapping[str, object]] = {
     "exponential": {"use_exponential_sigmas": True},
     "beta": {"use_beta_sigmas": True},
 }
+_LMS_ORDER = 4
+_LCM_STEPS = 50
 _CHECKPOINT_KEYS = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
-    *("prediction_type", "rescale_betas_zero_snr"),
+    *("prediction_type", "rescale_betas_zero_snr", "clip_sample", "set_alpha_to_one"),
 )
 
 
@@ -48,7 +51,7 @@ _CHECKPOINT_KEYS = (
 class Solver:
     """A diffusers scheduler set up for one pass of one batch."""
 
-    scheduler: EulerDiscreteScheduler
+    scheduler: EulerDiscreteScheduler | LMSDiscreteScheduler
     """Of any class in the table; they share the interface, not a base class that declares it."""
     timesteps: Tensor
     """`(n,)`; n is more than the steps asked for where a step takes two evaluations."""
@@ -69,6 +72,12 @@ class Solver:
 
     def step(self, predicted: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
         """Latents of the next timestep, `(B, 4, H/8, W/8)`."""
+        if isinstance(self.scheduler, LMSDiscreteScheduler):
+            # In img2img it would else take coefficients for steps that were never made.
+            order = min(_LMS_ORDER, len(self.scheduler.derivatives) + 1)
+            return self.scheduler.step(
+                predicted, timestep, latents, order=order, return_dict=False
+            )[0]
         if self.generators is None:
             return self.scheduler.step(predicted, timestep, latents, return_dict=False)[0]
         # Declared for one generator, implemented for a list too.
@@ -102,6 +111,9 @@ def make_solver(
     cls = getattr(diffusers, cls_name)
     known = inspect.signature(cls.__init__).parameters
     config = {key: value for key, value in trained.items() if key in known}
+    if "original_inference_steps" in known:
+        # LCM picks its steps out of these, 50 by default; a stretched schedule may have more.
+        config["original_inference_steps"] = max(_LCM_STEPS, scheduled)
     scheduler = cls(**config, **arguments, **_SIGMAS[sigma_schedule])
     scheduler.set_timesteps(scheduled, device=device)
     first = (scheduled - executed) * scheduler.order

@@ -1,0 +1,182 @@
+"""`imagefleet` as a shell runs it, against a real worker."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from localfleet.environment import child_environment
+from tests.fleet import TestFleet, wait_for
+
+COMMAND = Path(sys.executable).with_name("imagefleet")
+QUICK = ("--steps", "2", "--seed", "7")
+SLOW = ("--steps", "150", "--width", "512", "--height", "512")
+TIMEOUT_S = 60
+
+
+class Shell:
+    """Runs the command in a folder of its own, as a fleet's user."""
+
+    def __init__(self, fleet: TestFleet, folder: Path) -> None:
+        self.folder = folder
+        self._environment = child_environment({**fleet.environment, "COLUMNS": "200"})
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Its standard output; fails unless it exits with `code`."""
+        done = self.run(*arguments)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    def json(self, *arguments: str) -> dict[str, Any]:
+        return json.loads(self(*arguments, "--json"))
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(COMMAND), *arguments],
+            env=self._environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+
+
+def shape(path: Path) -> tuple[str | None, tuple[int, int]]:
+    """A picture's format and size."""
+    with Image.open(path) as image:
+        return image.format, image.size
+
+
+@pytest.fixture
+def shell(fleet: TestFleet, tmp_path: Path) -> Shell:
+    return Shell(fleet, tmp_path)
+
+
+def test_generate_saves_the_pictures_and_tells_where_they_lie(
+    shell: Shell, fleet: TestFleet
+) -> None:
+    told = shell("generate", "a fox", *QUICK, "-n", "2")
+    files = sorted((shell.folder / "out").iterdir())
+    assert len(files) == 2
+    for file in files:
+        assert shape(file) == ("PNG", (128, 128))
+        assert f"out/{file.name}  128x128" in told
+    assert f"stored at {fleet.environment['IMAGEFLEET_STORAGE_URL']}/" in told
+    for stage in ("queue", "denoise", "decode", "store"):
+        assert f"{stage} " in told
+
+
+def test_generate_for_scripts_prints_one_json_object_and_nothing_else(shell: Shell) -> None:
+    result = shell.json("generate", "a fox", *QUICK, "--out", "pictures", "--format", "webp")
+    [file] = result["files"]
+    assert shape(shell.folder / file) == ("WEBP", (128, 128))
+    assert Path(file).parent == Path("pictures")
+    assert result["images"][0]["seed"] == 7
+    assert result["request"]["prompt"] == "a fox"
+
+
+def test_every_option_reaches_the_request(shell: Shell) -> None:
+    Image.new("RGB", (72, 64), "teal").save(shell.folder / "start.png")
+    result = shell.json(
+        *("generate", "a fox", "--negative", "fog", "--checkpoint", "demo-xl"),
+        *("--width", "128", "--height", "64", "--steps", "4", "--guidance", "3.5"),
+        *("--scheduler", "dpmpp_2m", "--sigmas", "karras", "--seed", "9", "--clip-skip", "1"),
+        *("--image", "start.png", "--strength", "0.5", "--hires", "1.5"),
+        *("--hires-upscaler", "lanczos", "--hires-steps", "2", "--hires-strength", "0.4"),
+        *("--upscale", "2", "--upscaler", "demo-x2", "--format", "jpeg", "--priority", "high"),
+        *("--time-limit", "50"),
+    )
+    asked = result["request"]
+    assert asked["image"]["key"].startswith("inputs/")
+    del asked["image"]
+    assert asked | {"hires": None, "upscale": None} == asked | {
+        "prompt": "a fox",
+        "negative_prompt": "fog",
+        "checkpoint": "demo-xl",
+        "width": 128,
+        "height": 64,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.5,
+        "scheduler": "dpmpp_2m",
+        "sigma_schedule": "karras",
+        "seed": 9,
+        "clip_skip": 1,
+        "strength": 0.5,
+        "output_format": "jpeg",
+        "hires": None,
+        "upscale": None,
+    }
+    assert asked["hires"]["scale"] == 1.5
+    assert asked["hires"]["upscaler"] == "lanczos"
+    assert (asked["hires"]["num_inference_steps"], asked["hires"]["strength"]) == (2, 0.4)
+    assert (asked["upscale"]["upscaler"], asked["upscale"]["scale"]) == ("demo-x2", 2)
+    [image] = result["images"]
+    assert (image["width"], image["height"]) == (384, 192)
+
+
+def test_upscale_enlarges_a_file(shell: Shell) -> None:
+    Image.new("RGB", (40, 24), "teal").save(shell.folder / "small.png")
+    result = shell.json("upscale", "small.png", "--scale", "3", "--upscaler", "demo-x4")
+    [file] = result["files"]
+    assert shape(shell.folder / file) == ("PNG", (120, 72))
+
+
+def test_a_job_can_be_sent_watched_and_asked_about_in_steps(shell: Shell) -> None:
+    job_id = shell("generate", "a fox", *QUICK, "--no-wait").strip()
+    assert "succeeded" in shell("status", job_id, "--watch")
+    progress = shell.json("status", job_id)
+    assert (progress["job_id"], progress["status"], progress["stage"]) == (
+        job_id,
+        "succeeded",
+        "done",
+    )
+    assert "had ended: succeeded" in shell("cancel", job_id)
+
+
+def test_a_canceled_job_ends_with_4(shell: Shell, fleet: TestFleet) -> None:
+    job_id = shell.json("generate", "a fox", *SLOW, "--no-wait")["job_id"]
+    job = fleet.client.job(job_id)
+    wait_for(lambda: job.progress().stage == "denoise", TIMEOUT_S, "it runs")
+    assert "canceled" in shell("cancel", job_id)
+    assert "canceled" in shell("status", job_id, "--watch", code=4)
+
+
+def test_a_job_past_its_time_limit_ends_with_5(shell: Shell) -> None:
+    done = shell.run("generate", "a fox", *SLOW, "--time-limit", "0.5")
+    assert done.returncode == 5
+    assert "JobTimeout: job" in done.stderr
+    assert "0.5 s" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "cancel"])
+def test_an_unknown_job_ends_with_3(shell: Shell, command: str) -> None:
+    done = shell.run(command, "no-such-job")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("JobNotFound: no job 'no-such-job'")
+
+
+def test_a_job_that_the_worker_refuses_ends_with_2(shell: Shell) -> None:
+    done = shell.run("generate", "a fox", "--checkpoint", "mona-lisa", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "UnknownCheckpoint: unknown checkpoint 'mona-lisa'; known: demo, demo-xl" in done.stderr
+
+
+def test_models_lists_what_the_workers_have(shell: Shell, fleet: TestFleet) -> None:
+    table = shell("models")
+    for word in ("demo-xl", "sdxl", "sd1", "demo-x4", "upscaler", "checkpoint", "MB"):
+        assert word in table
+    [worker] = shell.json("models")["workers"]
+    assert worker == fleet.client.workers()[0].model_dump(mode="json")
+    assert worker["default_checkpoint"] == "demo"
+
+
+def test_the_demo_draws_and_enlarges(shell: Shell) -> None:
+    told = shell("demo")
+    files = (shell.folder / "out").iterdir()
+    assert sorted(shape(file) for file in files) == [("PNG", (256, 256)), ("PNG", (512, 512))]
+    assert "hires" in told

@@ -1,0 +1,512 @@
+"""Pictures through a real fleet: client, Redis, worker process, S3; compared with plain diffusers.
+
+The reference reads the very checkpoint that the worker has with diffusers' own reader, and builds
+its schedulers directly, so that nothing of ours stands between file and picture.
+"""
+
+# ruff: noqa: ANN401 — diffusers' pipelines are typed in part: what they take and give is unknown
+
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import boto3
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from PIL import Image
+from spandrel import ModelLoader
+from torch.nn.functional import interpolate
+
+from imagefleet_producer import (
+    GenerateRequest,
+    HiresPass,
+    Job,
+    JobNotFound,
+    JobStatus,
+    Progress,
+    UpscalePass,
+    UpscaleRequest,
+)
+from imagefleet_shared.requests import ImageFormat, SchedulerName, SigmaSchedule
+from imagefleet_worker.images import read_parameters
+from imagefleet_worker.models.families import Family
+from imagefleet_worker.models.skeleton import clip_tokenizer
+from localfleet.environment import child_environment
+from tests.fleet import REPOSITORY, TestFleet
+from tools import demo_models as tiny
+
+pytestmark = [
+    # spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
+    # diffusers' Heun hands tensors to numpy, which finds them old-fashioned.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+PROMPT = "a red fox in the snow, watercolour, 3:4"
+NEGATIVE = "blurry, grey"
+STEPS = 6
+SEED = 12
+TIMEOUT_S = 60
+
+# Stable Diffusion's noise schedule, as its own configuration has it.
+BETAS: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+EULER = EulerDiscreteScheduler(**BETAS, timestep_spacing="linspace", steps_offset=1)
+
+
+def plain_diffusers(checkpoint: Path, family: Family, folder: Path) -> Any:
+    """Diffusers' own pipeline of a single-file checkpoint; only sizes and tokenizers are told."""
+    parts: dict[str, Any] = {**tiny.demo_models(family, seed=1), "scheduler": EULER}
+    parts["tokenizer"] = clip_tokenizer("<|endoftext|>")
+    pipeline: Any = StableDiffusionPipeline
+    if family == "sdxl":
+        pipeline = StableDiffusionXLPipeline
+        parts |= {"tokenizer_2": clip_tokenizer("!"), "add_watermarker": False}
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None}
+        parts["requires_safety_checker"] = False
+    pipeline(**parts).save_pretrained(folder)
+    loaded = pipeline.from_single_file(str(checkpoint), config=str(folder), local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded.to(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def drawing(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`StableDiffusionPipeline` on the demo checkpoint."""
+    checkpoint = demo_models / "checkpoints/demo.safetensors"
+    return plain_diffusers(checkpoint, "sd1", tmp_path_factory.mktemp("sd1"))
+
+
+@pytest.fixture(scope="module")
+def redrawing(drawing: Any) -> Any:
+    """`StableDiffusionImg2ImgPipeline` of the same components."""
+    pipeline: Any = StableDiffusionImg2ImgPipeline(
+        **drawing.components, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(seed: int = SEED) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn(pipeline: Any, scheduler: Any = EULER, **arguments: Any) -> Any:
+    """What plain diffusers gives: a picture, or latents where those are asked for."""
+    pipeline.scheduler = scheduler
+    settings: dict[str, Any] = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "num_inference_steps": STEPS,
+        "guidance_scale": 7.0,
+        "generator": seeded(),
+        **arguments,
+    }
+    if not isinstance(pipeline, StableDiffusionImg2ImgPipeline):
+        settings = {"width": 128, "height": 128, **settings}
+    draw: Any = pipeline
+    images = draw(**settings).images
+    return images if settings.get("output_type") == "latent" else images[0]
+
+
+def request(**fields: object) -> GenerateRequest:
+    """A small request; the fields replace its own."""
+    settings: dict[str, Any] = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "num_inference_steps": STEPS,
+        "seed": SEED,
+        **fields,
+    }
+    return GenerateRequest(**settings)
+
+
+def picture(fleet: TestFleet, wanted: GenerateRequest | UpscaleRequest) -> Image.Image:
+    [image] = submitted(fleet, wanted).images(TIMEOUT_S)
+    return image
+
+
+def submitted(fleet: TestFleet, wanted: GenerateRequest | UpscaleRequest) -> Job:
+    if isinstance(wanted, GenerateRequest):
+        return fleet.client.generate(wanted)
+    return fleet.client.upscale(wanted)
+
+
+def difference(ours: Image.Image, theirs: Image.Image) -> int:
+    """Largest difference of any channel of any pixel, of 255."""
+    assert ours.size == theirs.size
+    largest = int(np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max())
+    print(f"largest difference: {largest}/255")
+    return largest
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """A smooth, coloured picture."""
+    coarse = np.random.default_rng(3).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def enlarged(models: Path, name: str, image: Image.Image) -> Image.Image:
+    """What the network itself gives for the whole picture."""
+    network: Any = ModelLoader("cpu").load_from_file(models / f"upscalers/{name}.safetensors")
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        result: torch.Tensor = network.eval()(pixels)
+    array = (result.clamp(0, 1) * 255).round().to(torch.uint8)[0].permute(1, 2, 0)
+    return Image.fromarray(array.numpy())
+
+
+def parameters(content: bytes) -> str:
+    text = read_parameters(content)
+    assert text is not None
+    return text
+
+
+LINSPACE = {"timestep_spacing": "linspace"}
+KARRAS = LINSPACE | {"use_karras_sigmas": True}
+# As Stable Diffusion's own configuration sets it up.
+DDIM: dict[str, Any] = {
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+SOLVERS: list[tuple[SchedulerName, SigmaSchedule, type, Mapping[str, Any]]] = [
+    ("euler", "normal", EulerDiscreteScheduler, LINSPACE),
+    ("euler", "karras", EulerDiscreteScheduler, KARRAS),
+    ("dpmpp_2m", "karras", DPMSolverMultistepScheduler, KARRAS),
+    ("heun", "normal", HeunDiscreteScheduler, LINSPACE),
+    ("ddim", "normal", DDIMScheduler, DDIM),
+]
+
+
+@pytest.mark.parametrize(("name", "sigmas", "scheduler", "arguments"), SOLVERS)
+def test_a_picture_equals_that_of_plain_diffusers(
+    fleet: TestFleet,
+    drawing: Any,
+    name: SchedulerName,
+    sigmas: SigmaSchedule,
+    scheduler: type,
+    arguments: Mapping[str, Any],
+) -> None:
+    ours = picture(fleet, request(scheduler=name, sigma_schedule=sigmas))
+    assert difference(ours, drawn(drawing, scheduler(**BETAS, **arguments))) <= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments"),
+    [
+        ({"guidance_scale": 1}, {"guidance_scale": 1.0}),
+        ({"guidance_scale": 12.5}, {"guidance_scale": 12.5}),
+        ({"negative_prompt": ""}, {"negative_prompt": None}),
+        ({"prompt": ""}, {"prompt": ""}),
+        ({"width": 192, "height": 64}, {"width": 192, "height": 64}),
+    ],
+    ids=str,
+)
+def test_settings_mean_what_they_mean_to_diffusers(
+    fleet: TestFleet, drawing: Any, fields: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> None:
+    assert difference(picture(fleet, request(**fields)), drawn(drawing, **arguments)) <= 1
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_clip_skip_leaves_out_layers_for_prompt_and_negative(
+    fleet: TestFleet, drawing: Any, clip_skip: int
+) -> None:
+    """As in A1111.
+
+    Diffusers encodes the negative with all layers, whatever clip_skip is, and with transformers 5
+    its own clip_skip ends in an AttributeError; hence by hand.
+    """
+
+    def encoded(text: str) -> torch.Tensor:
+        tokens = drawing.tokenizer(text, padding="max_length", return_tensors="pt")
+        with torch.no_grad():
+            output = drawing.text_encoder(tokens.input_ids, output_hidden_states=True)
+            return drawing.text_encoder.final_layer_norm(output.hidden_states[-1 - clip_skip])
+
+    embeds = {"prompt_embeds": encoded(PROMPT), "negative_prompt_embeds": encoded(NEGATIVE)}
+    theirs = drawn(drawing, prompt=None, negative_prompt=None, **embeds)
+    assert difference(picture(fleet, request(clip_skip=clip_skip)), theirs) <= 1
+
+
+def test_each_picture_of_a_batch_equals_the_picture_drawn_alone(
+    fleet: TestFleet, drawing: Any
+) -> None:
+    job = submitted(fleet, request(num_images=3))
+    images = job.images(TIMEOUT_S)
+    assert [image.seed for image in job.result().images] == [SEED, SEED + 1, SEED + 2]
+    for index, ours in enumerate(images):
+        alone = picture(fleet, request(seed=SEED + index))
+        assert difference(ours, alone) <= 1
+        assert difference(ours, drawn(drawing, generator=seeded(SEED + index))) <= 1
+    assert difference(images[0], images[1]) > 1
+
+
+@pytest.mark.parametrize("strength", [0.35, 0.5, 1.0])
+def test_img2img_equals_that_of_plain_diffusers(
+    fleet: TestFleet, redrawing: Any, strength: float
+) -> None:
+    start = photo(128, 96)
+    key = fleet.client.put_image(start)
+    ours = picture(fleet, request(image=key, strength=strength))
+    assert difference(ours, drawn(redrawing, image=start, strength=strength)) <= 1
+
+
+def test_img2img_of_another_size_starts_from_the_picture_resized_by_lanczos(
+    fleet: TestFleet, redrawing: Any
+) -> None:
+    start = photo(101, 83)
+    wanted = request(image=fleet.client.put_image(start), strength=0.5)
+    resized = start.resize((96, 80), Image.Resampling.LANCZOS)
+    assert difference(picture(fleet, wanted), drawn(redrawing, image=resized, strength=0.5)) <= 1
+
+
+def test_sdxl_equals_that_of_plain_diffusers(
+    fleet: TestFleet, demo_models: Path, tmp_path: Path
+) -> None:
+    checkpoint = demo_models / "checkpoints/demo-xl.safetensors"
+    pipeline = plain_diffusers(checkpoint, "sdxl", tmp_path)
+    for fields, arguments in (
+        ({"negative_prompt": ""}, {"negative_prompt": ""}),
+        ({}, {}),
+        ({"width": 192, "height": 64}, {"width": 192, "height": 64}),
+        ({"clip_skip": 1, "guidance_scale": 1}, {"clip_skip": 1, "guidance_scale": 1.0}),
+    ):
+        ours = picture(fleet, request(checkpoint="demo-xl", **fields))
+        assert difference(ours, drawn(pipeline, **arguments)) <= 1, fields
+
+
+Between = Literal["latent", "lanczos", "demo-x2"]
+
+
+@pytest.mark.parametrize("upscaler", ["latent", "lanczos", "demo-x2"])
+def test_a_hires_pass_is_img2img_on_the_stretched_schedule(
+    fleet: TestFleet, drawing: Any, redrawing: Any, demo_models: Path, upscaler: Between
+) -> None:
+    """7 steps executed at strength 0.7 are the last 7 of 10 scheduled, as in A1111."""
+    if upscaler == "latent":
+        latents = drawn(drawing, output_type="latent")
+        start: Any = interpolate(latents, size=(24, 24), mode="bilinear")
+    else:
+        start = drawn(drawing)
+        if upscaler == "demo-x2":
+            start = enlarged(demo_models, upscaler, start)
+        start = start.resize((192, 192), Image.Resampling.LANCZOS)
+    theirs = drawn(redrawing, image=start, num_inference_steps=10, strength=0.7001)
+
+    hires = HiresPass(scale=1.5, upscaler=upscaler, num_inference_steps=7, strength=0.7)
+    ours = picture(fleet, request(hires=hires))
+    assert difference(ours, theirs) <= 1
+
+
+def test_a_hires_pass_executes_exactly_the_steps_asked_for(fleet: TestFleet) -> None:
+    hires = HiresPass(width=256, height=192, num_inference_steps=30, strength=0.3)
+    job = submitted(fleet, request(hires=hires))
+    seen = {
+        progress.stage: progress.steps
+        for progress in job.events(TIMEOUT_S)
+        if progress.stage in ("denoise", "hires")
+    }
+    assert seen["hires"] == 30
+    result = job.result()
+    assert (result.images[0].width, result.images[0].height) == (256, 192)
+    assert {"denoise", "hires"} <= result.timings.stages_s.keys()
+
+
+def test_hires_takes_as_many_steps_as_the_first_pass_unless_told(fleet: TestFleet) -> None:
+    result = submitted(fleet, request(hires=HiresPass(scale=1.5))).result(TIMEOUT_S)
+    assert isinstance(result.request, GenerateRequest)
+    assert result.request.hires is not None
+    assert result.request.hires.num_inference_steps == STEPS
+
+
+def test_events_tell_the_stages_in_order_and_end_with_success(fleet: TestFleet) -> None:
+    events = list(submitted(fleet, request(num_inference_steps=60)).events(TIMEOUT_S))
+    stages = ["queued", "load", "text", "denoise", "decode", "store", "done"]
+    order = [(stages.index(event.stage), event.step) for event in events]
+    assert order[:-1] == sorted(order[:-1])
+    assert any(event.stage == "denoise" and event.steps == 60 for event in events)
+    assert [event for event in events if event.status.ended] == [events[-1]]
+    assert events[-1].status is JobStatus.SUCCEEDED
+    assert events[-1].stage == "done"
+
+
+def test_the_result_tells_what_the_worker_decided(fleet: TestFleet) -> None:
+    result = submitted(fleet, GenerateRequest(prompt="x", num_inference_steps=1)).result(TIMEOUT_S)
+    assert isinstance(result.request, GenerateRequest)
+    decided = result.request
+    assert (decided.checkpoint, decided.width, decided.height) == ("demo", 128, 128)
+    assert decided.seed == result.images[0].seed
+    [worker] = fleet.client.workers()
+    assert (result.worker, result.attempt) == (worker.name, 1)
+
+
+def test_a_small_picture_is_enlarged_as_by_the_network_itself(
+    fleet: TestFleet, demo_models: Path
+) -> None:
+    start = photo(96, 80)
+    key = fleet.client.put_image(start)
+    ours = picture(fleet, UpscaleRequest(image=key, upscaler="demo-x2", scale=2))
+    assert difference(ours, enlarged(demo_models, "demo-x2", start)) <= 1
+
+
+def test_tiles_do_not_show(fleet: TestFleet, demo_models: Path) -> None:
+    """300x260 is four tiles of 192; where they meet they differ no more than elsewhere.
+
+    SwinIR pads the whole picture to its grid of 8, the tiles need no padding: the outermost two
+    input pixels may say something else.
+    """
+    start = photo(300, 260)
+    key = fleet.client.put_image(start)
+    ours = picture(fleet, UpscaleRequest(image=key, upscaler="demo-x2", scale=2))
+    whole = enlarged(demo_models, "demo-x2", start)
+    inner = (4, 4, 596, 516)
+    assert difference(ours.crop(inner), whole.crop(inner)) <= 2
+
+
+@pytest.mark.parametrize("upscaler", ["demo-x2", "demo-x4", "lanczos"])
+@pytest.mark.parametrize("scale", [1.5, 3])
+def test_any_factor_gives_exactly_the_size_asked_for(
+    fleet: TestFleet, upscaler: str, scale: float
+) -> None:
+    key = fleet.client.put_image(photo(50, 34))
+    ours = picture(fleet, UpscaleRequest(image=key, upscaler=upscaler, scale=scale))
+    assert ours.size == (50 * scale, 34 * scale)
+
+
+def test_a_drawn_picture_can_be_enlarged_in_the_same_job(
+    fleet: TestFleet, drawing: Any, demo_models: Path
+) -> None:
+    ours = picture(fleet, request(upscale=UpscalePass(upscaler="demo-x4", scale=4)))
+    assert difference(ours, enlarged(demo_models, "demo-x4", drawn(drawing))) <= 1
+
+
+def test_a_png_says_how_it_was_made(fleet: TestFleet, demo_models: Path) -> None:
+    wanted = request(scheduler="dpmpp_2m", sigma_schedule="karras", clip_skip=1)
+    [content] = submitted(fleet, wanted).files(TIMEOUT_S)
+    with Image.open(BytesIO(content)) as image:
+        text = image.info["parameters"]
+    digest = sha256((demo_models / "checkpoints/demo.safetensors").read_bytes()).hexdigest()
+    prompt, negative, settings = text.split("\n")
+    assert prompt == PROMPT
+    assert negative == f"Negative prompt: {NEGATIVE}"
+    assert settings.startswith(
+        f"Steps: {STEPS}, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: {SEED}, "
+        f"Size: 128x128, Model hash: {digest[:10]}, Model: demo, Clip skip: 2"
+    )
+
+
+def test_an_enlarged_picture_keeps_the_text_of_its_making(fleet: TestFleet) -> None:
+    [content] = submitted(fleet, request()).files(TIMEOUT_S)
+    key = fleet.client.put_image(content)
+    [large] = submitted(fleet, UpscaleRequest(image=key, scale=2)).files(TIMEOUT_S)
+    assert parameters(large) == (
+        f"{parameters(content)}, Postprocess upscale by: 2, Postprocess upscaler: Lanczos"
+    )
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_jpeg_and_webp_hold_the_same_picture_and_text(
+    fleet: TestFleet, output_format: ImageFormat
+) -> None:
+    png, other = (submitted(fleet, request(output_format=name)) for name in ("png", output_format))
+    [content] = other.files(TIMEOUT_S)
+    [file] = other.result().images
+    assert file.format == output_format
+    assert file.key.endswith(f".{output_format}")
+    assert parameters(content) == parameters(png.files(TIMEOUT_S)[0])
+    [exact], [lossy] = png.images(), other.images()
+    assert lossy.format == output_format.upper()
+    expected = BytesIO()
+    exact.save(expected, output_format, quality=95)
+    assert difference(lossy, Image.open(expected)) <= 1
+
+
+def test_the_files_lie_where_the_result_says(fleet: TestFleet) -> None:
+    job = submitted(fleet, request(num_images=2))
+    contents = job.files(TIMEOUT_S)
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=fleet.environment["IMAGEFLEET_S3_ENDPOINT_URL"],
+        aws_access_key_id=fleet.environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=fleet.environment["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
+    for image, content in zip(job.result().images, contents, strict=True):
+        url = urlsplit(image.url)
+        stored = s3.get_object(Bucket=url.netloc, Key=url.path[1:])
+        assert stored["ContentType"] == "image/png"
+        assert stored["Body"].read() == content
+        assert (image.size_bytes, image.sha256) == (len(content), sha256(content).hexdigest())
+    s3.close()
+
+
+def test_presigned_urls_work_over_plain_http(fleet: TestFleet) -> None:
+    job = submitted(fleet, request())
+    [url] = job.urls(TIMEOUT_S, expires_s=60)
+    with urllib.request.urlopen(url, timeout=10) as response:
+        assert response.headers["Content-Type"] == "image/png"
+        assert [response.read()] == job.files()
+
+
+def test_a_job_can_be_picked_up_in_another_process(fleet: TestFleet) -> None:
+    job = submitted(fleet, request())
+    script = (
+        "import sys; from imagefleet_producer import Client; "
+        "print(Client().job(sys.argv[1]).result(60).model_dump_json())"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", script, job.id],
+        env=child_environment(fleet.environment),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
+    assert there.stdout.strip() == job.result().model_dump_json()
+
+
+def test_unknown_ids_are_not_found_rather_than_queued(fleet: TestFleet) -> None:
+    job = fleet.client.job("never-was")
+    for ask in (job.status, job.progress, job.result, job.cancel, job.images, job.urls):
+        with pytest.raises(JobNotFound, match="never-was"):
+            ask()
+    with pytest.raises(JobNotFound):
+        next(iter(job.events()))
+
+
+def test_a_canceled_job_ends_and_leaves_the_worker_warm(fleet: TestFleet) -> None:
+    job = submitted(fleet, request(num_inference_steps=150, width=512, height=512))
+    running: list[Progress] = []
+    for progress in job.events(TIMEOUT_S):
+        if progress.stage == "denoise" and not running:
+            job.cancel()
+            running.append(progress)
+    assert running
+    assert job.status() is JobStatus.CANCELED
+    assert submitted(fleet, request()).result(TIMEOUT_S).timings.stages_s["load"] < 1

@@ -1,0 +1,133 @@
+"""The command line where no fleet is needed: help, refusals, and a fleet that is not there."""
+
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from imagefleet_producer.cli import app
+from localfleet.ports import free_port
+
+COMMANDS = ["generate", "upscale", "status", "cancel", "models", "demo"]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    """Given a Redis that is down and a store in a folder."""
+    monkeypatch.setenv("IMAGEFLEET_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+    monkeypatch.setenv("IMAGEFLEET_STORAGE_URL", (tmp_path / "store").as_uri())
+    monkeypatch.chdir(tmp_path)
+    return CliRunner()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(cli: CliRunner, command: str) -> None:
+    result = cli.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+    assert "--help" in result.output
+
+
+def test_the_commands_are_these(cli: CliRunner) -> None:
+    result = cli.invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert command in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "a fox"],
+        ["generate", "a fox", "--no-wait", "--json"],
+        ["status", "some-id"],
+        ["status", "some-id", "--json"],
+        ["cancel", "some-id"],
+        ["models"],
+        ["demo"],
+    ],
+    ids=" ".join,
+)
+def test_a_redis_that_is_down_is_told_within_two_seconds(
+    cli: CliRunner, arguments: list[str]
+) -> None:
+    started = time.monotonic()
+    result = cli.invoke(app, arguments)
+    assert time.monotonic() - started < 2
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("BrokerUnavailable: Redis cannot be reached")
+    assert "Traceback" not in result.output
+
+
+def test_an_upscale_with_redis_down_is_told_too(cli: CliRunner, picture: str) -> None:
+    result = cli.invoke(app, ["upscale", picture])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("BrokerUnavailable")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--width", "100", "--height", "64"], ["width", "100", "multiple of 8"]),
+        (["--width", "64"], ["both width and height"]),
+        (["--steps", "0"], ["num_inference_steps", "given 0"]),
+        (["--guidance", "nan"], ["guidance_scale", "nan"]),
+        (["--checkpoint", "../../etc/passwd"], ["../../etc/passwd", "not a model name"]),
+        (["--scheduler", "dreamy"], ["dreamy", "euler"]),
+        (["--scheduler", "ddim", "--sigmas", "karras"], ["ddim", "karras"]),
+        (["--strength", "0.5"], ["strength", "image"]),
+        (["--hires", "0.5"], ["scale", "0.5"]),
+        (["--upscale", "9"], ["scale", "9"]),
+        (["--format", "gif"], ["gif", "png"]),
+        (["--unheard-of"], ["unheard-of"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_request_that_cannot_be_ends_with_2_and_its_reason(
+    cli: CliRunner, options: list[str], words: list[str]
+) -> None:
+    result = cli.invoke(app, ["generate", "a fox", *options])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize("command", ["upscale", "generate"])
+def test_a_picture_that_is_none_ends_with_2(cli: CliRunner, tmp_path: Path, command: str) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    arguments = {"upscale": ["text.png"], "generate": ["fox", "--image", "text.png"]}[command]
+    result = cli.invoke(app, [command, *arguments])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("InvalidImage: not a PNG, JPEG or WebP picture")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["upscale", "gone.png"], ["generate", "fox", "--image", "gone.png"]]
+)
+def test_a_picture_that_is_not_there_ends_with_2_and_no_traceback(
+    cli: CliRunner, arguments: list[str]
+) -> None:
+    result = cli.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "gone.png" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_settings_that_make_no_sense_end_with_a_line_and_no_traceback(
+    cli: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEFLEET_STORAGE_URL", "ftp://somewhere")
+    result = cli.invoke(app, ["models"])
+    assert result.exit_code == 1
+    assert "storage_url must be" in result.stderr.replace("\n", " ")

@@ -1,0 +1,219 @@
+"""The contract: what may be asked for, and that nothing else gets through."""
+
+import json
+from math import inf, nan
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+from imagefleet_shared.errors import InvalidRequest, UnknownScheduler
+from imagefleet_shared.requests import (
+    NORMAL_SIGMAS_ONLY,
+    GenerateRequest,
+    HiresPass,
+    ImageRef,
+    JobKind,
+    SchedulerName,
+    SigmaSchedule,
+    UpscalePass,
+    UpscaleRequest,
+    parse_request,
+)
+
+IMAGE = ImageRef(key="inputs/x.png")
+MODELS = (ImageRef, HiresPass, UpscalePass, GenerateRequest, UpscaleRequest)
+
+
+def generate(**fields: object) -> GenerateRequest:
+    wanted: dict[str, Any] = {"prompt": "a fox", **fields}
+    return GenerateRequest(**wanted)
+
+
+def test_a_prompt_alone_is_enough() -> None:
+    request = generate()
+    assert (request.width, request.height, request.checkpoint, request.seed) == (None,) * 4
+    assert (request.num_inference_steps, request.guidance_scale) == (25, 7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_"),
+    [
+        ("generate", generate(seed=2**32 - 1, width=64, height=8192, num_images=16)),
+        ("generate", generate(image=IMAGE, strength=1, hires=HiresPass(scale=8))),
+        ("generate", generate(prompt="狐 \N{FOX FACE} \\ \n", upscale=UpscalePass())),
+        ("upscale", UpscaleRequest(image=IMAGE, upscaler="demo-x2", scale=1.01)),
+    ],
+)
+def test_a_request_survives_its_record(
+    kind: JobKind, request_: GenerateRequest | UpscaleRequest
+) -> None:
+    assert parse_request(kind, request_.model_dump_json()) == request_
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_field_has_a_description(model: type[GenerateRequest]) -> None:
+    for name, field in model.model_fields.items():
+        assert field.description, name
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "most", "step"),
+    [
+        ("num_inference_steps", 1, 150, 1),
+        ("guidance_scale", 1, 30, 0.01),
+        ("clip_skip", 1, 11, 1),
+        ("num_images", 1, 16, 1),
+        ("seed", 0, 2**32 - 1, 1),
+    ],
+)
+def test_numbers_are_taken_up_to_their_limits_and_refused_beyond(
+    field: str, least: float, most: float, step: float
+) -> None:
+    for value in (least, most):
+        assert getattr(generate(**{field: value}), field) == value
+    for value in (least - step, most + step):
+        with pytest.raises(InvalidRequest, match=rf"GenerateRequest: {field}: .*given {value}"):
+            generate(**{field: value})
+
+
+@pytest.mark.parametrize("side", [56, 65, 100, 8200, 10_000, 64.5, "wide", True])
+def test_sides_are_multiples_of_8_from_64_to_8192(side: object) -> None:
+    with pytest.raises(InvalidRequest, match="width"):
+        generate(width=side, height=64)
+
+
+@pytest.mark.parametrize("number", [nan, inf, -inf])
+@pytest.mark.parametrize("field", ["guidance_scale", "strength"])
+def test_what_is_no_number_is_refused(field: str, number: float) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        generate(**{field: number, "image": IMAGE})
+    text = json.dumps({"prompt": "x", field: number})
+    with pytest.raises(InvalidRequest):
+        parse_request("generate", text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", " ", "../fox", "/fox", "./fox", "~fox", ".fox", "a/b", "a\\b", "C:fox", "fox\0"),
+        "f" * 256,
+    ],
+)
+def test_what_could_be_a_path_is_no_model_name(name: str) -> None:
+    for make in (
+        lambda: generate(checkpoint=name),
+        lambda: HiresPass(scale=2, upscaler=name),
+        lambda: UpscalePass(upscaler=name),
+    ):
+        with pytest.raises(InvalidRequest, match="is not a model name"):
+            make()
+
+
+@pytest.mark.parametrize("name", ["fox", "fox v1.5 (pruned)", "狐-β", "a..b", "f" * 255])
+def test_other_names_are_looked_up(name: str) -> None:
+    assert generate(checkpoint=name).checkpoint == name
+
+
+@pytest.mark.parametrize("name", ["Euler", "", None, 3, "pndm"])
+def test_an_unknown_scheduler_has_an_error_of_its_own(name: object) -> None:
+    with pytest.raises(UnknownScheduler) as refused:
+        generate(scheduler=name)
+    assert refused.value.args == (str(name), list(get_args(SchedulerName)))
+
+
+@pytest.mark.parametrize("sigmas", get_args(SigmaSchedule))
+@pytest.mark.parametrize("scheduler", get_args(SchedulerName))
+def test_only_some_schedulers_space_their_noise_levels(
+    scheduler: SchedulerName, sigmas: SigmaSchedule
+) -> None:
+    if sigmas != "normal" and scheduler in NORMAL_SIGMAS_ONLY:
+        with pytest.raises(InvalidRequest, match=f"'{scheduler}'.*'{sigmas}'"):
+            generate(scheduler=scheduler, sigma_schedule=sigmas)
+    else:
+        generate(scheduler=scheduler, sigma_schedule=sigmas)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"scale": 2, "width": 128, "height": 128},
+        {"width": 128},
+        {"height": 128},
+        {"scale": 2, "width": 128},
+    ],
+    ids=str,
+)
+def test_a_hires_pass_has_either_a_scale_or_a_size(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="either scale, or both width and height; given"):
+        HiresPass(**fields)
+
+
+@pytest.mark.parametrize("scale", [1, 0.5, 8.1, -2])
+def test_enlarging_is_by_more_than_1_and_up_to_8(scale: float) -> None:
+    for make in (
+        lambda: HiresPass(scale=scale),
+        lambda: UpscalePass(scale=scale),
+        lambda: UpscaleRequest(image=IMAGE, scale=scale),
+    ):
+        with pytest.raises(InvalidRequest, match=f"scale: .*given {scale}"):
+            make()
+
+
+def test_tiles_overlap_by_less_than_half() -> None:
+    UpscalePass(tile_size=64, tile_overlap=31)
+    with pytest.raises(InvalidRequest, match="less than half of tile_size 64, given 32"):
+        UpscalePass(tile_size=64, tile_overlap=32)
+
+
+def test_latent_is_an_upscaler_of_hires_only() -> None:
+    with pytest.raises(InvalidRequest, match="'latent' is for hires only"):
+        UpscalePass(upscaler="latent")
+
+
+def test_strength_goes_with_an_image() -> None:
+    with pytest.raises(InvalidRequest, match=r"strength 0\.5 is for img2img"):
+        generate(strength=0.5)
+
+
+def test_img2img_that_would_run_no_step_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="runs no step"):
+        generate(image=IMAGE, strength=0.1, num_inference_steps=9)
+    generate(image=IMAGE, strength=0.1, num_inference_steps=10)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_unknown_fields_are_refused(model: type[GenerateRequest]) -> None:
+    with pytest.raises(InvalidRequest, match="unheard_of: Extra inputs are not permitted, given 1"):
+        model.model_validate({"unheard_of": 1})
+
+
+def test_several_faults_are_told_at_once() -> None:
+    with pytest.raises(InvalidRequest, match=r"width: .*; num_images: "):
+        generate(width=1, height=64, num_images=17)
+
+
+def test_a_fault_in_a_part_is_told_with_its_place() -> None:
+    text = json.dumps({"prompt": "x", "hires": {"scale": 99}})
+    with pytest.raises(InvalidRequest, match=r"scale: .*given 99"):
+        parse_request("generate", text)
+
+
+def test_requests_are_immutable() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        generate().prompt = "a wolf"
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "3", '"x"', "{", '{"prompt": 1}'])
+def test_a_record_that_is_no_request_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_request("generate", text)
+    with pytest.raises(InvalidRequest):
+        parse_request("upscale", text)
+
+
+@pytest.mark.parametrize("key", ["", "/x", "a/../b", "..", "a\0", "k" * 1025])
+def test_a_key_that_leaves_the_store_is_refused(key: str) -> None:
+    with pytest.raises(InvalidRequest, match="key"):
+        ImageRef(key=key)

@@ -1,0 +1,148 @@
+"""The lease keeper on a real Redis: jobs are renewed while held, and hear of their end."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from imagefleet_shared import routing
+from imagefleet_shared.broker import connect
+from imagefleet_shared.errors import JobCanceled, JobTimeout
+from imagefleet_shared.ledger import Ledger
+from imagefleet_shared.records import Lease
+from imagefleet_shared.requests import GenerateRequest
+from imagefleet_shared.settings import BrokerSettings
+from imagefleet_worker.lease import HandBack, HeldJob, LeaseKeeper, LeaseLost
+from localfleet.process import Process
+from tests.fleet import wait_for
+
+LEASE_S = 1.0
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    settings = BrokerSettings(redis_url=redis_url, socket_timeout_s=1)
+    with connect(settings, retries=1) as redis:
+        yield redis
+
+
+@pytest.fixture
+def ledger(redis: Redis) -> Ledger:
+    return Ledger(redis, record_ttl_s=60, lease_s=LEASE_S)
+
+
+@pytest.fixture
+def keeper(ledger: Ledger) -> Iterator[LeaseKeeper]:
+    keeper = LeaseKeeper(ledger)
+    keeper.start()
+    yield keeper
+    keeper.close()
+    keeper.join(10)
+    assert not keeper.is_alive()
+
+
+def leased(ledger: Ledger, job_id: str = "job", allowed_s: float | None = None) -> Lease:
+    ledger.submit(job_id, "generate", GenerateRequest(prompt="x"), "normal", allowed_s)
+    lease = ledger.lease(job_id, "worker")
+    assert lease is not None
+    return lease
+
+
+def ends(held: HeldJob, error: type[Exception], timeout_s: float = 2) -> None:
+    """The job hears of its end in time, and hears of it again whenever it asks."""
+
+    def stopped() -> bool:
+        try:
+            held.check()
+        except error:
+            return True
+        return False
+
+    wait_for(stopped, timeout_s, f"{error.__name__} is heard")
+    with pytest.raises(error):
+        held.tell("denoise", 1, 2)
+
+
+def test_a_lease_outlives_its_time_while_it_is_held(ledger: Ledger, keeper: LeaseKeeper) -> None:
+    with keeper.hold(leased(ledger)) as held:
+        time.sleep(2.5 * LEASE_S)
+        assert ledger.reconcile() == []
+        held.confirm()
+
+
+def test_a_lease_that_is_no_longer_held_runs_out(ledger: Ledger, keeper: LeaseKeeper) -> None:
+    with keeper.hold(leased(ledger)):
+        pass
+    wait_for(lambda: bool(ledger.reconcile()), LEASE_S + 2, "the job is free again")
+
+
+def test_progress_is_passed_on(ledger: Ledger, keeper: LeaseKeeper) -> None:
+    with keeper.hold(leased(ledger)) as held:
+        held.tell("denoise", 3, 20)
+        wait_for(lambda: ledger.read("job").progress.step == 3, 2, "the step is told")
+        progress = ledger.read("job").progress
+        assert (progress.stage, progress.steps) == ("denoise", 20)
+
+
+def test_a_cancel_is_heard_within_a_second(ledger: Ledger, keeper: LeaseKeeper) -> None:
+    with keeper.hold(leased(ledger)) as held:
+        ledger.cancel("job")
+        ends(held, JobCanceled, 1)
+
+
+def test_a_time_limit_is_heard(ledger: Ledger, keeper: LeaseKeeper) -> None:
+    with keeper.hold(leased(ledger, allowed_s=0.3)) as held:
+        ends(held, JobTimeout)
+
+
+def test_a_lost_lease_is_heard(ledger: Ledger, redis: Redis, keeper: LeaseKeeper) -> None:
+    with keeper.hold(leased(ledger)) as held:
+        redis.hset(routing.job_key("job"), "token", "another's")
+        ends(held, LeaseLost)
+
+
+def test_before_the_point_of_no_return_the_lease_is_asked_for_at_once(
+    ledger: Ledger, redis: Redis
+) -> None:
+    """Given a process that was stopped for a while, no keeper has told it anything yet."""
+    held = HeldJob(leased(ledger), ledger)
+    held.confirm()
+    redis.hset(routing.job_key("job"), "token", "another's")
+    held.check()
+    with pytest.raises(LeaseLost):
+        held.confirm()
+
+
+def test_all_jobs_are_handed_back_at_a_drain(ledger: Ledger, keeper: LeaseKeeper) -> None:
+    with keeper.hold(leased(ledger, "a")) as a, keeper.hold(leased(ledger, "b")) as b:
+        keeper.hand_back_all()
+        ends(a, HandBack)
+        ends(b, HandBack)
+
+
+def test_the_first_verdict_counts(ledger: Ledger, keeper: LeaseKeeper) -> None:
+    with keeper.hold(leased(ledger)) as held:
+        ledger.cancel("job")
+        ends(held, JobCanceled)
+        keeper.hand_back_all()
+        with pytest.raises(JobCanceled):
+            held.check()
+
+
+def test_one_jobs_end_is_not_anothers(ledger: Ledger, keeper: LeaseKeeper) -> None:
+    with keeper.hold(leased(ledger, "a")) as a, keeper.hold(leased(ledger, "b")) as b:
+        ledger.cancel("a")
+        ends(a, JobCanceled)
+        b.confirm()
+
+
+def test_the_keeper_sits_out_a_restart_of_redis(
+    ledger: Ledger, keeper: LeaseKeeper, redis_server: Process
+) -> None:
+    with keeper.hold(leased(ledger)) as held:
+        redis_server.kill()
+        held.tell("denoise", 7, 9)
+        redis_server.start()
+        wait_for(lambda: ledger.read("job").progress.step == 7, 10, "it goes on telling")
+        assert keeper.is_alive()

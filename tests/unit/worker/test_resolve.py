@@ -1,0 +1,231 @@
+"""What a request leaves open is decided, and what cannot be done is refused, before the device."""
+
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from imagefleet_shared.errors import (
+    InvalidImage,
+    InvalidRequest,
+    PromptTooLong,
+    UnknownCheckpoint,
+    UnknownUpscaler,
+    UnsupportedSize,
+)
+from imagefleet_shared.records import JobRecord
+from imagefleet_shared.requests import (
+    GenerateRequest,
+    HiresPass,
+    ImageRef,
+    UpscalePass,
+    UpscaleRequest,
+)
+from imagefleet_shared.status import JobStatus, Progress
+from imagefleet_shared.storage import FileStore
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.resolve import ResolvedGenerate, ResolvedUpscale, Resolver, scaled
+from imagefleet_worker.settings import WorkerSettings
+
+MakeResolver = Callable[..., Resolver]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "store")
+
+
+@pytest.fixture
+def make(demo_models: Path, store: FileStore) -> MakeResolver:
+    """A resolver over the demo's models; settings replace the defaults."""
+
+    def make(**settings: object) -> Resolver:
+        values: dict[str, Any] = {
+            "models_dir": demo_models,
+            "default_checkpoint": "demo",
+            "max_pixels": 512 * 512,
+            "max_output_pixels": 1024 * 1024,
+            **settings,
+        }
+        return Resolver(WorkerSettings(**values), ModelStore(demo_models), store)
+
+    return make
+
+
+def record(request: GenerateRequest | UpscaleRequest, job_id: str = "job") -> JobRecord:
+    return JobRecord(
+        id=job_id,
+        kind="generate" if isinstance(request, GenerateRequest) else "upscale",
+        priority="normal",
+        request_json=request.model_dump_json(),
+        progress=Progress(status=JobStatus.RUNNING, attempt=1),
+        worker="w",
+        submitted_s=0,
+        leased_s=0,
+        allowed_s=None,
+        result_json=None,
+        error_json=None,
+    )
+
+
+def drawing(resolver: Resolver, job_id: str = "job", /, **fields: object) -> ResolvedGenerate:
+    wanted: dict[str, Any] = {"prompt": "fox", **fields}
+    resolved = resolver.resolve(record(GenerateRequest(**wanted), job_id))
+    assert isinstance(resolved, ResolvedGenerate)
+    return resolved
+
+
+def put(store: FileStore, width: int, height: int) -> ImageRef:
+    file = BytesIO()
+    Image.new("RGB", (width, height), "teal").save(file, "PNG")
+    key = f"inputs/{width}x{height}.png"
+    store.put_new(key, file.getvalue(), "image/png")
+    return ImageRef(key=key)
+
+
+def test_a_bare_prompt_gets_the_workers_checkpoint_and_its_native_size(make: MakeResolver) -> None:
+    job = drawing(make())
+    assert (job.checkpoint.name, job.width, job.height) == ("demo", 128, 128)
+    decided = (job.request.checkpoint, job.request.width, job.request.height)
+    assert decided == ("demo", 128, 128)
+    assert (job.start, job.hires, job.upscale) == (None, None, None)
+
+
+def test_what_was_asked_for_stays(make: MakeResolver) -> None:
+    job = drawing(make(), checkpoint="demo-xl", width=64, height=256, seed=5)
+    assert (job.checkpoint.name, job.width, job.height) == ("demo-xl", 64, 256)
+    assert job.seeds == (5,)
+
+
+def test_the_only_checkpoint_is_the_default_and_of_several_none(
+    make: MakeResolver, store: FileStore, demo_models: Path, tmp_path: Path
+) -> None:
+    several = make(default_checkpoint=None)
+    assert several.default_checkpoint() is None
+    with pytest.raises(UnknownCheckpoint, match=r"no default.*known: demo, demo-xl"):
+        drawing(several)
+    (tmp_path / "checkpoints").mkdir()
+    only = (demo_models / "checkpoints/demo.safetensors").read_bytes()
+    (tmp_path / "checkpoints/only.safetensors").write_bytes(only)
+    settings = WorkerSettings(models_dir=tmp_path)
+    assert Resolver(settings, ModelStore(tmp_path), store).default_checkpoint() == "only"
+
+
+def test_seeds_count_up_from_the_first(make: MakeResolver) -> None:
+    assert drawing(make(), seed=2**32 - 1, num_images=3).seeds == (
+        2**32 - 1,
+        2**32,
+        2**32 + 1,
+    )
+
+
+def test_a_seed_left_open_is_the_same_on_every_attempt(make: MakeResolver) -> None:
+    first, again = drawing(make(), "a"), drawing(make(), "a")
+    assert first.seeds == again.seeds == (first.request.seed,)
+    assert drawing(make(), "b").seeds != first.seeds
+
+
+def test_a_decided_request_may_be_sent_again(make: MakeResolver) -> None:
+    """The result shows it so that a picture can be asked for once more."""
+    job = drawing(make(), hires=HiresPass(scale=2), num_images=2)
+    text = job.request.model_dump_json()
+    again = drawing(make(), **json.loads(text))
+    assert again.request == job.request
+    assert again.seeds == job.seeds
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [((100, 90), (96, 88)), ((64, 64), (64, 64)), ((70, 20), (64, 64))]
+)
+def test_img2img_takes_the_pictures_size_rounded_down(
+    make: MakeResolver, store: FileStore, given: tuple[int, int], taken: tuple[int, int]
+) -> None:
+    job = drawing(make(), image=put(store, *given))
+    assert job.start is not None
+    assert (job.width, job.height) == taken == job.start.image.size
+    assert job.start.strength == job.request.strength == 0.75
+
+
+def test_hires_by_scale_rounds_down_and_runs_the_first_passs_steps(make: MakeResolver) -> None:
+    job = drawing(make(), num_inference_steps=9, hires=HiresPass(scale=1.49))
+    assert job.hires is not None
+    assert (job.hires.width, job.hires.height, job.hires.num_inference_steps) == (184, 184, 9)
+
+
+def test_hires_by_size_and_with_its_own_steps(make: MakeResolver) -> None:
+    hires = HiresPass(width=256, height=192, num_inference_steps=3, upscaler="demo-x2")
+    job = drawing(make(), hires=hires)
+    assert job.hires is not None
+    assert (job.hires.width, job.hires.height, job.hires.num_inference_steps) == (256, 192, 3)
+
+
+def test_limits_are_exact(make: MakeResolver) -> None:
+    drawing(make(), width=512, height=512)
+    with pytest.raises(UnsupportedSize, match=f"picture 512x520 .* at most {512 * 512}"):
+        drawing(make(), width=512, height=520)
+    with pytest.raises(UnsupportedSize, match="hires picture 1024x1024"):
+        drawing(make(), width=512, height=512, hires=HiresPass(scale=2))
+    drawing(make(), width=512, height=512, upscale=UpscalePass(scale=2))
+    with pytest.raises(UnsupportedSize, match="upscaled picture 1075x1075"):
+        drawing(make(), width=512, height=512, upscale=UpscalePass(scale=2.1))
+    with pytest.raises(UnsupportedSize, match="upscaled picture 1536x1536"):
+        drawing(make(), hires=HiresPass(scale=4), upscale=UpscalePass(scale=3))
+
+
+def test_unknown_names_are_refused_with_those_that_are_known(make: MakeResolver) -> None:
+    with pytest.raises(UnknownCheckpoint, match="'fox'; known: demo, demo-xl"):
+        drawing(make(), checkpoint="fox")
+    for fields in (
+        {"upscale": UpscalePass(upscaler="fox")},
+        {"hires": HiresPass(scale=1.5, upscaler="fox")},
+    ):
+        with pytest.raises(UnknownUpscaler, match="'fox'; known: demo-x2, demo-x4"):
+            drawing(make(), **fields)
+
+
+def test_a_picture_that_is_not_there_is_refused(make: MakeResolver) -> None:
+    with pytest.raises(InvalidRequest, match=r"'inputs/gone\.png' is not in the store"):
+        drawing(make(), image=ImageRef(key="inputs/gone.png"))
+
+
+def test_a_picture_larger_than_allowed_is_refused_unread(
+    make: MakeResolver, store: FileStore
+) -> None:
+    with pytest.raises(UnsupportedSize, match="1032x1024"):
+        drawing(make(), image=put(store, 1032, 1024))
+
+
+def test_a_picture_that_is_none_is_refused(make: MakeResolver, store: FileStore) -> None:
+    store.put_new("inputs/x.png", b"GIF89a", "image/png")
+    with pytest.raises(InvalidImage, match="allowed are PNG, JPEG and WebP"):
+        drawing(make(), image=ImageRef(key="inputs/x.png"))
+
+
+def test_a_prompt_is_measured_in_tokens(make: MakeResolver) -> None:
+    drawing(make(max_prompt_tokens=80), prompt="fox " * 80)
+    for field in ("prompt", "negative_prompt"):
+        with pytest.raises(PromptTooLong, match="81 tokens; at most 80"):
+            drawing(make(max_prompt_tokens=80), **{field: "fox " * 81})
+
+
+def test_an_upscale_job_has_its_picture(make: MakeResolver, store: FileStore) -> None:
+    request = UpscaleRequest(image=put(store, 33, 21), upscaler="demo-x2", scale=3)
+    job = make().resolve(record(request))
+    assert isinstance(job, ResolvedUpscale)
+    assert job.image.size == (33, 21)
+    assert job.parameters is None
+
+
+def test_an_upscale_beyond_the_limit_is_refused(make: MakeResolver, store: FileStore) -> None:
+    request = UpscaleRequest(image=put(store, 512, 512), scale=2.5)
+    with pytest.raises(UnsupportedSize, match="upscaled picture 1280x1280"):
+        make().resolve(record(request))
+
+
+@pytest.mark.parametrize(("side", "scale", "pixels"), [(101, 1.5, 152), (3, 1.01, 3), (1, 8, 8)])
+def test_a_side_enlarged_is_whole_pixels(side: int, scale: float, pixels: int) -> None:
+    assert scaled(side, scale) == pixels

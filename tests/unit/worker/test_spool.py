@@ -1,0 +1,71 @@
+"""Pictures that wait on local disk for the object store."""
+
+from pathlib import Path
+
+import pytest
+
+from imagefleet_worker.pictures import Picture, Spool
+
+PICTURES = [
+    Picture(b"first \0 file", "png", 64, 128, 7),
+    Picture(b"", "webp", 1, 1, None),
+]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "not" / "there" / "yet")
+
+
+def test_what_was_kept_is_found_again_even_by_another_process(tmp_path: Path) -> None:
+    Spool(tmp_path).keep("job", PICTURES)
+    assert Spool(tmp_path).find("job") == PICTURES
+
+
+def test_jobs_do_not_mix(spool: Spool) -> None:
+    spool.keep("one", PICTURES[:1])
+    spool.keep("two", PICTURES[1:])
+    assert spool.find("one") == PICTURES[:1]
+    assert spool.find("two") == PICTURES[1:]
+    assert spool.find("three") is None
+
+
+def test_what_was_dropped_is_gone(spool: Spool, tmp_path: Path) -> None:
+    spool.keep("job", PICTURES)
+    spool.drop("job")
+    assert spool.find("job") is None
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    spool.drop("job")
+
+
+def test_kept_twice_the_first_stays(spool: Spool) -> None:
+    spool.keep("job", PICTURES)
+    spool.keep("job", PICTURES[:1])
+    assert spool.find("job") == PICTURES
+
+
+def test_a_folder_without_its_list_counts_as_nothing(spool: Spool, tmp_path: Path) -> None:
+    """Given a write that was broken off, as by a crash before the list was written."""
+    spool.keep("job", PICTURES)
+    [listing] = tmp_path.rglob("pictures.json")
+    listing.unlink()
+    assert spool.find("job") is None
+
+
+@pytest.mark.parametrize("damaged", ["pictures.json", "0", "1"])
+def test_pictures_are_found_whole_or_not_at_all(spool: Spool, tmp_path: Path, damaged: str) -> None:
+    spool.keep("job", PICTURES)
+    [file] = tmp_path.rglob(damaged)
+    file.unlink()
+    assert spool.find("job") is None
+
+
+def test_a_disk_that_takes_nothing_costs_only_the_spool(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    spool = Spool(blocked)
+    spool.keep("job", PICTURES)
+    assert spool.find("job") is None
+    assert "in memory only" in caplog.text

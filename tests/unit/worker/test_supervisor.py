@@ -1,0 +1,196 @@
+"""The parent process, with tiny scripts for workers."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from imagefleet_worker.supervisor import Seat, seats
+from localfleet.environment import child_environment
+from localfleet.process import Process
+from tests.fleet import REPOSITORY, wait_for
+
+PARENT = """
+import logging, sys
+from imagefleet_worker.supervisor import Seat, Supervisor
+logging.basicConfig(level=logging.INFO)
+seats = [Seat(name, "cpu", {"SEAT": name}) for name in sys.argv[2].split(",")]
+Supervisor(seats, float(sys.argv[3]), float(sys.argv[4]), (sys.executable, sys.argv[1])).run()
+"""
+CHILD = """
+import argparse, os, signal, sys, time
+from pathlib import Path
+parser = argparse.ArgumentParser()
+for name in ("--name", "--device"):
+    parser.add_argument(name)
+parser.add_argument("--beat-fd", type=int)
+given = parser.parse_args()
+folder = Path(__file__).parent
+def say(what):
+    with (folder / "said").open("a") as said:
+        said.write(f"{given.name} {what}\\n")
+def beat(byte):
+    os.write(given.beat_fd, byte)
+say(f"start {os.getpid()}")
+"""
+STOPS_IN_ORDER = """
+def stop(*_):
+    say("stopped")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+"""
+
+
+class Supervise(Protocol):
+    def __call__(
+        self, script: str, *, seats: str = "a", stall_s: float = 60, drain_s: float = 5
+    ) -> Process: ...
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Supervise]:
+    """Start a supervisor over workers that run the script."""
+    started: list[Process] = []
+
+    def start(script: str, *, seats: str = "a", stall_s: float = 60, drain_s: float = 5) -> Process:
+        child = tmp_path / "child.py"
+        child.write_text(CHILD + script)
+        arguments = [sys.executable, "-c", PARENT, str(child), seats, str(stall_s), str(drain_s)]
+        process = Process(
+            name="supervisor",
+            arguments=arguments,
+            url="",
+            directory=REPOSITORY,
+            log=tmp_path / "supervisor.log",
+            environment=child_environment({"PYTHONPATH": "worker:shared"}),
+            ready=lambda _: (tmp_path / "said").exists(),
+        )
+        started.append(process)
+        return process.start()
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def said(tmp_path: Path) -> Callable[[], list[list[str]]]:
+    """What the workers said so far, each line as words."""
+    return lambda: [line.split() for line in (tmp_path / "said").read_text().splitlines()]
+
+
+Said = Callable[[], list[list[str]]]
+
+
+def starts(said: Said) -> list[list[str]]:
+    return [words for words in said() if words[1] == "start"]
+
+
+def test_every_seat_gets_a_process_with_its_environment(supervise: Supervise, said: Said) -> None:
+    supervise('say("env " + os.environ["SEAT"]); time.sleep(60)', seats="a,b")
+    wait_for(lambda: len(said()) == 4, 10, "both speak")
+    assert sorted(words[1:] for words in said() if words[1] == "env") == [
+        ["env", "a"],
+        ["env", "b"],
+    ]
+    assert {words[0] for words in said()} == {"a", "b"}
+
+
+def test_a_worker_that_dies_is_started_again_with_growing_pauses(
+    supervise: Supervise, said: Said, tmp_path: Path
+) -> None:
+    supervise("sys.exit(3)")
+    took_s = wait_for(lambda: len(starts(said)) == 3, 15, "it is started three times")
+    assert took_s > 2.5
+    log = (tmp_path / "supervisor.log").read_text()
+    assert "worker a ended with 3; again in 1 s" in log
+    assert "worker a ended with 3; again in 2 s" in log
+
+
+def test_a_worker_at_work_that_takes_no_step_is_killed(supervise: Supervise, said: Said) -> None:
+    supervise('beat(b"b"); time.sleep(60)', stall_s=1)
+    wait_for(lambda: len(starts(said)) == 2, 10, "it is started again")
+    first, second = (int(words[2]) for words in starts(said))
+    assert first != second
+    assert not Path(f"/proc/{first}").exists()
+
+
+def test_a_worker_that_takes_steps_lives(supervise: Supervise, said: Said) -> None:
+    supervise(
+        'for _ in range(15):\n    beat(b"b"); time.sleep(0.2)\nsay("done"); beat(b"i")\n'
+        "time.sleep(60)",
+        stall_s=1,
+    )
+    wait_for(lambda: said()[-1][1] == "done", 10, "it works three seconds")
+    assert len(starts(said)) == 1
+
+
+def test_an_idle_worker_may_be_silent(supervise: Supervise, said: Said) -> None:
+    supervise('beat(b"b"); beat(b"i"); time.sleep(3); say("done"); time.sleep(60)', stall_s=1)
+    wait_for(lambda: said()[-1][1] == "done", 10, "it is idle three seconds")
+    assert len(starts(said)) == 1
+
+
+def test_a_workers_death_does_not_touch_its_neighbour(supervise: Supervise, said: Said) -> None:
+    supervise('time.sleep(60 if given.name == "a" else 0)', seats="a,b")
+    wait_for(lambda: len(starts(said)) == 3, 15, "b is started twice")
+    assert [words[0] for words in starts(said)].count("a") == 1
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_stop_is_passed_on_and_waited_for(
+    supervise: Supervise, said: Said, sig: signal.Signals
+) -> None:
+    parent = supervise(STOPS_IN_ORDER + 'say("ready"); time.sleep(60)', seats="a,b")
+    wait_for(lambda: [words[1] for words in said()].count("ready") == 2, 10, "both are ready")
+    os.kill(parent.pid, sig)
+    wait_for(lambda: not parent.alive, 5, "the parent ends")
+    assert sorted(words for words in said() if words[1] == "stopped") == [
+        ["a", "stopped"],
+        ["b", "stopped"],
+    ]
+    assert len(starts(said)) == 2
+
+
+def test_seats_are_one_on_the_cpu_where_that_is_asked_for(tmp_path: Path) -> None:
+    [seat] = seats("cpu", None, tmp_path)
+    assert seat.device == "cpu"
+    assert str(os.getpid()) in seat.name
+
+
+def test_a_seat_for_every_gpu_that_is_visible(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    found = seats("auto", None, tmp_path)
+    assert [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in found] == ["2", "5"]
+    assert {seat.device for seat in found} == {"cuda"}
+    assert len({seat.name for seat in found}) == 2
+
+
+def test_gpus_that_others_have_are_left_to_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    first, second = seats("cuda", 1, tmp_path), seats("cuda", None, tmp_path)
+    assert [visible(seat) for seat in first] == ["2"]
+    assert [visible(seat) for seat in second] == ["5", "7"]
+    with pytest.raises(RuntimeError, match=r"other workers .* \(2, 5, 7\)"):
+        seats("cuda", None, tmp_path)
+
+
+def visible(seat: Seat) -> str:
+    return seat.environment["CUDA_VISIBLE_DEVICES"]
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [seat.device for seat in seats("auto", None, tmp_path)] == ["cpu"]
+    with pytest.raises(RuntimeError, match="no NVIDIA GPU is visible"):
+        seats("cuda", None, tmp_path)
