@@ -1,8 +1,14 @@
-"""Which waiting jobs run together."""
+"""Batches: which waiting jobs run together, and what each of them has of its own."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from itertools import islice
+from typing import TypeVar
+
+from PIL import Image
 
 from .resolve import ResolvedGenerate, ResolvedJob, ResolvedUpscale
+
+T = TypeVar("T")
 
 
 def batch_key(job: ResolvedJob) -> Hashable:
@@ -51,3 +57,23 @@ def pixels_of(job: ResolvedJob) -> int:
 def _largest(job: ResolvedGenerate) -> int:
     hires = job.hires.width * job.hires.height if job.hires else 0
     return max(job.width * job.height, hires)
+
+
+class Batch:
+    """Jobs that run together: what they share, and what each picture has of its own."""
+
+    def __init__(self, jobs: Sequence[ResolvedGenerate]) -> None:
+        self._jobs = jobs
+        self.shared = jobs[0]
+        """Any of the jobs, for the settings that are equal in all of them."""
+        self.seeds = [seed for job in jobs for seed in job.seeds]
+        """One per picture."""
+
+    def per_picture(self, value: Callable[[ResolvedGenerate], T]) -> list[T]:
+        """Something of each picture's job."""
+        return [value(job) for job in self._jobs for _ in job.seeds]
+
+    def by_job(self, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
+        """Pictures of the batch, put to their jobs."""
+        left = iter(pictures)
+        return [list(islice(left, len(job.seeds))) for job in self._jobs]

@@ -1,9 +1,7 @@
 """The life of a picture, from words to pixels."""
 
-import logging
-from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import TypeVar, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from PIL import Image
@@ -11,17 +9,10 @@ from torch import Tensor
 
 from imagefleet_shared.requests import LATENT
 
-from . import metrics
-from .adapters.delta import Adapter
-from .adapters.formats import load_adapter
-from .adapters.lookup import WantedLora
-from .adapters.merge import SwitchReport
-from .adapters.originals import StateCorrupted
-from .adapters.shelf import AdapterShelf
-from .adapters.wanted import ScaledAdapter
+from .adapters.switcher import AdapterSwitcher
+from .batching import Batch
 from .images import from_vae_range
 from .models.pipelines import PipelineCache, WarmPipeline
-from .models.store import ModelFile
 from .passes import (
     Guidance,
     decode,
@@ -38,30 +29,6 @@ from .settings import WorkerSettings
 from .stages import Stages
 from .upscale.enlarge import Enlarger
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-
-class Batch:
-    """Jobs that run together: what they share, and what each picture has of its own."""
-
-    def __init__(self, jobs: Sequence[ResolvedGenerate]) -> None:
-        self._jobs = jobs
-        self.shared = jobs[0]
-        """Any of the jobs, for the settings that are equal in all of them."""
-        self.seeds = [seed for job in jobs for seed in job.seeds]
-        """One per picture."""
-
-    def per_picture(self, value: Callable[[ResolvedGenerate], T]) -> list[T]:
-        """Something of each picture's job."""
-        return [value(job) for job in self._jobs for _ in job.seeds]
-
-    def by_job(self, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
-        """Pictures of the batch, put to their jobs."""
-        left = iter(pictures)
-        return [list(islice(left, len(job.seeds))) for job in self._jobs]
-
 
 class Studio:
     """Draws and enlarges with the models that it keeps warm; used on the engine's thread only."""
@@ -72,12 +39,7 @@ class Studio:
         self._settings = settings
         self._pipelines = pipelines
         self._enlarger = enlarger
-        self._adapters: AdapterShelf[tuple[ModelFile, ModelFile]] = AdapterShelf(
-            self._load_adapter,
-            pipelines.device,
-            host_bytes=int(settings.adapter_cache_gb * 1e9),
-            device_bytes=int(settings.device_adapter_gb * 1e9),
-        )
+        self._adapters = AdapterSwitcher(settings, pipelines)
 
     @torch.no_grad()
     def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
@@ -96,7 +58,7 @@ class Studio:
         warm = self._pipelines.get(batch.shared.checkpoint.name)
 
         stages.begin("adapters")
-        warm = self._adapt(warm, batch.shared.loras)
+        warm = self._adapters.switch(warm, batch.shared.loras)
 
         stages.begin("text")
         guidance = self._guidance(warm, batch)
@@ -125,46 +87,6 @@ class Studio:
         limit = self._settings.max_prompt_tokens
         conditioning = encode(warm, texts, request.clip_skip, limit, inversions)
         return Guidance(conditioning, request.guidance_scale)
-
-    def _adapt(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> WarmPipeline:
-        """The pipeline with exactly these LoRAs on; loaded anew if a check finds it damaged."""
-        try:
-            report = warm.merged.switch(self._scaled(warm, loras))
-        except StateCorrupted as exc:
-            log.error("checkpoint %s is loaded anew: %s", warm.file.name, exc)
-            metrics.CORRUPTED.inc()
-            self._pipelines.drop(warm)
-            warm = self._pipelines.get(warm.file.name)
-            report = warm.merged.switch(self._scaled(warm, loras))
-        self._count(warm, report)
-        return warm
-
-    def _count(self, warm: WarmPipeline, report: SwitchReport) -> None:
-        if report.rewritten or report.restored:
-            metrics.SWITCHES.inc()
-            metrics.REWRITTEN.inc(report.rewritten)
-            metrics.RESTORED.inc(report.restored)
-        stats, saved = self._adapters.stats, warm.merged.saved_bytes
-        for place, of_place in (("host", stats.host), ("device", stats.device)):
-            metrics.ADAPTER_HITS.labels(place).set(of_place.hits)
-            metrics.ADAPTER_MISSES.labels(place).set(of_place.misses)
-            metrics.ADAPTER_BYTES.labels(place).set(of_place.size_bytes)
-        metrics.ORIGINALS_BYTES.labels("device").set(saved.device)
-        metrics.ORIGINALS_BYTES.labels("pinned").set(saved.pinned)
-
-    def _load_adapter(self, key: tuple[ModelFile, ModelFile]) -> Adapter:
-        lora, checkpoint = key
-        return load_adapter(lora.path, self._pipelines.get(checkpoint.name).naming).adapter
-
-    def _scaled(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> list[ScaledAdapter]:
-        return [
-            ScaledAdapter(
-                adapter=self._adapters.get((lora.file, warm.file)),
-                unet_scale=lora.unet_scale,
-                text_encoder_scale=lora.text_encoder_scale,
-            )
-            for lora in loras
-        ]
 
     def _hires_pass(
         self,

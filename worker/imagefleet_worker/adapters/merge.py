@@ -14,6 +14,9 @@ from imagefleet_worker.adapters.originals import Originals, SavedBytes, StateCor
 from imagefleet_worker.adapters.sums import grouped, rowwise_terms, write_in_rows, write_merged
 from imagefleet_worker.adapters.wanted import ScaledAdapter, State, Terms, state_of, terms_of
 
+# Parameters that an error's message has.
+_NAMED = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchReport:
@@ -135,9 +138,7 @@ class MergedState:
         }
         whole = {target: tensor for target, tensor in parameters.items() if target not in rowwise}
         groups = list(grouped(whole, terms))
-        elements = max(map(self._originals.scratch_elements, groups), default=0)
-        devices = {parameter.device for parameter in whole.values()}
-        scratch = {device: torch.empty(elements, device=device) for device in devices}
+        scratch = self._originals.scratch(groups)
         norms: list[tuple[Sequence[Target], Tensor]] = []
         for target, deltas in rowwise.items():
             self._held[target] = None
@@ -194,4 +195,6 @@ def applied(state: MergedState, wanted: Collection[ScaledAdapter]) -> Generator[
 
 
 def _names(targets: Sequence[Target]) -> str:
-    return ", ".join(f"{target.component}.{target.parameter}" for target in sorted(targets))
+    named = [f"{target.component}.{target.parameter}" for target in sorted(targets)]
+    more = [f"{len(named) - _NAMED} more"] if len(named) > _NAMED else []
+    return ", ".join([*named[:_NAMED], *more])

@@ -78,12 +78,23 @@ class Originals:
             # One multi-tensor call: on a GPU 700 launches would take longer than the copies.
             torch._foreach_copy_([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
+    def scratch(self, groups: Sequence[Sequence[Target]]) -> dict[torch.device, Tensor]:
+        """Room for `float32` of any one of the groups, on each of their devices."""
+        elements = max(
+            (sum(_aligned(self._saved[target][0].numel()) for target in group) for group in groups),
+            default=0,
+        )
+        devices = {self._saved[target][0].device for group in groups for target in group}
+        return {
+            device: torch.empty(elements, dtype=torch.float32, device=device) for device in devices
+        }
+
     def float32(self, targets: Sequence[Target], scratch: Tensor) -> list[Tensor]:
         """The originals in float32, on their parameters' device, as views of `scratch`.
 
         Args:
-            scratch: float32, on that device, of `scratch_elements(targets)` or more. A new tensor
-                a time would be slower: above 32 MiB, glibc fetches every page anew.
+            scratch: from `scratch`, for that device. New tensors each time would be slower: above
+                32 MiB, glibc maps every page anew.
         """
         views: list[Tensor] = []
         saved: list[Tensor] = []
@@ -95,10 +106,6 @@ class Originals:
             offset += _aligned(parameter.numel())
         torch._foreach_copy_(views, saved)
         return views
-
-    def scratch_elements(self, targets: Sequence[Target]) -> int:
-        """How many elements `float32` needs for these."""
-        return sum(_aligned(self._saved[target][0].numel()) for target in targets)
 
     def differing(self, targets: Iterable[Target]) -> list[Target]:
         """Those whose parameters differ from the saved copy in any bit."""

@@ -1,0 +1,78 @@
+"""Has the LoRAs that a job wants on a warm pipeline, and only those."""
+
+import logging
+from collections.abc import Sequence
+
+from .. import metrics
+from ..models.pipelines import PipelineCache, WarmPipeline
+from ..models.store import ModelFile
+from ..settings import WorkerSettings
+from .delta import Adapter
+from .formats import load_adapter
+from .lookup import WantedLora
+from .merge import SwitchReport
+from .originals import StateCorrupted
+from .shelf import AdapterShelf
+from .wanted import ScaledAdapter
+
+log = logging.getLogger(__name__)
+
+
+class AdapterSwitcher:
+    """Switches adapters between batches; for the engine's thread."""
+
+    def __init__(self, settings: WorkerSettings, pipelines: PipelineCache) -> None:
+        self._pipelines = pipelines
+        self._shelf: AdapterShelf[tuple[ModelFile, ModelFile]] = AdapterShelf(
+            self._load,
+            pipelines.device,
+            host_bytes=int(settings.adapter_cache_gb * 1e9),
+            device_bytes=int(settings.device_adapter_gb * 1e9),
+        )
+
+    def switch(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> WarmPipeline:
+        """The pipeline with exactly these LoRAs on; they stay on until others are wanted.
+
+        A pipeline whose weights did not come back bit for bit is loaded anew, and counted.
+
+        Raises:
+            CorruptFile, FileUnavailable, IncompatibleAdapter: a file cannot be merged; nothing of
+                any is on.
+        """
+        try:
+            report = warm.merged.switch(self._scaled(warm, loras))
+        except StateCorrupted as exc:
+            log.error("checkpoint %s is loaded anew: %s", warm.file.name, exc)
+            metrics.CORRUPTED.inc()
+            self._pipelines.drop(warm)
+            warm = self._pipelines.get(warm.file.name)
+            report = warm.merged.switch(self._scaled(warm, loras))
+        self._count(warm, report)
+        return warm
+
+    def _scaled(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> list[ScaledAdapter]:
+        return [
+            ScaledAdapter(
+                adapter=self._shelf.get((lora.file, warm.file)),
+                unet_scale=lora.unet_scale,
+                text_encoder_scale=lora.text_encoder_scale,
+            )
+            for lora in loras
+        ]
+
+    def _load(self, key: tuple[ModelFile, ModelFile]) -> Adapter:
+        lora, checkpoint = key
+        return load_adapter(lora.path, self._pipelines.get(checkpoint.name).naming).adapter
+
+    def _count(self, warm: WarmPipeline, report: SwitchReport) -> None:
+        if report.rewritten or report.restored:
+            metrics.SWITCHES.inc()
+            metrics.REWRITTEN.inc(report.rewritten)
+            metrics.RESTORED.inc(report.restored)
+        stats, saved = self._shelf.stats, warm.merged.saved_bytes
+        for place, of_place in (("host", stats.host), ("device", stats.device)):
+            metrics.ADAPTER_HITS.labels(place).set(of_place.hits)
+            metrics.ADAPTER_MISSES.labels(place).set(of_place.misses)
+            metrics.ADAPTER_BYTES.labels(place).set(of_place.size_bytes)
+        metrics.ORIGINALS_BYTES.labels("device").set(saved.device)
+        metrics.ORIGINALS_BYTES.labels("pinned").set(saved.pinned)
