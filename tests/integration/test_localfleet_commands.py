@@ -154,6 +154,7 @@ class TestCommandLine:
     ) -> None:
         with localfleet.begin("demo", STUB_SLEEPS="600") as child:
             assert child.stdout is not None
+            assert "Flower shows the fleet at" in child.stdout.readline()
             assert "demo saw" in child.stdout.readline()
             processes = localfleet.processes()
             if how is signal.SIGINT:
