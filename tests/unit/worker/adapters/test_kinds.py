@@ -9,6 +9,8 @@ from torch import Tensor
 from imagefleet_worker.adapters.kinds.build import AnyDelta, weight_delta
 from imagefleet_worker.adapters.kinds.factors import Misfit
 from imagefleet_worker.adapters.kinds.given import Incomplete, StatedAlpha
+from imagefleet_worker.adapters.kinds.low_rank import RowwiseLoRA
+from imagefleet_worker.adapters.kinds.product import Product
 
 MATRIX = (24, 40)
 KERNEL = (24, 40, 3, 3)
@@ -426,3 +428,15 @@ def test_shapes_that_do_not_go_together_are_told(parts: dict[str, Tensor], messa
 def test_parts_that_make_no_whole_are_told(parts: dict[str, Tensor], message: str) -> None:
     with pytest.raises(Incomplete, match=message):
         build(MATRIX, parts)
+
+
+@pytest.mark.parametrize("shape", [(10, 6), (10, 6, 3, 3)])
+def test_a_lora_in_rows_is_the_lora_as_a_whole(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    up = torch.randn(shape[0], 4, *[1] * (len(shape) - 2), generator=generator)
+    down = torch.randn(4, *shape[1:], generator=generator)
+    lora = RowwiseLoRA(Product(up, down), 0.5)
+    original = torch.zeros(shape)
+    blocks = list(lora.blocks(original, rows=4))
+    assert [len(block) for block in blocks] == [4, 4, 2]
+    torch.testing.assert_close(torch.cat(blocks), lora.of(original), rtol=1e-6, atol=1e-6)

@@ -9,7 +9,7 @@ from imagefleet_worker.adapters.kinds.dora import DoRA
 from imagefleet_worker.adapters.kinds.factors import Misfit, Shape, fits
 from imagefleet_worker.adapters.kinds.given import Given, Incomplete, StatedAlpha
 from imagefleet_worker.adapters.kinds.glora import GLoRA
-from imagefleet_worker.adapters.kinds.low_rank import LoHa, LoKr, LoRA, LowRank
+from imagefleet_worker.adapters.kinds.low_rank import LoHa, LoKr, LoRA, LowRank, RowwiseLoRA
 from imagefleet_worker.adapters.kinds.orthogonal import BOFT, OFT
 from imagefleet_worker.adapters.kinds.plain import IA3, Full, SparseRest
 from imagefleet_worker.adapters.kinds.product import Product, Whole
@@ -60,7 +60,8 @@ def _low_rank(given: Given, parameter: Shape) -> LowRank | DoRA | SparseRest:
 
 def _lora(given: Given) -> LoRA:
     product = Product(given.take("lora_up"), given.take("lora_down"), given.maybe("lora_mid"))
-    return LoRA(product, given.scale(product.rank))
+    kind = RowwiseLoRA if product.core is None else LoRA
+    return kind(product, given.scale(product.rank))
 
 
 def _loha(given: Given) -> LoHa:
