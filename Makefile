@@ -1,6 +1,4 @@
 # Everything runs from .venv; `make help` lists the targets.
-# Several torch processes share the cores here; threads that spin while they wait starve each other.
-export OMP_WAIT_POLICY := passive
 .DELETE_ON_ERROR:
 .PHONY: help setup demo up down test check bench image
 
@@ -26,6 +24,8 @@ up: $(stamp) $(checkpoint) $(upscalers) ## start Redis, S3, Flower and one worke
 down: ## stop what `make up` started
 	@[ ! -x $(python) ] || $(python) -m localfleet down
 
+# Tests run several torch processes at once: threads that spin while they wait starve each other.
+test: export OMP_WAIT_POLICY := passive
 test: $(stamp) ## run the tests
 	$(python) -m pytest
 

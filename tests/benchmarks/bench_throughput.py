@@ -4,7 +4,8 @@
 
 Three ways to draw the same pictures with the demo checkpoint (128x128, 25 steps, guided), turn
 about in each round: the pipeline called in a loop in this process; through the fleet one job at a
-time; through the fleet with eight at once. Then the round trip of a job whose engine does nothing.
+time; through the fleet with eight at once. Then the round trip of a job whose engine does nothing,
+with a directory as its store.
 """
 
 import argparse
@@ -166,6 +167,13 @@ def main() -> None:
         fleet = TestFleet(environment, folder)
         try:
             throughput(fleet, folder / "models", arguments.jobs, arguments.rounds)
+        finally:
+            fleet.close()
+        # A directory answers at once: what is left is queue, ledger and encoding.
+        environment["IMAGEFLEET_STORAGE_URL"] = (folder / "store").as_uri()
+        os.environ.update(environment)
+        fleet = TestFleet(environment, folder)
+        try:
             round_trip(fleet)
         finally:
             fleet.close()
