@@ -98,8 +98,11 @@ class Worker:
         self._models = ModelStore(settings.models_dir)
         self._resolver = Resolver(settings, self._models, store)
         self._keeper = LeaseKeeper(self._ledger)
-        renderer = renderer or make_studio(settings, self._models, device)
-        self._engine = Engine(renderer, Heartbeat(beat_fd), settings.max_batch_pixels)
+        self._engine = Engine(
+            lambda: renderer or make_studio(settings, self._models, device),
+            Heartbeat(beat_fd),
+            settings.max_batch_pixels,
+        )
         self._stopping = Event()
         delivery = Delivery(
             worker=name,
@@ -120,6 +123,7 @@ class Worker:
         if self._settings.metrics_port is not None:
             metrics.serve(self._settings.metrics_port)
         self._engine.start()
+        self._engine.ready.result()
         self._keeper.start()
         Thread(target=self._announce, name="announce", daemon=True).start()
         Thread(target=self._reconcile, name="reconcile", daemon=True).start()

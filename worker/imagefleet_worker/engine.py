@@ -66,17 +66,24 @@ class Engine(Thread):
     """Runs a renderer on the jobs that wait, oldest first, those that fit together at once.
 
     Args:
-        renderer: what draws.
+        make_renderer: makes what draws; called on the engine's thread, as everything that computes:
+            a second thread that ever does makes OpenMP count twice the threads, and then its
+            threads sleep between operators, which took 2.4 times as long on two cores.
         beat: called with True at every step and with False when there is nothing to do, so that a
             parent process can tell a stall from idleness.
         max_batch_pixels: of all pictures of a batch; 0 renders every job alone.
     """
 
     def __init__(
-        self, renderer: Renderer, beat: Callable[[bool], None], max_batch_pixels: int
+        self,
+        make_renderer: Callable[[], Renderer],
+        beat: Callable[[bool], None],
+        max_batch_pixels: int,
     ) -> None:
         super().__init__(name="engine", daemon=True)
-        self._renderer = renderer
+        self.ready: Future[None] = Future()
+        """Done once the renderer is made, or with what kept it from being made."""
+        self._make_renderer = make_renderer
         self._beat = beat
         self._max_batch_pixels = max_batch_pixels
         self._waiting: deque[_Order] = deque()
@@ -103,9 +110,15 @@ class Engine(Thread):
             self._changed.notify()
 
     def run(self) -> None:
+        try:
+            renderer = self._make_renderer()
+        except BaseException as exc:
+            self.ready.set_exception(exc)
+            return
+        self.ready.set_result(None)
         self._beat(False)
         while orders := self._next():
-            self._run(orders)
+            self._run(renderer, orders)
             # Finished jobs hold pictures, failed ones their frames' tensors.
             del orders
             self._beat(False)
@@ -123,11 +136,11 @@ class Engine(Thread):
                 self._waiting.remove(order)
             return orders
 
-    def _run(self, orders: Sequence[_Order]) -> None:
+    def _run(self, renderer: Renderer, orders: Sequence[_Order]) -> None:
         started_s = monotonic()
         stages = Stages([self._beating(order.tell) for order in orders])
         try:
-            pictures = self._renderer.render([order.job for order in orders], stages)
+            pictures = renderer.render([order.job for order in orders], stages)
             stages.end()
             metrics.BATCH_JOBS.observe(len(orders))
             for stage, seconds in stages.seconds.items():
@@ -142,7 +155,7 @@ class Engine(Thread):
             # One of them cannot be done, or all are too many at once: each must show by itself.
             log.warning("a batch of %d failed, each job again alone: %s", len(orders), error)
             for order in orders:
-                self._run([order])
+                self._run(renderer, [order])
             return
         for place, (order, images) in enumerate(zip(orders, pictures, strict=True)):
             if place in stages.ended:

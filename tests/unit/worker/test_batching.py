@@ -138,7 +138,7 @@ def test_pictures_are_alone_as_they_are_in_a_batch(
     models: ModelStore, studio: Renderer, scheduler: str
 ) -> None:
     jobs = [job(models, p, seed, scheduler=scheduler) for seed, p in enumerate(PROMPTS)]
-    engine = Engine(studio, lambda _busy: None, max_batch_pixels=10**9)
+    engine = Engine(lambda: studio, lambda _busy: None, max_batch_pixels=10**9)
     results = through_engine(engine, jobs, [quietly] * len(jobs))
     for each, result in zip(jobs, results, strict=True):
         assert isinstance(result, Rendered)
@@ -165,7 +165,7 @@ def test_a_cancel_within_a_batch_leaves_the_others(models: ModelStore, studio: R
             raise JobCanceled("second")
 
     jobs = [job(models, p, seed) for seed, p in enumerate(PROMPTS)]
-    engine = Engine(studio, lambda _busy: None, max_batch_pixels=10**9)
+    engine = Engine(lambda: studio, lambda _busy: None, max_batch_pixels=10**9)
     first, second, *_ = through_engine(engine, jobs, [quietly, canceled, quietly, quietly])
     assert isinstance(second, JobCanceled)
     assert isinstance(first, Rendered)
@@ -192,7 +192,7 @@ def test_a_batch_that_is_too_large_is_drawn_job_by_job(
 ) -> None:
     small = OutOfMemoryAbove(studio, pictures=1)
     jobs = [job(models, p, seed) for seed, p in enumerate(PROMPTS)]
-    engine = Engine(small, lambda _busy: None, max_batch_pixels=10**9)
+    engine = Engine(lambda: small, lambda _busy: None, max_batch_pixels=10**9)
     results = through_engine(engine, jobs, [quietly] * len(jobs))
     assert all(isinstance(result, Rendered) for result in results)
     assert small.batches == [4, 1, 1, 1, 1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imagefleet_shared.errors import CorruptFile, JobCanceled, OutOfMemory
+from imagefleet_shared.errors import CorruptFile, JobCanceled, OutOfMemory, WorkerFailure
 from imagefleet_shared.requests import ImageRef, UpscaleRequest
 from imagefleet_shared.status import Stage
 from imagefleet_worker.engine import Engine, Rendered
@@ -58,7 +58,7 @@ def beats() -> list[bool]:
 
 @pytest.fixture
 def engine(renderer: Scripted, beats: list[bool]) -> Iterator[Engine]:
-    engine = Engine(renderer, beats.append, max_batch_pixels=0)
+    engine = Engine(lambda: renderer, beats.append, max_batch_pixels=0)
     engine.start()
     yield engine
     engine.close()
@@ -200,3 +200,13 @@ def test_a_failed_job_leaves_no_tensors_behind(
     order(pool, engine, "good").result(5)
     gc.collect()
     assert ghosts[0]() is None
+
+
+def test_a_renderer_that_cannot_be_made_says_why() -> None:
+    def impossible() -> Scripted:
+        raise WorkerFailure("no attention backend works")
+
+    engine = Engine(impossible, lambda _busy: None, max_batch_pixels=0)
+    engine.start()
+    with pytest.raises(WorkerFailure, match="no attention backend"):
+        engine.ready.result(timeout=10)
