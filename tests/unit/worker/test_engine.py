@@ -174,7 +174,7 @@ def test_the_parent_hears_of_every_step_and_of_idleness(
 
 def test_jobs_taken_before_it_is_closed_are_finished(pool: ThreadPoolExecutor) -> None:
     renderer = Scripted()
-    engine = Engine(renderer, lambda _: None, max_batch_pixels=0)
+    engine = Engine(lambda: renderer, lambda _: None, max_batch_pixels=0)
     futures = [order(pool, engine, name) for name in "abc"]
     engine.close()
     engine.start()
