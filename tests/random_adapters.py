@@ -1,6 +1,6 @@
 """Adapters with seeded random deltas of several forms, for tests of how they are merged."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import cycle
 
@@ -43,11 +43,9 @@ class LowRank:
         up, down = self.up.to(original.device), self.down.to(original.device)
         return (up.float() @ down.float()).view(original.shape)
 
-    def blocks(self, original: Tensor, rows: int) -> Iterator[Tensor]:
+    def factors(self, original: Tensor) -> tuple[Tensor, Tensor]:
         self.fuse.burn()
-        down = self.down.float()
-        for up in self.up.float().split(rows):
-            yield (up @ down).view(-1, *original.shape[1:])
+        return self.up.to(original.device).float(), self.down.to(original.device).float()
 
 
 @dataclass(eq=False)
