@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from redis import Redis
 
 from localfleet.process import Process
 from localfleet.servers import BUCKET, S3Keys, ServerMissing, redis_server, s3_server
 
 _SETTINGS = ("IMAGEFLEET_", "AWS_")
+
+# No test is timed: on a busy machine hypothesis would take slowness for a fault.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -27,14 +27,11 @@ _BLOCK_ELEMENTS = 2**19
 class RowwiseDelta(Protocol):
     """A delta that is a product of two matrices, so that some of its rows cost only their share."""
 
-    def factors(self, original: Tensor) -> tuple[Tensor, Tensor]:
-        """Matrices whose product is what `of` gives, its axes behind the first made one.
-
-        Args:
-            original: of any dtype; only its shape and device are read.
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        """Two matrices and a factor whose product is what `of` gives, all axes but the first one.
 
         Returns:
-            `(rows, rank)` and `(rank, columns)`, float32.
+            `(rows, rank)` and `(rank, columns)`, of any dtype, on the CPU; and the factor.
         """
         ...
 
@@ -63,11 +60,10 @@ def write_in_rows(
     Returns:
         Norms of the sums, which no value in them exceeds.
     """
-    factors = [delta.factors(original) for delta, _ in terms]
-    scales = [scale for _, scale in terms]
+    factors = [(*delta.factors(), scale) for delta, scale in terms]
     # Side by side the factors of all terms make one product, and each block is written once.
-    left = torch.cat([lefts * scale for (lefts, _), scale in zip(factors, scales, strict=True)], 1)
-    right = torch.cat([rights.T for _, rights in factors], 1)
+    left = torch.cat([left.float() * (own * scale) for left, _, own, scale in factors], 1)
+    right = torch.cat([right.T.to(torch.float32) for _, right, *_ in factors], 1)
     rows = max(1, _BLOCK_ELEMENTS // right.shape[0])
     norms: list[Tensor] = []
     for destination, block, part in zip(

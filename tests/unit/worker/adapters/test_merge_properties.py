@@ -86,9 +86,7 @@ def _bench(family: Family, dtype: torch.dtype) -> _Bench:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(steps=st.lists(_steps, max_size=50))
 def test_any_sequence_of_sets_and_failures_leaves_no_trace(
     family: Family, dtype: torch.dtype, steps: Sequence[_Step]

@@ -76,7 +76,7 @@ def test_a_weight_that_is_no_number_is_refused(text: str) -> None:
 
 
 @given(st.lists(_FRAGMENTS, max_size=30).map("".join))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_any_text_gives_the_pieces_of_the_reference(text: str) -> None:
     try:
         expected = reference_pieces(text)
@@ -88,7 +88,7 @@ def test_any_text_gives_the_pieces_of_the_reference(text: str) -> None:
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_unicode_gives_the_pieces_of_the_reference(text: str) -> None:
     assert parse_attention(text) == reference_pieces(text)
 

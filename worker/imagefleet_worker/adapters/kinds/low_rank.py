@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imagefleet_worker.adapters.kinds.factors import Factors, Misfit, Shape, float32
+from imagefleet_worker.adapters.kinds.factors import Factors, Misfit, Shape
 from imagefleet_worker.adapters.kinds.product import Product, Whole
 
 
@@ -34,10 +34,9 @@ class RowwiseLoRA(LoRA):
     A CPU adds them while they are in its cache, for half of the time that whole matrices take.
     """
 
-    def factors(self, original: Tensor) -> tuple[Tensor, Tensor]:
-        """Its two matrices, the scale in the first; see `sums.RowwiseDelta`."""
-        left = float32(self.product.left, original.device).flatten(1) * self.scale
-        return left, float32(self.product.right, original.device).flatten(1)
+    def factors(self) -> tuple[Tensor, Tensor, float]:
+        """Its two matrices and its scale; see `sums.RowwiseDelta`."""
+        return self.product.left.flatten(1), self.product.right.flatten(1), self.scale
 
 
 @dataclass(frozen=True, eq=False)
