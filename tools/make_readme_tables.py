@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from imagefleet_producer import (
     GenerateRequest,
     HiresPass,
+    Inpaint,
     LoRA,
     TextualInversion,
     UpscalePass,
@@ -47,6 +48,7 @@ def with_tables(readme: str) -> str:
         "LoRA": _fields(LoRA),
         "TextualInversion": _fields(TextualInversion),
         "HiresPass": _fields(HiresPass),
+        "Inpaint": _fields(Inpaint),
         "UpscalePass": _fields(UpscalePass),
         "UpscaleRequest": _fields(UpscaleRequest),
     }
@@ -106,7 +108,10 @@ def _name(annotation: Any) -> str:  # noqa: ANN401 — an annotation is whatever
         limits = [_bound(part) for item in metadata for part in getattr(item, "metadata", [item])]
         return " ".join([_name(inner), *filter(None, limits)])
     if origin is tuple:
-        return f"list of {_name(get_args(annotation)[0])}"
+        parts = get_args(annotation)
+        if parts[-1] is not Ellipsis:
+            return f"pair of {_name(parts[0])}"
+        return f"list of {_name(parts[0])}"
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if origin is Union or str(origin) == "<class 'types.UnionType'>":

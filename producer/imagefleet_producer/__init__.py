@@ -30,16 +30,16 @@ from imagefleet_shared.errors import (
     UnsupportedSize,
     WorkerFailure,
 )
-from imagefleet_shared.presence import ModelInfo, WorkerInfo
-from imagefleet_shared.requests import (
-    GenerateRequest,
+from imagefleet_shared.parts import (
     HiresPass,
     ImageRef,
+    Inpaint,
     LoRA,
     TextualInversion,
     UpscalePass,
-    UpscaleRequest,
 )
+from imagefleet_shared.presence import ModelInfo, WorkerInfo
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.results import ImageResult, JobResult, Timings
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_shared.status import JobStatus, Progress
@@ -57,6 +57,7 @@ __all__ = [  # noqa: RUF022 — in groups, to be read as a table of contents
     "GenerateRequest",
     "HiresPass",
     "ImageRef",
+    "Inpaint",
     "LoRA",
     "TextualInversion",
     "UpscalePass",

@@ -22,20 +22,12 @@ from imagefleet_shared.errors import (
     JobNotFound,
     JobTimeout,
 )
+from imagefleet_shared.fields import LANCZOS, ImageFormat, Priority
+from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.presence import ModelInfo
-from imagefleet_shared.requests import (
-    LANCZOS,
-    GenerateRequest,
-    HiresPass,
-    ImageFormat,
-    ImageRef,
-    Priority,
-    SchedulerName,
-    SigmaSchedule,
-    UpscalePass,
-    UpscaleRequest,
-)
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.results import JobResult
+from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
 
 from .client import Client
 from .job import Job

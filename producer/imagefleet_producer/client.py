@@ -12,18 +12,12 @@ from PIL import Image
 
 from imagefleet_shared.broker import connect, make_celery, publish
 from imagefleet_shared.errors import InvalidImage
+from imagefleet_shared.fields import ImageFormat, JobKind, Priority
 from imagefleet_shared.layout import CONTENT_TYPES, input_key
 from imagefleet_shared.ledger import Ledger
+from imagefleet_shared.parts import ImageRef
 from imagefleet_shared.presence import WorkerInfo, live_workers
-from imagefleet_shared.requests import (
-    GenerateRequest,
-    ImageFormat,
-    ImageRef,
-    JobKind,
-    Priority,
-    Request,
-    UpscaleRequest,
-)
+from imagefleet_shared.requests import GenerateRequest, Request, UpscaleRequest
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_shared.storage import open_store
 

@@ -9,27 +9,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .requests import GenerateRequest, SchedulerName, SigmaSchedule, UpscalePass, UpscaleRequest
+from .parts import UpscalePass
+from .requests import GenerateRequest, UpscaleRequest
+from .samplers import SCHEDULER_LABELS, SIGMA_SCHEDULE_LABELS
 
-SAMPLER_LABELS: dict[SchedulerName, str] = {
-    "ddim": "DDIM",
-    "dpm_2": "DPM2",
-    "dpm_2_ancestral": "DPM2 a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "lcm": "LCM",
-    "lms": "LMS",
-    "unipc": "UniPC",
-}
-SCHEDULE_LABELS: dict[SigmaSchedule, str] = {
-    "normal": "Automatic",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "beta": "Beta",
-}
 _HASH_LENGTH = 10
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
 
@@ -73,8 +56,8 @@ def generated(request: GenerateRequest, seed: int, models: Models) -> str:
     loras = {name: use.sha256 for name, use in models.loras.items()}
     fields: dict[str, object] = {
         "Steps": request.num_inference_steps,
-        "Sampler": SAMPLER_LABELS[request.scheduler],
-        "Schedule type": SCHEDULE_LABELS[request.sigma_schedule],
+        "Sampler": SCHEDULER_LABELS[request.scheduler],
+        "Schedule type": SIGMA_SCHEDULE_LABELS[request.sigma_schedule],
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{request.width}x{request.height}",

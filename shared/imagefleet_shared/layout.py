@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from .requests import ImageFormat
+from .fields import ImageFormat
 
 CONTENT_TYPES: dict[ImageFormat, str] = {
     "png": "image/png",

@@ -16,8 +16,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from . import routing, transitions
 from .errors import ImagefleetError, JobCanceled, JobNotFound, JobTimeout
+from .fields import JobKind, Priority
 from .records import JobRecord, Lease, Wakeup, dump_error
-from .requests import JobKind, Priority, Request
+from .requests import Request
 from .results import JobResult
 from .status import JobStatus, Stage
 

@@ -5,7 +5,7 @@ from typing import cast
 
 from redis import Redis
 
-from .requests import Frozen, JobKind
+from .fields import Frozen, JobKind
 from .routing import PREFIX, worker_key
 
 ANNOUNCE_S = 5

@@ -7,7 +7,8 @@ from typing import Self, cast
 
 from . import errors
 from .errors import ImagefleetError
-from .requests import JobKind, Priority, Request, parse_request
+from .fields import JobKind, Priority
+from .requests import Request, parse_request
 from .results import JobResult
 from .status import JobStatus, Progress, Stage
 

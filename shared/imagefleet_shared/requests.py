@@ -5,182 +5,30 @@ value given and the values allowed. Sizes are in pixels, factors have no unit. A
 is decided by the worker; the values it chose are in the result.
 """
 
-from typing import Annotated, Literal, Self, cast, get_args
+from typing import Annotated, Literal, Self, cast
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    ModelWrapValidatorHandler,
-    Tag,
-    ValidationError,
-    model_validator,
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+
+from .errors import InvalidRequest
+from .fields import (
+    Emphasis,
+    ImageFormat,
+    JobKind,
+    ModelName,
+    RequestPart,
+    ResizeMode,
+    Scheduler,
+    Seed,
+    Sigmas,
+    SizePx,
+    check_schedule,
+    describe,
+    split_label,
 )
-
-from .errors import InvalidRequest, UnknownScheduler
-
-SchedulerName = Literal[
-    "ddim",
-    "dpm_2",
-    "dpm_2_ancestral",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "lcm",
-    "lms",
-    "unipc",
-]
-SigmaSchedule = Literal["normal", "karras", "exponential", "beta"]
-NORMAL_SIGMAS_ONLY: tuple[SchedulerName, ...] = ("ddim", "euler_ancestral", "lcm")
-"""Schedulers whose noise levels cannot be spaced otherwise."""
-ImageFormat = Literal["png", "jpeg", "webp"]
-Priority = Literal["high", "normal", "low"]
-JobKind = Literal["generate", "upscale"]
-
-LATENT, LANCZOS = "latent", "lanczos"
-"""Upscaler names that need no model file."""
+from .parts import HiresPass, ImageRef, Inpaint, LoRA, TextualInversion, UpscalePass
 
 
-def _known_scheduler(name: object) -> object:
-    if name not in get_args(SchedulerName):
-        raise UnknownScheduler(str(name), get_args(SchedulerName))
-    return name
-
-
-def _model_name(name: object) -> object:
-    """A name is looked up in the model store; what could be a path is refused before that."""
-    if isinstance(name, str) and (
-        not name.strip() or name[0] in "./~" or any(c in name for c in "/\\\0:") or len(name) > 255
-    ):
-        raise InvalidRequest(f"{name!r} is not a model name: give the file's name, without a path")
-    return name
-
-
-ModelName = Annotated[str, BeforeValidator(_model_name)]
-SizePx = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
-
-
-class Frozen(BaseModel):
-    """Base of every value in the contract: immutable; unknown fields, NaN and inf are refused."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class _Request(Frozen):
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse_in_our_words(cls, value: object, build: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return build(value)
-        except ValidationError as exc:
-            raise InvalidRequest(_describe(cls.__name__, exc)) from None
-
-
-def _describe(model: str, exc: ValidationError) -> str:
-    faults: list[str] = []
-    for error in exc.errors(include_url=False):
-        field = ".".join(str(part) for part in error["loc"])
-        given = "" if error["type"] == "missing" else f", given {error['input']!r}"
-        faults.append(f"{field}: {error['msg']}{given}" if field else f"{error['msg']}{given}")
-    return f"{model}: " + "; ".join(faults)
-
-
-class ImageRef(_Request):
-    """A picture that already lies in the object store; `Client.put_image` makes one."""
-
-    key: str = Field(min_length=1, max_length=1024)
-    """Key under the store's prefix, as `inputs/<sha256>.png`."""
-
-    @model_validator(mode="after")
-    def _inside_the_store(self) -> Self:
-        if self.key.startswith("/") or "\0" in self.key or ".." in self.key.split("/"):
-            raise InvalidRequest(f"key {self.key!r} leaves the store")
-        return self
-
-
-Scale = Annotated[float, Field(ge=-10, le=10)]
-
-
-class LoRA(_Request):
-    """A LoRA or LyCORIS file of the model store, merged into the checkpoint for this job."""
-
-    name: ModelName
-    """The file's name without suffix."""
-    scale: Scale = 1
-    """Factor for the UNet's part; negative turns it round."""
-    text_encoder_scale: Scale | None = None
-    """Factor for the text encoders' part; None: as `scale`."""
-
-
-class TextualInversion(_Request):
-    """An embedding of the model store, under a word of the prompt's choosing."""
-
-    name: ModelName
-    """The file's name without suffix."""
-    token: str | None = Field(default=None, min_length=1, max_length=100)
-    """The words in the prompts that stand for it; None: its name, which works without this too."""
-    scale: Scale = 1
-    """Factor on its vectors."""
-
-
-class HiresPass(_Request):
-    """A second pass at a larger size: upscale the first picture, then img2img over it."""
-
-    scale: float | None = Field(default=None, gt=1, le=8)
-    """Factor over the first pass; the size is rounded down to a multiple of 8."""
-    width: SizePx | None = None
-    """Target width in pixels; give either `scale` or both `width` and `height`."""
-    height: SizePx | None = None
-    """Target height in pixels."""
-    upscaler: ModelName = LATENT
-    """`latent` (bilinear in latent space), `lanczos`, or an upscaler model of the store."""
-    num_inference_steps: int | None = Field(default=None, ge=1, le=150)
-    """Steps *executed* in this pass, as in A1111's hires fix; None: as many as the first pass."""
-    strength: float = Field(default=0.7, gt=0, le=1)
-    """Share of the noise put back: near 0 keeps the upscaled picture, 1 ignores it."""
-
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        by_size = (self.width is not None, self.height is not None)
-        if any(by_size) != all(by_size) or all(by_size) == (self.scale is not None):
-            raise InvalidRequest(
-                "give either scale, or both width and height; given "
-                f"scale={self.scale}, width={self.width}, height={self.height}"
-            )
-        return self
-
-
-class UpscalePass(_Request):
-    """Enlarge the finished picture, without diffusion."""
-
-    upscaler: ModelName = LANCZOS
-    """`lanczos`, or an upscaler model of the store."""
-    scale: float = Field(default=2, gt=1, le=8)
-    """Factor over the input; a model of another factor is applied and its output resized."""
-    tile_size: int = Field(default=192, ge=16, le=2048)
-    """Side of the square that the network sees at once, in input pixels; less needs less memory."""
-    tile_overlap: int = Field(default=16, ge=0, le=512)
-    """Input pixels that neighbouring tiles share; the seam is blended over them."""
-
-    @model_validator(mode="after")
-    def _enlarges(self) -> Self:
-        if self.upscaler == LATENT:
-            raise InvalidRequest(f"{LATENT!r} is for hires only; use {LANCZOS!r} or a model")
-        if self.tile_overlap * 2 >= self.tile_size:
-            raise InvalidRequest(
-                f"tile_overlap must be less than half of tile_size {self.tile_size}, "
-                f"given {self.tile_overlap}"
-            )
-        return self
-
-
-class GenerateRequest(_Request):
+class GenerateRequest(RequestPart):
     """A picture to draw: txt2img, or img2img when `image` is given; then hires, then upscale."""
 
     prompt: str = Field(max_length=20_000)
@@ -194,17 +42,29 @@ class GenerateRequest(_Request):
     height: SizePx | None = None
     """Pixels; None: as `width`."""
     num_inference_steps: int = Field(default=25, ge=1, le=150)
-    """Steps *scheduled*: txt2img runs them all, img2img int(steps x strength) of them."""
+    """Steps *scheduled*: txt2img runs them all; img2img, as A1111, int(steps x strength) + 1."""
     guidance_scale: float = Field(default=7.0, ge=1, le=30)
     """Classifier-free guidance; 1 switches it off and halves the work."""
-    scheduler: Annotated[SchedulerName, BeforeValidator(_known_scheduler)] = "euler"
-    """The solver (A1111's "sampler")."""
-    sigma_schedule: SigmaSchedule = "normal"
-    """How the noise levels are spaced (A1111's "schedule type")."""
+    scheduler: Scheduler = "euler"
+    """The solver (A1111's "sampler", whose labels are known too: "DPM++ 2M Karras")."""
+    sigma_schedule: Sigmas = "automatic"
+    """How the noise levels are spaced (A1111's "schedule type"); automatic: the solver's own."""
+    eta: float | None = Field(default=None, ge=0, le=1)
+    """Share of fresh noise in each step of a solver that adds any; None: 1, but 0 for DDIM."""
+    emphasis: Emphasis = "original"
+    """How weights such as `(word:1.2)` act."""
     clip_skip: int | None = Field(default=None, ge=1, le=11)
     """Last layers of the text encoder to leave out, diffusers' count; None: as it was trained."""
-    seed: int | None = Field(default=None, ge=0, le=2**32 - 1)
+    seed: Seed | None = None
     """Seed of the first picture, picture i takes seed + i; None: made from the job's id."""
+    variation_seed: Seed | None = None
+    """Seed of the noise that is mixed in, counted on like `seed`; None: made from the job's id."""
+    variation_strength: float = Field(default=0, ge=0, le=1)
+    """Share of that noise: 0 none, 1 nothing else."""
+    seed_resize_from: tuple[SizePx, SizePx] | None = None
+    """Width and height at which the seed's picture is known: its composition is kept."""
+    rng: Literal["cpu", "gpu"] = "cpu"
+    """Whose random numbers: `gpu` gives those of CUDA, as A1111 does by default, on any device."""
     num_images: int = Field(default=1, ge=1, le=16)
     """Pictures drawn in one batch."""
     loras: tuple[LoRA, ...] = Field(default=(), max_length=32)
@@ -215,6 +75,14 @@ class GenerateRequest(_Request):
     """Initial picture of img2img."""
     strength: float | None = Field(default=None, gt=0, le=1)
     """img2img only: near 0 keeps the image, 1 ignores it; None: 0.75."""
+    resize_mode: ResizeMode = "just_resize"
+    """img2img only: how the image is fitted to width and height."""
+    inpaint: Inpaint | None = None
+    """img2img only: draw where a mask says; None: everywhere."""
+    refiner_checkpoint: ModelName | None = None
+    """Checkpoint that takes over at `refiner_switch_at`, in the first pass; None: none does."""
+    refiner_switch_at: float = Field(default=0.8, gt=0, lt=1)
+    """Share of the steps after which the refiner takes over."""
     hires: HiresPass | None = None
     """A second, larger pass; None: off."""
     upscale: UpscalePass | None = None
@@ -222,24 +90,29 @@ class GenerateRequest(_Request):
     output_format: ImageFormat = "png"
     """File format of the result."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_label_apart(cls, fields: object) -> object:
+        return split_label(fields)
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if (self.width is None) != (self.height is None):
             raise InvalidRequest(
                 f"give both width and height or neither; given {self.width} and {self.height}"
             )
-        if self.sigma_schedule != "normal" and self.scheduler in NORMAL_SIGMAS_ONLY:
-            raise InvalidRequest(
-                f"scheduler {self.scheduler!r} has sigma_schedule 'normal' only, "
-                f"given {self.sigma_schedule!r}"
+        check_schedule(self.scheduler, self.sigma_schedule)
+        if self.hires:
+            check_schedule(
+                self.hires.scheduler or self.scheduler,
+                self.hires.sigma_schedule or self.sigma_schedule,
             )
-        if self.image is None and self.strength is not None:
-            raise InvalidRequest(f"strength {self.strength} is for img2img: give an image with it")
-        if self.image and int(self.num_inference_steps * (self.strength or 0.75)) < 1:
-            raise InvalidRequest(
-                f"num_inference_steps {self.num_inference_steps} x strength {self.strength} runs "
-                "no step; give more of either"
-            )
+        if self.image is None:
+            for field in ("strength", "inpaint"):
+                if getattr(self, field) is not None:
+                    raise InvalidRequest(f"{field} is for img2img: give an image with it")
+            if self.resize_mode != "just_resize":
+                raise InvalidRequest("resize_mode is for img2img: give an image with it")
         return self
 
 
@@ -276,4 +149,4 @@ def parse_request(kind: JobKind, json: str) -> Request:
     try:
         return model.model_validate_json(json)
     except ValidationError as exc:
-        raise InvalidRequest(_describe(model.__name__, exc)) from exc
+        raise InvalidRequest(describe(model.__name__, exc)) from exc

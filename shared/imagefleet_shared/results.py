@@ -1,6 +1,7 @@
 """What came out of a job."""
 
-from .requests import Frozen, ImageFormat, Request
+from .fields import Frozen, ImageFormat
+from .requests import Request
 
 
 class ImageResult(Frozen):

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from .requests import JobKind, Priority
+from .fields import JobKind, Priority
 
 TASKS: Final[dict[JobKind, str]] = {
     "generate": "imagefleet.generate",

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Literal
 
-from .requests import Frozen
+from .fields import Frozen
 
 
 class JobStatus(StrEnum):

@@ -36,8 +36,8 @@ from imagefleet_producer import (
 )
 from imagefleet_shared.broker import make_celery
 from imagefleet_shared.ledger import Ledger
-from imagefleet_shared.requests import NORMAL_SIGMAS_ONLY
 from imagefleet_shared.routing import QUEUES, TASKS, job_key
+from imagefleet_shared.samplers import OWN_TIMESTEPS
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.storage import S3Store
 from tests.fleet import TestFleet, wait_for
@@ -191,10 +191,10 @@ def test_an_unknown_scheduler_is_refused_with_those_that_are_known() -> None:
         GenerateRequest(**fields)
 
 
-@pytest.mark.parametrize("scheduler", NORMAL_SIGMAS_ONLY)
+@pytest.mark.parametrize("scheduler", OWN_TIMESTEPS)
 def test_noise_levels_that_a_scheduler_does_not_have_are_refused(scheduler: str) -> None:
     fields: dict[str, Any] = {"scheduler": scheduler, "sigma_schedule": "karras"}
-    with pytest.raises(InvalidRequest, match=f"{scheduler}.*'normal' only, given 'karras'"):
+    with pytest.raises(InvalidRequest, match=f"{scheduler}.*'automatic' only, given 'karras'"):
         GenerateRequest(prompt="x", **fields)
 
 

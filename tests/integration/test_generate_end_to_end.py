@@ -45,7 +45,8 @@ from imagefleet_producer import (
     UpscalePass,
     UpscaleRequest,
 )
-from imagefleet_shared.requests import ImageFormat, SchedulerName, SigmaSchedule
+from imagefleet_shared.fields import ImageFormat
+from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
 from imagefleet_worker.images import read_parameters
 from imagefleet_worker.models.families import Family
 from imagefleet_worker.models.skeleton import clip_tokenizer

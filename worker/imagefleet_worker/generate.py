@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagefleet_shared.requests import LATENT
+from imagefleet_shared.fields import LATENT
 
 from .adapters.switcher import AdapterSwitcher
 from .batching import Batch

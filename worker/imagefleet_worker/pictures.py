@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from imagefleet_shared import infotext
-from imagefleet_shared.requests import ImageFormat
+from imagefleet_shared.fields import ImageFormat
 
 from .images import encode_image
 from .models.store import ModelStore

@@ -14,16 +14,10 @@ from imagefleet_shared.errors import (
     UnknownCheckpoint,
     UnsupportedSize,
 )
+from imagefleet_shared.fields import LANCZOS, LATENT
+from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.records import JobRecord
-from imagefleet_shared.requests import (
-    LANCZOS,
-    LATENT,
-    GenerateRequest,
-    HiresPass,
-    ImageRef,
-    UpscalePass,
-    UpscaleRequest,
-)
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import ObjectStore
 
 from .adapters.lookup import WantedLora, find_inversions, find_loras

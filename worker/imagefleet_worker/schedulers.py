@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
 from torch import Tensor
 
-from imagefleet_shared.requests import SchedulerName, SigmaSchedule
+from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
 
 # k-diffusion's samplers, hence A1111's, space the timesteps evenly from the last to the first.
 _K_DIFFUSION = {"timestep_spacing": "linspace"}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from imagefleet_shared.requests import JobKind
+from imagefleet_shared.fields import JobKind
 
 
 class WorkerSettings(BaseSettings):

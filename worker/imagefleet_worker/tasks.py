@@ -2,7 +2,7 @@
 
 from celery import Celery
 
-from imagefleet_shared.requests import JobKind
+from imagefleet_shared.fields import JobKind
 from imagefleet_shared.routing import TASKS
 
 from .delivery import Delivery

@@ -2,27 +2,18 @@
 
 import json
 import re
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from imagefleet_shared.infotext import (
-    SAMPLER_LABELS,
-    SCHEDULE_LABELS,
     LoraUse,
     Models,
     generated,
     upscaled,
 )
-from imagefleet_shared.requests import (
-    GenerateRequest,
-    HiresPass,
-    ImageRef,
-    SchedulerName,
-    SigmaSchedule,
-    UpscalePass,
-    UpscaleRequest,
-)
+from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 
 SHA = "0123456789abcdef" * 4
 DEMO = Models("demo", SHA, {}, {})
@@ -117,9 +108,3 @@ def test_an_enlarged_picture_keeps_what_was_told_of_it() -> None:
     assert upscaled(enlarge, "") == steps
     assert upscaled(enlarge, text()) == f"{text()}, {steps}"
     assert upscaled(enlarge, "a comment") == f"a comment\n{steps}"
-
-
-def test_every_scheduler_and_schedule_has_a_label() -> None:
-    assert set(SAMPLER_LABELS) == set(get_args(SchedulerName))
-    assert set(SCHEDULE_LABELS) == set(get_args(SigmaSchedule))
-    assert len(set(SAMPLER_LABELS.values())) == len(SAMPLER_LABELS)

@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 
+from imagefleet_shared.fields import ImageFormat
 from imagefleet_shared.layout import (
     CONTENT_TYPES,
     image_key,
@@ -13,7 +14,6 @@ from imagefleet_shared.layout import (
     job_folder,
     manifest_key,
 )
-from imagefleet_shared.requests import ImageFormat
 
 LAST_SECOND = datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 

@@ -8,21 +8,17 @@ import pytest
 from pydantic import ValidationError
 
 from imagefleet_shared.errors import InvalidRequest, UnknownScheduler
+from imagefleet_shared.fields import JobKind
+from imagefleet_shared.parts import HiresPass, ImageRef, Inpaint, UpscalePass
 from imagefleet_shared.requests import (
-    NORMAL_SIGMAS_ONLY,
     GenerateRequest,
-    HiresPass,
-    ImageRef,
-    JobKind,
-    SchedulerName,
-    SigmaSchedule,
-    UpscalePass,
     UpscaleRequest,
     parse_request,
 )
+from imagefleet_shared.samplers import OWN_TIMESTEPS, SchedulerName, SigmaSchedule
 
 IMAGE = ImageRef(key="inputs/x.png")
-MODELS = (ImageRef, HiresPass, UpscalePass, GenerateRequest, UpscaleRequest)
+MODELS = (ImageRef, HiresPass, Inpaint, UpscalePass, GenerateRequest, UpscaleRequest)
 
 
 def generate(**fields: object) -> GenerateRequest:
@@ -115,7 +111,7 @@ def test_other_names_are_looked_up(name: str) -> None:
     assert generate(checkpoint=name).checkpoint == name
 
 
-@pytest.mark.parametrize("name", ["Euler", "", None, 3, "pndm"])
+@pytest.mark.parametrize("name", ["Eular", "", None, 3, "pndm"])
 def test_an_unknown_scheduler_has_an_error_of_its_own(name: object) -> None:
     with pytest.raises(UnknownScheduler) as refused:
         generate(scheduler=name)
@@ -127,7 +123,7 @@ def test_an_unknown_scheduler_has_an_error_of_its_own(name: object) -> None:
 def test_only_some_schedulers_space_their_noise_levels(
     scheduler: SchedulerName, sigmas: SigmaSchedule
 ) -> None:
-    if sigmas != "normal" and scheduler in NORMAL_SIGMAS_ONLY:
+    if sigmas != "automatic" and scheduler in OWN_TIMESTEPS:
         with pytest.raises(InvalidRequest, match=f"'{scheduler}'.*'{sigmas}'"):
             generate(scheduler=scheduler, sigma_schedule=sigmas)
     else:
@@ -139,14 +135,12 @@ def test_only_some_schedulers_space_their_noise_levels(
     [
         {},
         {"scale": 2, "width": 128, "height": 128},
-        {"width": 128},
-        {"height": 128},
         {"scale": 2, "width": 128},
     ],
     ids=str,
 )
 def test_a_hires_pass_has_either_a_scale_or_a_size(fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="either scale, or both width and height; given"):
+    with pytest.raises(InvalidRequest, match="either scale, or width, height or both; given"):
         HiresPass(**fields)
 
 
@@ -173,14 +167,8 @@ def test_latent_is_an_upscaler_of_hires_only() -> None:
 
 
 def test_strength_goes_with_an_image() -> None:
-    with pytest.raises(InvalidRequest, match=r"strength 0\.5 is for img2img"):
+    with pytest.raises(InvalidRequest, match="strength is for img2img"):
         generate(strength=0.5)
-
-
-def test_img2img_that_would_run_no_step_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="runs no step"):
-        generate(image=IMAGE, strength=0.1, num_inference_steps=9)
-    generate(image=IMAGE, strength=0.1, num_inference_steps=10)
 
 
 @pytest.mark.parametrize("model", MODELS)

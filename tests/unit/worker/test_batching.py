@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from imagefleet_shared.errors import JobCanceled
-from imagefleet_shared.requests import GenerateRequest, HiresPass, ImageRef, UpscaleRequest
+from imagefleet_shared.parts import HiresPass, ImageRef
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.status import Stage
 from imagefleet_worker.app import make_studio
 from imagefleet_worker.batching import batch_key, pixels_of, together

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from imagefleet_shared.errors import CorruptFile, JobCanceled, OutOfMemory, WorkerFailure
-from imagefleet_shared.requests import ImageRef, UpscaleRequest
+from imagefleet_shared.parts import ImageRef
+from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
 from imagefleet_worker.engine import Engine, Rendered
 from imagefleet_worker.lease import HandBack

@@ -17,14 +17,9 @@ from imagefleet_shared.errors import (
     UnknownUpscaler,
     UnsupportedSize,
 )
+from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.records import JobRecord
-from imagefleet_shared.requests import (
-    GenerateRequest,
-    HiresPass,
-    ImageRef,
-    UpscalePass,
-    UpscaleRequest,
-)
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.status import JobStatus, Progress
 from imagefleet_shared.storage import FileStore
 from imagefleet_worker.models.store import ModelStore

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagefleet_shared.requests import NORMAL_SIGMAS_ONLY, SchedulerName, SigmaSchedule
+from imagefleet_shared.requests import NORMAL_SIGMAS_ONLY
+from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
 from imagefleet_worker.models.architecture import packaged_config
 from imagefleet_worker.schedulers import Solver, make_solver
 

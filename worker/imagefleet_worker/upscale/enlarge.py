@@ -2,7 +2,8 @@
 
 from PIL import Image
 
-from imagefleet_shared.requests import LANCZOS, UpscalePass
+from imagefleet_shared.fields import LANCZOS
+from imagefleet_shared.parts import UpscalePass
 
 from ..images import from_unit_range, resize, to_unit_range
 from ..resolve import Hires, scaled

@@ -1,0 +1,141 @@
+"""The parts of a request: pictures, adapters, and the passes beside the first."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from .errors import InvalidRequest
+from .fields import (
+    LANCZOS,
+    LATENT,
+    MaskFill,
+    ModelName,
+    RequestPart,
+    Scheduler,
+    Sigmas,
+    SizePx,
+    split_label,
+)
+
+
+class ImageRef(RequestPart):
+    """A picture that already lies in the object store; `Client.put_image` makes one."""
+
+    key: str = Field(min_length=1, max_length=1024)
+    """Key under the store's prefix, as `inputs/<sha256>.png`."""
+
+    @model_validator(mode="after")
+    def _inside_the_store(self) -> Self:
+        if self.key.startswith("/") or "\0" in self.key or ".." in self.key.split("/"):
+            raise InvalidRequest(f"key {self.key!r} leaves the store")
+        return self
+
+
+Scale = Annotated[float, Field(ge=-10, le=10)]
+
+
+class LoRA(RequestPart):
+    """A LoRA or LyCORIS file of the model store, merged into the checkpoint for this job."""
+
+    name: ModelName
+    """The file's name without suffix."""
+    scale: Scale = 1
+    """Factor for the UNet's part; negative turns it round."""
+    text_encoder_scale: Scale | None = None
+    """Factor for the text encoders' part; None: as `scale`."""
+
+
+class TextualInversion(RequestPart):
+    """An embedding of the model store, under a word of the prompt's choosing."""
+
+    name: ModelName
+    """The file's name without suffix."""
+    token: str | None = Field(default=None, min_length=1, max_length=100)
+    """The words in the prompts that stand for it; None: its name, which works without this too."""
+    scale: Scale = 1
+    """Factor on its vectors."""
+
+
+class HiresPass(RequestPart):
+    """A second pass at a larger size: upscale the first picture, then img2img over it."""
+
+    scale: float | None = Field(default=None, gt=1, le=8)
+    """Factor over the first pass; the size is rounded down to a multiple of 8."""
+    width: SizePx | None = None
+    """Target width in pixels, instead of `scale`; with `height`, what exceeds it is cropped."""
+    height: SizePx | None = None
+    """Target height in pixels, instead of `scale`; one alone keeps the proportions."""
+    upscaler: ModelName = LATENT
+    """A `latent…` mode, `lanczos`, or an upscaler model of the store."""
+    num_inference_steps: int | None = Field(default=None, ge=1, le=150)
+    """Steps *executed* in this pass, as in A1111's hires fix; None: as many as the first pass."""
+    strength: float = Field(default=0.7, gt=0, le=1)
+    """Share of the noise put back: near 0 keeps the upscaled picture, 1 ignores it."""
+    scheduler: Scheduler | None = None
+    """The solver of this pass; None: as the first pass, its sigma schedule too."""
+    sigma_schedule: Sigmas | None = None
+    """How this pass's noise levels are spaced; None: as the first pass."""
+    prompt: str | None = Field(default=None, max_length=20_000)
+    """What this pass draws; None: as the first pass. Its LoRA tags replace those of the prompt."""
+    negative_prompt: str | None = Field(default=None, max_length=20_000)
+    """What this pass keeps away from; None: as the first pass."""
+    loras: tuple[LoRA, ...] | None = Field(default=None, max_length=32)
+    """LoRAs of this pass beside those its prompt names; None: the request's."""
+    checkpoint: ModelName | None = None
+    """Checkpoint of this pass; None: as the first pass. Another one needs no `latent` upscaler."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_label_apart(cls, fields: object) -> object:
+        return split_label(fields)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        by_size = self.width is not None or self.height is not None
+        if by_size == (self.scale is not None):
+            raise InvalidRequest(
+                "give either scale, or width, height or both; given "
+                f"scale={self.scale}, width={self.width}, height={self.height}"
+            )
+        return self
+
+
+class Inpaint(RequestPart):
+    """Draw only where a mask is white; the rest of the initial picture stays."""
+
+    mask_image: ImageRef
+    """White is drawn anew, black stays, grey blends; resized with the picture."""
+    mask_blur: int = Field(default=4, ge=0, le=64)
+    """Radius in pixels over which the mask's edge is softened."""
+    invert: bool = False
+    """Draw where the mask is black instead."""
+    fill: MaskFill = "original"
+    """What lies under the mask at the start."""
+    only_masked: bool = False
+    """Draw the masked region alone, at the full size, and lay it into the picture."""
+    padding: int = Field(default=32, ge=0, le=256)
+    """Pixels round the masked region that are drawn along, where `only_masked`."""
+
+
+class UpscalePass(RequestPart):
+    """Enlarge the finished picture, without diffusion."""
+
+    upscaler: ModelName = LANCZOS
+    """`lanczos`, or an upscaler model of the store."""
+    scale: float = Field(default=2, gt=1, le=8)
+    """Factor over the input; a model of another factor is applied and its output resized."""
+    tile_size: int = Field(default=192, ge=16, le=2048)
+    """Side of the square that the network sees at once, in input pixels; less needs less memory."""
+    tile_overlap: int = Field(default=16, ge=0, le=512)
+    """Input pixels that neighbouring tiles share; the seam is blended over them."""
+
+    @model_validator(mode="after")
+    def _enlarges(self) -> Self:
+        if self.upscaler == LATENT:
+            raise InvalidRequest(f"{LATENT!r} is for hires only; use {LANCZOS!r} or a model")
+        if self.tile_overlap * 2 >= self.tile_size:
+            raise InvalidRequest(
+                f"tile_overlap must be less than half of tile_size {self.tile_size}, "
+                f"given {self.tile_overlap}"
+            )
+        return self
