@@ -56,24 +56,41 @@ def layout(modules: Modules) -> dict[Target, tuple[int, tuple[int, ...]]]:
     }
 
 
-def expected(
-    pristine: Mapping[Target, Tensor], wanted: Sequence[ScaledAdapter]
-) -> dict[Target, Tensor]:
-    """The weights that these adapters make, from the formula, one operation after the other."""
-    merged = dict(pristine)
-    for target, weight in pristine.items():
-        unet = target.component == "unet"
-        terms = sorted(
-            (item.adapter.sha256, item.unet_scale if unet else item.text_encoder_scale, index)
-            for index, item in enumerate(wanted)
-            if target in item.adapter.deltas
-        )
-        total = original = weight.float() if terms else weight
-        for _, scale, index in terms:
-            if scale != 0:
-                total = total + wanted[index].adapter.deltas[target].of(original) * scale
-        merged[target] = total.to(weight.dtype)
-    return merged
+def off(
+    modules: Modules, pristine: Mapping[Target, Tensor], wanted: Sequence[ScaledAdapter]
+) -> list[Target]:
+    """Those that are not what these adapters make of them.
+
+    What none touches must be the same bit for bit; the others the formula's sum in float64, but for
+    float32's error in summing and for one rounding.
+    """
+    return [
+        target
+        for target, tensor in tensors_of(modules).items()
+        if not _is_merged(tensor, pristine[target], target, wanted)
+    ]
+
+
+def _is_merged(
+    tensor: Tensor, original: Tensor, target: Target, wanted: Sequence[ScaledAdapter]
+) -> bool:
+    scales = [
+        (item, item.unet_scale if target.component == "unet" else item.text_encoder_scale)
+        for item in wanted
+        if target in item.adapter.deltas
+    ]
+    terms = [
+        item.adapter.deltas[target].of(original.float()).double() * scale
+        for item, scale in scales
+        if scale != 0
+    ]
+    if not terms:
+        return torch.equal(_bytes(tensor), _bytes(original))
+    total = original.double() + torch.stack(terms).sum(dim=0)
+    largest = original.double().abs() + torch.stack(terms).abs().sum(dim=0)
+    kind = torch.finfo(tensor.dtype)
+    allowed = kind.eps / 2 * total.abs() + 2e-6 * largest.max() + kind.smallest_normal * kind.eps
+    return bool(((tensor.double() - total).abs() <= allowed).all())
 
 
 def _bytes(tensor: Tensor) -> Tensor:

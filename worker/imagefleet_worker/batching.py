@@ -1,12 +1,15 @@
 """Batches: which waiting jobs run together, and what each of them has of its own."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
 from PIL import Image
 
+from .looks import Look
 from .resolve import ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from .sampling.noise import Seeds
 
 T = TypeVar("T")
 
@@ -22,12 +25,26 @@ def batch_key(job: ResolvedJob) -> Hashable:
         return None
     request = job.request
     return (
-        *(job.checkpoint, job.loras, job.windows),
-        *(job.width, job.height, job.hires, job.upscale),
-        job.start and job.start.strength,
-        *(request.num_inference_steps, request.scheduler, request.sigma_schedule),
-        *(request.guidance_scale, request.clip_skip),
+        *(_shared(look) for look in _looks(job)),
+        *(job.width, job.height, job.steps, job.upscale),
+        job.hires and (job.hires.size, job.hires.upscaler, job.hires.steps),
+        job.refiner and job.refiner.switch_at,
+        (job.seeds.variation_strength, job.seeds.resize_from, job.seeds.rng),
+        *(request.guidance_scale, request.clip_skip, request.emphasis),
     )
+
+
+def _looks(job: ResolvedGenerate) -> list[Look | None]:
+    return [
+        job.look,
+        job.refiner.look if job.refiner else None,
+        job.hires.look if job.hires else None,
+    ]
+
+
+def _shared(look: Look | None) -> Hashable:
+    """What of a look a batch has in common."""
+    return look and (look.checkpoint, look.loras, look.windows)
 
 
 def together(waiting: Sequence[ResolvedJob], max_pixels: int) -> list[int]:
@@ -51,11 +68,11 @@ def pixels_of(job: ResolvedJob) -> int:
     """Pixels of a job's pictures in the largest pass that diffuses them."""
     if isinstance(job, ResolvedUpscale):
         return job.image.width * job.image.height
-    return len(job.seeds) * _largest(job)
+    return len(job.seeds.seeds) * _largest(job)
 
 
 def _largest(job: ResolvedGenerate) -> int:
-    hires = job.hires.width * job.hires.height if job.hires else 0
+    hires = job.hires.size.width * job.hires.size.height if job.hires else 0
     return max(job.width * job.height, hires)
 
 
@@ -66,14 +83,31 @@ class Batch:
         self._jobs = jobs
         self.shared = jobs[0]
         """Any of the jobs, for the settings that are equal in all of them."""
-        self.seeds = [seed for job in jobs for seed in job.seeds]
+        self.seeds = _joined([job.seeds for job in jobs])
         """One per picture."""
 
     def per_picture(self, value: Callable[[ResolvedGenerate], T]) -> list[T]:
         """Something of each picture's job."""
-        return [value(job) for job in self._jobs for _ in job.seeds]
+        return [value(job) for job in self._jobs for _ in job.seeds.seeds]
+
+    def finished(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """Drawn pictures, with what masks keep of the initial ones."""
+        starts = self.per_picture(lambda job: job.start)
+        return [
+            start.finish(picture) if start else picture
+            for start, picture in zip(starts, pictures, strict=True)
+        ]
 
     def by_job(self, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
         """Pictures of the batch, put to their jobs."""
         left = iter(pictures)
-        return [list(islice(left, len(job.seeds))) for job in self._jobs]
+        return [list(islice(left, len(job.seeds.seeds))) for job in self._jobs]
+
+
+def _joined(parts: Sequence[Seeds]) -> Seeds:
+    """The seeds of a batch; their jobs differ in nothing but the numbers."""
+    return replace(
+        parts[0],
+        seeds=tuple(seed for part in parts for seed in part.seeds),
+        variation_seeds=tuple(seed for part in parts for seed in part.variation_seeds or ()),
+    )

@@ -1,33 +1,38 @@
 """The life of a picture, from words to pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from imagefleet_shared.fields import LATENT
+from imagefleet_shared.fields import LATENT_MODES, LatentMode
 
 from .adapters.switcher import AdapterSwitcher
 from .batching import Batch
+from .denoiser import Artist, Denoiser, Handover
 from .images import from_vae_range
+from .inpaint.blend import LatentMask
+from .inpaint.fill import fill_latents
+from .latents import enlarge_latents
+from .looks import Look
 from .models.pipelines import PipelineCache, WarmPipeline
-from .passes import (
-    Guidance,
-    decode,
-    encode_image,
-    enlarge_latents,
-    image_to_image,
-    noise,
-    text_to_image,
-)
-from .prompts.encode import encode
-from .resolve import Hires, ResolvedGenerate, ResolvedJob, ResolvedUpscale
-from .schedulers import Solver, make_solver
+from .passes import Steps, draw
+from .prompts.cache import PromptEncoder
+from .prompts.encode import TextSettings
+from .prompts.guide import Guide, PlannedPicture
+from .resolve import Hires, Refiner, ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from .sampling.noise import Noise
 from .settings import WorkerSettings
 from .stages import Stages
 from .upscale.enlarge import Enlarger
+from .vae import decode, encode_images
+
+LATENT_CHANNELS = 4
+"""Of every family."""
+
+LookOf = Callable[[ResolvedGenerate], Look]
 
 
 class Studio:
@@ -36,10 +41,11 @@ class Studio:
     def __init__(
         self, settings: WorkerSettings, pipelines: PipelineCache, enlarger: Enlarger
     ) -> None:
-        self._settings = settings
+        self._max_prompt_tokens = settings.max_prompt_tokens
         self._pipelines = pipelines
         self._enlarger = enlarger
-        self._adapters = AdapterSwitcher(settings, pipelines)
+        self._texts = PromptEncoder(int(settings.text_cache_gb * 1e9))
+        self._adapters = AdapterSwitcher(settings, pipelines, self._texts.clear)
 
     @torch.no_grad()
     def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
@@ -54,99 +60,134 @@ class Studio:
         return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), stages)
 
     def _generate(self, batch: Batch, stages: Stages) -> list[list[Image.Image]]:
-        stages.begin("load")
-        warm = self._pipelines.get(batch.shared.checkpoint.name)
-
-        stages.begin("adapters")
-        warm = self._adapters.switch(warm, batch.shared.loras)
-
-        stages.begin("text")
-        guidance = self._guidance(warm, batch)
-
-        latents = _first_pass(warm, batch, guidance, stages)
-        if batch.shared.hires:
-            latents = self._hires_pass(warm, batch, batch.shared.hires, guidance, latents, stages)
-
-        stages.begin("decode", len(latents))
-        pictures = from_vae_range(decode(warm, latents, stages))
-
-        upscale = batch.shared.upscale
-        if upscale:
-            pictures = [self._enlarger.enlarge(p, upscale, stages) for p in pictures]
-        # Weights that were moved onto the device step by step (VRAM preset low) leave it.
-        warm.pipeline.maybe_free_model_hooks()
+        shared = batch.shared
+        look, latents = shared.look, self._first_pass(batch, stages)
+        if shared.hires:
+            look, latents = shared.hires.look, self._hires_pass(batch, shared.hires, latents, stages)
+        pictures = batch.finished(self._decoded(look, latents, stages))
+        if shared.upscale:
+            pictures = [self._enlarger.enlarge(p, shared.upscale, stages) for p in pictures]
         return batch.by_job(pictures)
 
-    def _guidance(self, warm: WarmPipeline, batch: Batch) -> Guidance:
-        request = batch.shared.request
-        texts = batch.per_picture(lambda job: job.prompt)
-        inversions = batch.per_picture(lambda job: job.inversions)
-        if request.guidance_scale > 1:
-            texts = batch.per_picture(lambda job: job.request.negative_prompt) + texts
-            inversions *= 2
-        limit = self._settings.max_prompt_tokens
-        conditioning = encode(warm, texts, request.clip_skip, limit, inversions)
-        return Guidance(conditioning, request.guidance_scale)
+    def _first_pass(self, batch: Batch, stages: Stages) -> Tensor:
+        shared = batch.shared
+        artist = self._artist(batch, lambda job: job.look, shared.steps, stages)
+        stages.begin("denoise", artist.evaluations)
+        clean = _start(batch, artist.warm) if shared.start else None
+        masks = batch.per_picture(lambda job: job.start and job.start.latent_mask)
+        handover = self._handover(batch, shared.refiner, stages) if shared.refiner else None
+        return _draw(batch, artist, clean, masks, handover, stages)
 
-    def _hires_pass(
-        self,
-        warm: WarmPipeline,
-        batch: Batch,
-        hires: Hires,
-        guidance: Guidance,
-        latents: Tensor,
-        stages: Stages,
-    ) -> Tensor:
-        generators = _generators(batch.seeds)
-        if hires.upscaler == LATENT:
-            clean = enlarge_latents(latents, hires.width, hires.height)
+    def _hires_pass(self, batch: Batch, hires: Hires, latents: Tensor, stages: Stages) -> Tensor:
+        pictures = None
+        if hires.upscaler not in LATENT_MODES:
+            pictures = self._decoded(batch.shared.look, latents, stages)
+            pictures = [self._enlarged(picture, hires, stages) for picture in pictures]
+        artist = self._artist(batch, _hires_look, hires.steps, stages)
+        stages.begin("hires", artist.evaluations)
+        if pictures:
+            clean = encode_images(artist.warm, pictures)
         else:
-            stages.begin("decode", len(latents))
-            small = from_vae_range(decode(warm, latents, stages))
-            large = [self._enlarger.fit(picture, hires, stages) for picture in small]
-            clean = encode_image(warm, large, generators)
-        # A1111 stretches the schedule so that exactly the steps asked for are executed.
-        executed = hires.num_inference_steps
-        scheduled = max(executed, int(executed / min(hires.strength, 0.999)))
-        solver = _solver(warm, batch, scheduled, executed, generators)
-        stages.begin("hires", len(solver.timesteps))
-        unit = noise(warm, generators, hires.width, hires.height)
-        return image_to_image(warm, solver, guidance, clean, unit, stages)
+            size, mode = hires.size, cast(LatentMode, hires.upscaler)
+            clean = size.crop_latents(
+                enlarge_latents(latents, size.enlarged_width, size.enlarged_height, mode)
+            )
+        masks = batch.per_picture(lambda job: job.start and job.start.hires_mask)
+        return _draw(batch, artist, clean, masks, None, stages)
+
+    def _artist(self, batch: Batch, look_of: LookOf, steps: Steps, stages: Stages) -> Artist:
+        """The checkpoint of a look, with its adapters on and its texts encoded."""
+        shared, request = look_of(batch.shared), batch.shared.request
+        stages.begin("load")
+        warm = self._pipelines.get(shared.checkpoint.name)
+        stages.begin("adapters")
+        warm = self._adapters.switch(warm, shared.loras)
+        stages.begin("text")
+        looks = batch.per_picture(look_of)
+        guide = Guide(
+            self._texts,
+            warm,
+            [PlannedPicture(look.prompt, look.negative, look.inversions) for look in looks],
+            request.guidance_scale,
+            shared.windows,
+            TextSettings(request.clip_skip, self._max_prompt_tokens, request.emphasis),
+        )
+        return Artist(warm, guide, steps)
+
+    def _handover(self, batch: Batch, refiner: Refiner, stages: Stages) -> Handover:
+        steps = batch.shared.steps
+        return Handover(
+            refiner.switch_at, lambda: self._artist(batch, _refiner_look, steps, stages)
+        )
+
+    def _enlarged(self, picture: Image.Image, hires: Hires, stages: Stages) -> Image.Image:
+        size = hires.size
+        large = self._enlarger.fit(
+            picture, hires.upscaler, size.enlarged_width, size.enlarged_height, stages
+        )
+        return size.crop_picture(large)
+
+    def _decoded(self, look: Look, latents: Tensor, stages: Stages) -> list[Image.Image]:
+        warm = self._pipelines.get(look.checkpoint.name)
+        stages.begin("decode", len(latents))
+        pictures = from_vae_range(decode(warm, latents, stages))
+        # Weights that were moved onto the device step by step (VRAM preset low) leave it.
+        warm.pipeline.maybe_free_model_hooks()
+        return pictures
 
 
-def _first_pass(warm: WarmPipeline, batch: Batch, guidance: Guidance, stages: Stages) -> Tensor:
-    shared, generators = batch.shared, _generators(batch.seeds)
-    scheduled = shared.request.num_inference_steps
-    executed = int(scheduled * shared.start.strength) if shared.start else scheduled
-    solver = _solver(warm, batch, scheduled, executed, generators)
-    stages.begin("denoise", len(solver.timesteps))
-    if shared.start is None:
-        unit = noise(warm, generators, shared.width, shared.height)
-        return text_to_image(warm, solver, guidance, unit, stages)
-    images = [start.image for start in batch.per_picture(lambda job: job.start) if start]
-    clean = encode_image(warm, images, generators)
-    unit = noise(warm, generators, shared.width, shared.height)
-    return image_to_image(warm, solver, guidance, clean, unit, stages)
-
-
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def _solver(
-    warm: WarmPipeline,
-    batch: Batch,
-    scheduled: int,
-    executed: int,
-    generators: Sequence[torch.Generator],
-) -> Solver:
-    request = batch.shared.request
-    return make_solver(
-        request.scheduler,
-        request.sigma_schedule,
-        warm.pipeline.scheduler.config,
-        scheduled=scheduled,
-        executed=executed,
-        device=warm.device,
-        generators=generators,
+def _start(batch: Batch, warm: WarmPipeline) -> Tensor:
+    """Clean latents of the initial pictures, with what their fill modes put under masks."""
+    shared = batch.shared
+    starts = [start for start in batch.per_picture(lambda job: job.start) if start]
+    # Those to be stretched as latents have sizes of their own.
+    encoded = {
+        start: enlarge_latents(
+            encode_images(warm, [start.image]), shared.width, shared.height, "latent"
+        )
+        for start in dict.fromkeys(starts)
+    }
+    noise = _noise(batch, shared.width, shared.height).first().to(warm.device)
+    return torch.cat(
+        [
+            encoded[start]
+            if start.latent_mask is None
+            else fill_latents(encoded[start], start.latent_mask.to(warm.device), own, start.fill)
+            for start, own in zip(starts, noise.split(1), strict=True)
+        ]
     )
+
+
+def _draw(
+    batch: Batch,
+    artist: Artist,
+    clean: Tensor | None,
+    masks: Sequence[Tensor | None],
+    handover: Handover | None,
+    stages: Stages,
+) -> Tensor:
+    """Latents of a pass, over `clean` ones where there are any."""
+    shared = batch.shared
+    mask = None if clean is None else LatentMask.of(masks, clean)
+    denoise = Denoiser(artist, shared.request.guidance_scale, mask, handover, stages)
+    if clean is None:
+        noise = _noise(batch, shared.width, shared.height)
+    else:
+        noise = _noise(batch, 8 * clean.shape[-1], 8 * clean.shape[-2])
+    return denoise.finished(
+        draw(denoise, artist.steps, artist.course, noise, clean, artist.warm.device)
+    )
+
+
+def _noise(batch: Batch, width: int, height: int) -> Noise:
+    return Noise(batch.seeds, (LATENT_CHANNELS, height // 8, width // 8))
+
+
+def _hires_look(job: ResolvedGenerate) -> Look:
+    assert job.hires is not None, "jobs of a batch have the same passes"
+    return job.hires.look
+
+
+def _refiner_look(job: ResolvedGenerate) -> Look:
+    assert job.refiner is not None, "jobs of a batch have the same passes"
+    return job.refiner.look

@@ -63,6 +63,15 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         InvalidImage: of another format, damaged, truncated or animated.
         UnsupportedSize: the header claims more than `max_pixels`; nothing was decoded.
     """
+    image = decode_any(data, max_pixels)
+    try:
+        return _to_rgb(image)
+    except Exception as error:  # as in decode_any
+        raise InvalidImage(f"input image ({image.mode}) cannot be made RGB: {error}") from error
+
+
+def decode_any(data: bytes, max_pixels: int) -> Image.Image:
+    """As `decode_image`, but in the file's own mode: a mask may be in its transparency."""
     image = _open(data)
     frames: int = getattr(image, "n_frames", 1)
     if frames > 1:
@@ -71,7 +80,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         raise UnsupportedSize("input image", image.width, image.height, max_pixels)
     try:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return ImageOps.exif_transpose(image)
     except Exception as error:  # hostile bytes make the decoders fail in any way
         raise InvalidImage(
             f"input image ({image.format}, {image.width}x{image.height}) cannot be decoded: {error}"

@@ -1,122 +1,76 @@
-"""The diffusion passes: each takes a conditioning and gives latents `(B, 4, H/8, W/8)`."""
+"""A diffusion pass: from noise, or from a picture's latents, to latents `(B, 4, H/8, W/8)`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from .images import to_vae_range
-from .models.pipelines import WarmPipeline
-from .prompts.encode import Conditioning
-from .schedulers import Solver
-from .stages import Stages
+from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
 
-
-@dataclass(frozen=True)
-class Guidance:
-    """What steers every step of a batch."""
-
-    conditioning: Conditioning
-    """Of the negatives, then the prompts, where `scale` > 1; else of the prompts alone."""
-    scale: float
-    """Classifier-free guidance; 1: off."""
+from .sampling.course import Course, levels_for, make_course
+from .sampling.levels import NoiseLevels
+from .sampling.noise import Noise, brownian
+from .sampling.steps import Denoise
+from .sampling.table import SOLVERS
 
 
-def noise(
-    warm: WarmPipeline, generators: Sequence[torch.Generator], width: int, height: int
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Which steps a pass takes."""
+
+    scheduler: SchedulerName
+    sigma_schedule: SigmaSchedule
+    scheduled: int
+    """From pure noise to none."""
+    executed: int | None
+    """How many of them, from the end, where a picture is drawn over; None: all, from noise."""
+    eta: float | None
+    """None: the solver's own."""
+
+    def counted(self) -> int:
+        """What a prompt's schedule counts, as in A1111: two a step for solvers of second order."""
+        return self.scheduled * (2 if SOLVERS[self.scheduler].second_order else 1)
+
+    def seen(self, levels: NoiseLevels) -> NoiseLevels:
+        """A checkpoint's levels, as the UNet is asked at them under this solver."""
+        return levels_for(self.scheduler, levels)
+
+    def course(self, levels: NoiseLevels) -> Course:
+        """The noise levels that the pass goes through, of a checkpoint with these."""
+        return make_course(
+            self.scheduler, self.sigma_schedule, levels, self.scheduled, self.executed
+        )
+
+    def evaluations(self, course: Course) -> int:
+        """How often the UNet is asked."""
+        return SOLVERS[self.scheduler].evaluations(course.sigmas)
+
+
+def draw(
+    denoise: Denoise,
+    steps: Steps,
+    course: Course,
+    noise: Noise,
+    clean: Tensor | None,
+    device: torch.device,
 ) -> Tensor:
-    """Unit noise for pictures of that size, each from its own generator.
+    """Draw from nothing but noise, or over a picture, of which the first level decides what stays.
 
-    Drawn on the CPU in float32, so that a seed means the same picture on every device.
+    Args:
+        denoise: which also knows what to draw.
+        steps: of the pass.
+        course: of these steps.
+        noise: fresh; drawn on the CPU, so that a seed means the same picture on every device.
+        clean: the picture's latents; None: there is no picture.
+        device: of the latents.
     """
-    shape = (1, warm.pipeline.unet.config.in_channels, height // 8, width // 8)
-    drawn = [torch.randn(shape, generator=generator) for generator in generators]
-    return torch.cat(drawn).to(warm.device, warm.dtype)
-
-
-def text_to_image(
-    warm: WarmPipeline, solver: Solver, guidance: Guidance, noise: Tensor, stages: Stages
-) -> Tensor:
-    """Draw from nothing but noise."""
-    return _denoise(warm, solver, guidance, solver.initial(noise), stages)
-
-
-def image_to_image(
-    warm: WarmPipeline,
-    solver: Solver,
-    guidance: Guidance,
-    clean: Tensor,
-    noise: Tensor,
-    stages: Stages,
-) -> Tensor:
-    """Draw over latents, the solver's first timestep deciding how much of them stays."""
-    return _denoise(warm, solver, guidance, solver.noised(clean, noise), stages)
-
-
-def encode_image(
-    warm: WarmPipeline, images: Sequence[Image.Image], generators: Sequence[torch.Generator]
-) -> Tensor:
-    """Pictures as latents, sampled from the VAE's posterior with each picture's own generator."""
-    vae = warm.pipeline.vae
-    clean: list[Tensor] = []
-    for image, generator in zip(images, generators, strict=True):
-        pixels = to_vae_range(image).to(warm.device, vae.dtype)
-        clean.append(vae.encode(pixels).latent_dist.sample(generator))
-    return torch.cat(clean).to(warm.dtype) * vae.config.scaling_factor
-
-
-def decode(warm: WarmPipeline, latents: Tensor, stages: Stages) -> Tensor:
-    """Latents as pictures `(B, 3, H, W)` in [-1, 1], float32 on the CPU.
-
-    One at a time: a batch would be no faster and need B times the memory.
-    """
-    vae = warm.pipeline.vae
-    pictures: list[Tensor] = []
-    for latent in latents.split(1):
-        decoded = vae.decode(latent.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)
-        pictures.append(decoded[0].float().cpu())
-        stages.step()
-    return torch.cat(pictures)
-
-
-def enlarge_latents(latents: Tensor, width: int, height: int) -> Tensor:
-    """Latents resized to a picture of that size: A1111's upscaler "Latent" (bilinear)."""
-    return interpolate(latents, size=(height // 8, width // 8), mode="bilinear")
-
-
-def _denoise(
-    warm: WarmPipeline, solver: Solver, guidance: Guidance, latents: Tensor, stages: Stages
-) -> Tensor:
-    unet, guided = warm.pipeline.unet, guidance.scale > 1
-    hidden = guidance.conditioning.hidden
-    added = _added_conditions(guidance.conditioning, latents)
-    for timestep in solver.timesteps:
-        inputs = solver.scaled(torch.cat([latents, latents]) if guided else latents, timestep)
-        predicted = unet(
-            inputs,
-            timestep,
-            encoder_hidden_states=hidden,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
-        if guided:
-            negative, positive = predicted.chunk(2)
-            predicted = negative + guidance.scale * (positive - negative)
-        latents = solver.step(predicted, timestep, latents)
-        stages.step()
-    return latents
-
-
-def _added_conditions(conditioning: Conditioning, latents: Tensor) -> dict[str, Tensor] | None:
-    """SDXL's extra conditions: the pooled text, and sizes (original, crop at 0, target)."""
-    if conditioning.pooled is None:
-        return None
-    height, width = latents.shape[-2] * 8, latents.shape[-1] * 8
-    time_ids = torch.tensor([[height, width, 0, 0, height, width]]).to(conditioning.pooled)
-    return {
-        "text_embeds": conditioning.pooled,
-        "time_ids": time_ids.repeat(len(conditioning.pooled), 1),
-    }
+    solver = SOLVERS[steps.scheduler]
+    first = noise.first().to(device)
+    latents = course.from_noise(first) if clean is None else course.from_picture(clean, first)
+    between = (
+        brownian(noise.seeds, noise.shape, course.schedule)
+        if solver.brownian
+        else noise.step_noise()
+    )
+    eta = solver.eta if steps.eta is None else steps.eta
+    return solver.solve(denoise, latents, course.sigmas, between, eta)

@@ -43,6 +43,8 @@ class WorkerSettings(BaseSettings):
     """Parsed LoRAs are kept in host memory, page-locked beside a GPU, up to this size, GB."""
     device_adapter_gb: float = Field(default=2, ge=0)
     """Parsed LoRAs are kept on the GPU too, up to this size, GB."""
+    text_cache_gb: float = Field(default=0.25, ge=0)
+    """Encoded prompts are kept on the device up to this size, GB."""
     originals_gb: float = Field(default=8, ge=0)
     """Saved copies of weights that LoRAs touched stay on the GPU up to this size, then in host
     memory, GB."""

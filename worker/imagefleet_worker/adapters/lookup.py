@@ -1,11 +1,12 @@
 """Which adapters a request asks for, by its fields and by its prompts, found in the model store."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from imagefleet_shared.errors import IncompatibleAdapter, InvalidRequest
-from imagefleet_shared.requests import GenerateRequest
+from imagefleet_shared.parts import LoRA
+from imagefleet_shared.parts import TextualInversion as AskedInversion
 
 from ..models.store import ModelFile, ModelStore
 from ..prompts.extra_networks import LoRARef, extract_loras
@@ -24,7 +25,11 @@ class WantedLora:
 
 
 def find_loras(
-    request: GenerateRequest, checkpoint: ModelFile, models: ModelStore
+    prompt: str,
+    negative_prompt: str,
+    asked: Sequence[LoRA],
+    checkpoint: ModelFile,
+    models: ModelStore,
 ) -> tuple[str, tuple[WantedLora, ...]]:
     """The prompt without its tags, and the LoRAs of tags and fields, each once.
 
@@ -34,14 +39,14 @@ def find_loras(
         UnknownLora: there is none of that name.
         IncompatibleAdapter: it is for another family of checkpoints.
     """
-    prompt, tagged = extract_loras(request.prompt)
-    misplaced = extract_loras(request.negative_prompt)[1]
+    prompt, tagged = extract_loras(prompt)
+    misplaced = extract_loras(negative_prompt)[1]
     if misplaced:
         raise InvalidRequest(
             f"<lora:{misplaced[0].name}> stands in the negative prompt; LoRAs belong in the prompt"
         )
     wanted: dict[str, LoRARef] = {}
-    for ref in (*tagged, *_fields(request)):
+    for ref in (*tagged, *_as_refs(asked)):
         if wanted.setdefault(ref.name, ref) != ref:
             raise InvalidRequest(
                 f"LoRA {ref.name!r} is asked for twice, with scales {_scales(wanted[ref.name])} "
@@ -54,7 +59,7 @@ def find_loras(
 
 
 def find_inversions(
-    request: GenerateRequest,
+    asked: Sequence[AskedInversion],
     texts: Iterable[str],
     loras: Iterable[WantedLora],
     models: ModelStore,
@@ -67,12 +72,10 @@ def find_inversions(
         CorruptFile: its file cannot be read.
     """
     found = {
-        asked.token or asked.name: TextualInversion(
-            _embedding(models.find("embedding", asked.name)),
-            asked.token or asked.name,
-            asked.scale,
+        one.token or one.name: TextualInversion(
+            _embedding(models.find("embedding", one.name)), one.token or one.name, one.scale
         )
-        for asked in request.textual_inversions
+        for one in asked
     }
     for lora in loras:
         for embedding in _bundled(lora.file, models):
@@ -84,7 +87,7 @@ def find_inversions(
     return tuple(found.values())
 
 
-def _fields(request: GenerateRequest) -> list[LoRARef]:
+def _as_refs(asked: Sequence[LoRA]) -> list[LoRARef]:
     return [
         LoRARef(
             name=lora.name,
@@ -93,7 +96,7 @@ def _fields(request: GenerateRequest) -> list[LoRARef]:
                 lora.scale if lora.text_encoder_scale is None else lora.text_encoder_scale
             ),
         )
-        for lora in request.loras
+        for lora in asked
     ]
 
 

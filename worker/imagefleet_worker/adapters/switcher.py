@@ -1,7 +1,7 @@
 """Has the LoRAs that a job wants on a warm pipeline, and only those."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import metrics
 from ..models.pipelines import PipelineCache, WarmPipeline
@@ -19,10 +19,21 @@ log = logging.getLogger(__name__)
 
 
 class AdapterSwitcher:
-    """Switches adapters between batches; for the engine's thread."""
+    """Switches adapters between batches; for the engine's thread.
 
-    def __init__(self, settings: WorkerSettings, pipelines: PipelineCache) -> None:
+    Args:
+        forget_encoded: called where weights turn out not to have been what they should: texts that
+            they encoded are not to be trusted either.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        pipelines: PipelineCache,
+        forget_encoded: Callable[[], None],
+    ) -> None:
         self._pipelines = pipelines
+        self._forget_encoded = forget_encoded
         self._shelf: AdapterShelf[tuple[ModelFile, ModelFile]] = AdapterShelf(
             self._load,
             pipelines.device,
@@ -45,6 +56,7 @@ class AdapterSwitcher:
             log.error("checkpoint %s is loaded anew: %s", warm.file.name, exc)
             metrics.CORRUPTED.inc()
             self._pipelines.drop(warm)
+            self._forget_encoded()
             warm = self._pipelines.get(warm.file.name)
             report = warm.merged.switch(self._scaled(warm, loras))
         self._count(warm, report)

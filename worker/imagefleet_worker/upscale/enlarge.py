@@ -6,7 +6,7 @@ from imagefleet_shared.fields import LANCZOS
 from imagefleet_shared.parts import UpscalePass
 
 from ..images import from_unit_range, resize, to_unit_range
-from ..resolve import Hires, scaled
+from ..resolve import scaled
 from ..stages import Stages
 from .cache import UpscalerCache
 
@@ -29,10 +29,12 @@ class Enlarger:
         width, height = scaled(image.width, upscale.scale), scaled(image.height, upscale.scale)
         return self._to_size(image, upscale, width, height, stages)
 
-    def fit(self, image: Image.Image, hires: Hires, stages: Stages) -> Image.Image:
-        """A picture enlarged to the size of the hires pass; errors as `enlarge`."""
-        upscale = _DEFAULT.model_copy(update={"upscaler": hires.upscaler})
-        return self._to_size(image, upscale, hires.width, hires.height, stages)
+    def fit(
+        self, image: Image.Image, upscaler: str, width: int, height: int, stages: Stages
+    ) -> Image.Image:
+        """A picture at exactly that size, enlarged by the upscaler of that name; errors likewise."""
+        upscale = _DEFAULT.model_copy(update={"upscaler": upscaler})
+        return self._to_size(image, upscale, width, height, stages)
 
     def _to_size(
         self, image: Image.Image, upscale: UpscalePass, width: int, height: int, stages: Stages

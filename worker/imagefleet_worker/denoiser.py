@@ -1,0 +1,140 @@
+"""The UNet as what a solver asks for: noisy latents and their level in, clean latents out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .conditions import added_conditions
+from .inpaint.blend import LatentMask
+from .models.pipelines import WarmPipeline
+from .passes import Steps
+from .prompts.guide import Guide, Steering
+from .sampling.course import Course
+from .sampling.levels import NoiseLevels
+from .stages import Stages
+
+
+@dataclass(frozen=True)
+class Artist:
+    """A checkpoint with its adapters on, what it is told to draw, and in which steps."""
+
+    warm: WarmPipeline
+    guide: Guide
+    steps: Steps
+
+    @cached_property
+    def course(self) -> Course:
+        """The noise levels of the steps."""
+        return self.steps.course(self._trained)
+
+    @cached_property
+    def levels(self) -> NoiseLevels:
+        """At which the UNet is asked."""
+        return self.steps.seen(self._trained)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the UNet is asked."""
+        return self.steps.evaluations(self.course)
+
+    @cached_property
+    def _trained(self) -> NoiseLevels:
+        return NoiseLevels.of(self.warm.pipeline.scheduler.config)
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Another artist that goes on with the picture."""
+
+    at: float
+    """Share of the training timesteps passed."""
+    to: Callable[[], Artist]
+    """Makes it ready, once."""
+
+
+class Denoiser:
+    """Gives clean latents by classifier-free guidance (arXiv:2207.12598), call by call.
+
+    Where a prompt has several parts (`AND`), each pulls away from the negative by its own weight
+    (arXiv:2206.01714). Prompts that change with the steps change with the calls.
+
+    Args:
+        artist: whose UNet is asked.
+        guidance_scale: 1: the negatives are not asked.
+        mask: where pictures stay as they were; None: nowhere.
+        handover: to whom, and when; None: never.
+        stages: told of every call.
+    """
+
+    def __init__(
+        self,
+        artist: Artist,
+        guidance_scale: float,
+        mask: LatentMask | None,
+        handover: Handover | None,
+        stages: Stages,
+    ) -> None:
+        self._artist = artist
+        self._scale = guidance_scale
+        self._mask = mask
+        self._handover = handover
+        self._stages = stages
+        self._calls = 0
+
+    def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
+        """Clean latents.
+
+        Args:
+            latents: `(B, 4, H/8, W/8)` float32: clean ones plus `sigma` times unit noise.
+            sigma: the noise level, no dimensions.
+        """
+        self._hand_over(sigma)
+        clean = self._guided(latents, sigma)
+        if self._mask:
+            clean = self._mask.blend(clean)
+        self._calls += 1
+        self._stages.step()
+        return clean
+
+    def finished(self, latents: Tensor) -> Tensor:
+        """The last latents, with what was to stay as it was."""
+        return self._mask.blend(latents) if self._mask else latents
+
+    def _hand_over(self, sigma: Tensor) -> None:
+        if self._handover is None:
+            return
+        levels = self._artist.levels
+        last = len(levels.sigmas) - 1
+        passed = (last - levels.timestep(sigma).item()) / (last + 1)
+        if passed > self._handover.at:
+            self._artist = self._handover.to()
+            self._handover = None
+            self._stages.begin("denoise")
+            self._stages.reach(self._calls, self._artist.evaluations)
+
+    def _guided(self, latents: Tensor, sigma: Tensor) -> Tensor:
+        text = self._artist.guide.at(self._calls)
+        if not self._artist.guide.guided:
+            return self._evaluated(text, latents, sigma)
+        count = len(latents)
+        clean = self._evaluated(text, torch.cat([latents, latents[text.owners]]), sigma)
+        negatives, prompts = clean[:count], clean[count:]
+        factors = (self._scale * text.weights)[:, None, None, None]
+        return negatives.index_add(0, text.owners, factors * (prompts - negatives[text.owners]))
+
+    def _evaluated(self, text: Steering, latents: Tensor, sigma: Tensor) -> Tensor:
+        """What the UNet makes of each row of the text; `(R, 4, H/8, W/8)` float32."""
+        warm, levels = self._artist.warm, self._artist.levels
+        height, width = (8 * side for side in latents.shape[-2:])
+        negatives = len(text.hidden) - len(text.owners)
+        predicted = warm.pipeline.unet(
+            levels.unet_input(latents, sigma).to(warm.dtype),
+            levels.timestep(sigma).to(warm.device),
+            encoder_hidden_states=text.hidden,
+            added_cond_kwargs=added_conditions(warm, text.pooled, width, height, negatives),
+            return_dict=False,
+        )[0]
+        return levels.clean(latents, predicted, sigma)

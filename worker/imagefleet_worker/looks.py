@@ -1,0 +1,79 @@
+"""What a pass draws with: checkpoint, texts, adapters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+from imagefleet_shared.fields import Emphasis
+from imagefleet_shared.parts import LoRA
+from imagefleet_shared.parts import TextualInversion as AskedInversion
+
+from .adapters.lookup import WantedLora, find_inversions, find_loras
+from .models.skeleton import clip_tokenizer
+from .models.store import ModelFile, ModelStore
+from .prompts.measure import measure
+from .prompts.plan import Part, plan_negative, plan_prompt, texts_of
+from .prompts.triggers import TextualInversion
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a pass draws with, everything found and checked."""
+
+    checkpoint: ModelFile
+    loras: tuple[WantedLora, ...]
+    """By name."""
+    prompt: tuple[Part, ...]
+    negative: Part
+    inversions: tuple[TextualInversion, ...]
+    """That stand in a text."""
+    windows: int
+    """Windows of 75 tokens that the longest of its texts takes."""
+
+
+class LookFinder:
+    """Finds what texts and names ask for; safe to share between threads.
+
+    Args:
+        max_tokens: of the longest prompt allowed.
+    """
+
+    def __init__(self, models: ModelStore, max_tokens: int) -> None:
+        self._models = models
+        self._max_tokens = max_tokens
+        self._tokenizer = clip_tokenizer("<|endoftext|>")
+        # A tokenizer serves one thread at a time.
+        self._tokenizing = Lock()
+
+    def find(
+        self,
+        checkpoint: ModelFile,
+        prompt: str,
+        negative_prompt: str,
+        *,
+        loras: Sequence[LoRA],
+        inversions: Sequence[AskedInversion],
+        emphasis: Emphasis,
+        steps: int,
+        first_pass_steps: int | None = None,
+    ) -> Look:
+        """The look of a pass.
+
+        Args:
+            prompt: with tags of LoRAs.
+            loras: asked for beside them.
+            inversions: asked for beside those that a text names.
+            steps: what the texts' schedules count by; see `parse_schedule`.
+            first_pass_steps: likewise.
+
+        Raises:
+            InvalidRequest: something asked for does not exist or does not fit.
+        """
+        text, wanted = find_loras(prompt, negative_prompt, loras, checkpoint, self._models)
+        parts = plan_prompt(text, steps, first_pass_steps)
+        negative = plan_negative(negative_prompt, steps, first_pass_steps)
+        texts = texts_of((*parts, negative))
+        found = find_inversions(inversions, texts, wanted, self._models)
+        with self._tokenizing:
+            measured = measure(self._tokenizer, texts, found, self._max_tokens, emphasis)
+        return Look(checkpoint, wanted, parts, negative, measured.inversions, measured.windows)
