@@ -1,0 +1,1 @@
+"""Noise levels, sigma schedules, solvers and seeds: what makes a picture A1111's."""

@@ -1,0 +1,192 @@
+"""The solvers by name, with what A1111 v1.10 knows of each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from . import dpmpp, restart, solvers, timestep_solvers
+from .schedules import Spacing
+from .steps import Solve
+
+SchedulerName = Literal[
+    "ddim",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "lcm",
+    "lms",
+    "plms",
+    "restart",
+    "unipc",
+]
+SigmaSchedule = Literal["automatic", "normal", "karras", "exponential", "beta", "sgm_uniform"]
+
+_ALL: tuple[SigmaSchedule, ...] = get_args(SigmaSchedule)
+_OWN: tuple[SigmaSchedule, ...] = ("automatic", "normal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverEntry:
+    """One solver."""
+
+    solve: Solve
+    label: str
+    """A1111's name of it."""
+    evaluations: Callable[[Tensor], int]
+    """How often it calls the UNet over given sigmas, exactly."""
+    automatic: Spacing = "normal"
+    """The schedule that "automatic" means."""
+    schedules: tuple[SigmaSchedule, ...] = _ALL
+    """Those it can be given; two names for the one it has where it spaces its steps itself."""
+    eta: float = 0.0
+    """The default."""
+    uses_eta: bool = False
+    brownian: bool = False
+    """The noise of its steps is Brownian motion's."""
+    discards_next_to_last: bool = False
+    """Its schedule has one level more than needed, and loses the lowest above 0."""
+    second_order: bool = False
+    """A1111 counts two evaluations a step for it when prompts change by step."""
+    by_timesteps: bool = False
+    """It steps through whole timesteps and ends above level 0; see `timestep_solvers`."""
+
+
+def _one_each(sigmas: Tensor) -> int:
+    return len(sigmas) - 1
+
+
+def _two_each(sigmas: Tensor) -> int:
+    """Two a step, but one for the step to level 0."""
+    return 2 * (len(sigmas) - 1) - int(sigmas[-1] == 0)
+
+
+def _one_more(sigmas: Tensor) -> int:
+    """One a step, but two for the first."""
+    return len(sigmas)
+
+
+def _restart(sigmas: Tensor) -> int:
+    """As Heun, but a restart from level 0, in a schedule with no low levels, leads there too."""
+    return sum(1 if after == 0 else 2 for _, after in restart.restart_steps(sigmas))
+
+
+SOLVERS: Mapping[SchedulerName, SolverEntry] = {
+    "ddim": SolverEntry(
+        solve=timestep_solvers.ddim,
+        label="DDIM",
+        evaluations=_one_each,
+        schedules=_OWN,
+        uses_eta=True,
+        by_timesteps=True,
+    ),
+    "dpm_2": SolverEntry(
+        solve=solvers.dpm_2,
+        label="DPM2",
+        evaluations=_two_each,
+        automatic="karras",
+        discards_next_to_last=True,
+        second_order=True,
+    ),
+    "dpm_2_ancestral": SolverEntry(
+        solve=solvers.dpm_2_ancestral,
+        label="DPM2 a",
+        evaluations=_two_each,
+        automatic="karras",
+        eta=1.0,
+        uses_eta=True,
+        discards_next_to_last=True,
+        second_order=True,
+    ),
+    "dpmpp_2m": SolverEntry(
+        solve=dpmpp.dpmpp_2m, label="DPM++ 2M", evaluations=_one_each, automatic="karras"
+    ),
+    "dpmpp_2m_sde": SolverEntry(
+        solve=dpmpp.dpmpp_2m_sde,
+        label="DPM++ 2M SDE",
+        evaluations=_one_each,
+        automatic="exponential",
+        eta=1.0,
+        uses_eta=True,
+        brownian=True,
+    ),
+    "dpmpp_2m_sde_heun": SolverEntry(
+        solve=dpmpp.dpmpp_2m_sde_heun,
+        label="DPM++ 2M SDE Heun",
+        evaluations=_one_each,
+        automatic="exponential",
+        eta=1.0,
+        uses_eta=True,
+        brownian=True,
+    ),
+    "dpmpp_2s_ancestral": SolverEntry(
+        solve=dpmpp.dpmpp_2s_ancestral,
+        label="DPM++ 2S a",
+        evaluations=_two_each,
+        automatic="karras",
+        eta=1.0,
+        uses_eta=True,
+        second_order=True,
+    ),
+    "dpmpp_3m_sde": SolverEntry(
+        solve=dpmpp.dpmpp_3m_sde,
+        label="DPM++ 3M SDE",
+        evaluations=_one_each,
+        automatic="exponential",
+        eta=1.0,
+        uses_eta=True,
+        brownian=True,
+        discards_next_to_last=True,
+    ),
+    "dpmpp_sde": SolverEntry(
+        solve=dpmpp.dpmpp_sde,
+        label="DPM++ SDE",
+        evaluations=_two_each,
+        automatic="karras",
+        eta=1.0,
+        uses_eta=True,
+        brownian=True,
+        second_order=True,
+    ),
+    "euler": SolverEntry(solve=solvers.euler, label="Euler", evaluations=_one_each),
+    "euler_ancestral": SolverEntry(
+        solve=solvers.euler_ancestral,
+        label="Euler a",
+        evaluations=_one_each,
+        eta=1.0,
+        uses_eta=True,
+    ),
+    "heun": SolverEntry(solve=solvers.heun, label="Heun", evaluations=_two_each, second_order=True),
+    "lcm": SolverEntry(solve=solvers.lcm, label="LCM", evaluations=_one_each),
+    "lms": SolverEntry(solve=solvers.lms, label="LMS", evaluations=_one_each),
+    "plms": SolverEntry(
+        solve=timestep_solvers.plms,
+        label="PLMS",
+        evaluations=_one_more,
+        schedules=_OWN,
+        by_timesteps=True,
+    ),
+    "restart": SolverEntry(
+        solve=restart.restart,
+        label="Restart",
+        evaluations=_restart,
+        automatic="karras",
+        second_order=True,
+    ),
+    "unipc": SolverEntry(
+        solve=timestep_solvers.unipc,
+        label="UniPC",
+        evaluations=_one_each,
+        schedules=_OWN,
+        by_timesteps=True,
+    ),
+}
