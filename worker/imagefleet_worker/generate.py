@@ -63,7 +63,10 @@ class Studio:
         shared = batch.shared
         look, latents = shared.look, self._first_pass(batch, stages)
         if shared.hires:
-            look, latents = shared.hires.look, self._hires_pass(batch, shared.hires, latents, stages)
+            look, latents = (
+                shared.hires.look,
+                self._hires_pass(batch, shared.hires, latents, stages),
+            )
         pictures = batch.finished(self._decoded(look, latents, stages))
         if shared.upscale:
             pictures = [self._enlarger.enlarge(p, shared.upscale, stages) for p in pictures]

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
+
 from .levels import ConsistencyLevels, NoiseLevels
 from .schedules import sigmas as spaced
-from .table import SOLVERS, SchedulerName, SigmaSchedule
+from .table import SOLVERS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -43,30 +43,30 @@ class Noise:
 
     def __init__(self, seeds: Seeds, shape: Shape) -> None:
         """Noise for latents of that shape, without the batch."""
-        self._seeds = seeds
-        self._shape = shape
+        self.seeds = seeds
+        self.shape = shape
         self._draws = [_generator(seeds.rng, seed) for seed in seeds.seeds]
 
     def first(self) -> Tensor:
         """The noise to start from."""
         first = torch.stack([self._first(place) for place in range(len(self._draws))])
-        if self._seeds.steps_offset:
-            offset = self._seeds.steps_offset
-            self._draws = [_generator(self._seeds.rng, seed + offset) for seed in self._seeds.seeds]
+        if self.seeds.steps_offset:
+            offset = self.seeds.steps_offset
+            self._draws = [_generator(self.seeds.rng, seed + offset) for seed in self.seeds.seeds]
         return first
 
     def next(self) -> Tensor:
         """The noise of the next step."""
-        return torch.stack([draw(self._shape) for draw in self._draws])
+        return torch.stack([draw(self.shape) for draw in self._draws])
 
     def step_noise(self) -> StepNoise:
         """`next`, for the solvers that ask for noise between two levels."""
         return lambda sigma, sigma_next: self.next()
 
     def _first(self, place: int) -> Tensor:
-        seeds, own = self._seeds, self._draws[place](self._shape)
+        seeds, own = self.seeds, self._draws[place](self.shape)
         inner = own
-        shape = self._shape
+        shape = self.shape
         if seeds.resize_from is not None:
             width, height = seeds.resize_from
             shape = (shape[0], height // 8, width // 8)
@@ -74,7 +74,7 @@ class Noise:
         if seeds.variation_seeds is not None and seeds.variation_strength:
             other = _generator(seeds.rng, seeds.variation_seeds[place])(shape)
             inner = _turned(inner, other, seeds.variation_strength)
-        return inner if shape == self._shape else _pasted(inner, own)
+        return inner if shape == self.shape else _pasted(inner, own)
 
 
 def brownian(seeds: Seeds, shape: Shape, sigmas: Tensor) -> StepNoise:

@@ -2,34 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
+
+from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
 
 from . import dpmpp, restart, solvers, timestep_solvers
 from .schedules import Spacing
 from .steps import Solve
-
-SchedulerName = Literal[
-    "ddim",
-    "dpm_2",
-    "dpm_2_ancestral",
-    "dpmpp_2m",
-    "dpmpp_2m_sde",
-    "dpmpp_2m_sde_heun",
-    "dpmpp_2s_ancestral",
-    "dpmpp_3m_sde",
-    "dpmpp_sde",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "lcm",
-    "lms",
-    "plms",
-    "restart",
-    "unipc",
-]
-SigmaSchedule = Literal["automatic", "normal", "karras", "exponential", "beta", "sgm_uniform"]
 
 _ALL: tuple[SigmaSchedule, ...] = get_args(SigmaSchedule)
 _OWN: tuple[SigmaSchedule, ...] = ("automatic", "normal")
@@ -40,8 +21,6 @@ class SolverEntry:
     """One solver."""
 
     solve: Solve
-    label: str
-    """A1111's name of it."""
     evaluations: Callable[[Tensor], int]
     """How often it calls the UNet over given sigmas, exactly."""
     automatic: Spacing = "normal"
@@ -83,7 +62,6 @@ def _restart(sigmas: Tensor) -> int:
 SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     "ddim": SolverEntry(
         solve=timestep_solvers.ddim,
-        label="DDIM",
         evaluations=_one_each,
         schedules=_OWN,
         uses_eta=True,
@@ -91,7 +69,6 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     ),
     "dpm_2": SolverEntry(
         solve=solvers.dpm_2,
-        label="DPM2",
         evaluations=_two_each,
         automatic="karras",
         discards_next_to_last=True,
@@ -99,7 +76,6 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     ),
     "dpm_2_ancestral": SolverEntry(
         solve=solvers.dpm_2_ancestral,
-        label="DPM2 a",
         evaluations=_two_each,
         automatic="karras",
         eta=1.0,
@@ -107,12 +83,9 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
         discards_next_to_last=True,
         second_order=True,
     ),
-    "dpmpp_2m": SolverEntry(
-        solve=dpmpp.dpmpp_2m, label="DPM++ 2M", evaluations=_one_each, automatic="karras"
-    ),
+    "dpmpp_2m": SolverEntry(solve=dpmpp.dpmpp_2m, evaluations=_one_each, automatic="karras"),
     "dpmpp_2m_sde": SolverEntry(
         solve=dpmpp.dpmpp_2m_sde,
-        label="DPM++ 2M SDE",
         evaluations=_one_each,
         automatic="exponential",
         eta=1.0,
@@ -121,7 +94,6 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     ),
     "dpmpp_2m_sde_heun": SolverEntry(
         solve=dpmpp.dpmpp_2m_sde_heun,
-        label="DPM++ 2M SDE Heun",
         evaluations=_one_each,
         automatic="exponential",
         eta=1.0,
@@ -130,7 +102,6 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     ),
     "dpmpp_2s_ancestral": SolverEntry(
         solve=dpmpp.dpmpp_2s_ancestral,
-        label="DPM++ 2S a",
         evaluations=_two_each,
         automatic="karras",
         eta=1.0,
@@ -139,7 +110,6 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     ),
     "dpmpp_3m_sde": SolverEntry(
         solve=dpmpp.dpmpp_3m_sde,
-        label="DPM++ 3M SDE",
         evaluations=_one_each,
         automatic="exponential",
         eta=1.0,
@@ -149,7 +119,6 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     ),
     "dpmpp_sde": SolverEntry(
         solve=dpmpp.dpmpp_sde,
-        label="DPM++ SDE",
         evaluations=_two_each,
         automatic="karras",
         eta=1.0,
@@ -157,34 +126,30 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
         brownian=True,
         second_order=True,
     ),
-    "euler": SolverEntry(solve=solvers.euler, label="Euler", evaluations=_one_each),
+    "euler": SolverEntry(solve=solvers.euler, evaluations=_one_each),
     "euler_ancestral": SolverEntry(
         solve=solvers.euler_ancestral,
-        label="Euler a",
         evaluations=_one_each,
         eta=1.0,
         uses_eta=True,
     ),
-    "heun": SolverEntry(solve=solvers.heun, label="Heun", evaluations=_two_each, second_order=True),
-    "lcm": SolverEntry(solve=solvers.lcm, label="LCM", evaluations=_one_each),
-    "lms": SolverEntry(solve=solvers.lms, label="LMS", evaluations=_one_each),
+    "heun": SolverEntry(solve=solvers.heun, evaluations=_two_each, second_order=True),
+    "lcm": SolverEntry(solve=solvers.lcm, evaluations=_one_each),
+    "lms": SolverEntry(solve=solvers.lms, evaluations=_one_each),
     "plms": SolverEntry(
         solve=timestep_solvers.plms,
-        label="PLMS",
         evaluations=_one_more,
         schedules=_OWN,
         by_timesteps=True,
     ),
     "restart": SolverEntry(
         solve=restart.restart,
-        label="Restart",
         evaluations=_restart,
         automatic="karras",
         second_order=True,
     ),
     "unipc": SolverEntry(
         solve=timestep_solvers.unipc,
-        label="UniPC",
         evaluations=_one_each,
         schedules=_OWN,
         by_timesteps=True,
