@@ -8,6 +8,7 @@ from typing import TypeVar
 from PIL import Image
 
 from .looks import Look
+from .prompts.plan import needs_negative
 from .resolve import ResolvedGenerate, ResolvedJob, ResolvedUpscale
 from .sampling.noise import Seeds
 
@@ -25,7 +26,7 @@ def batch_key(job: ResolvedJob) -> Hashable:
         return None
     request = job.request
     return (
-        *(_shared(look) for look in _looks(job)),
+        *(_shared(look, request.guidance_scale) for look in job.looks),
         *(job.width, job.height, job.steps, job.upscale),
         job.hires and (job.hires.size, job.hires.upscaler, job.hires.steps),
         job.refiner and job.refiner.switch_at,
@@ -34,17 +35,10 @@ def batch_key(job: ResolvedJob) -> Hashable:
     )
 
 
-def _looks(job: ResolvedGenerate) -> list[Look | None]:
-    return [
-        job.look,
-        job.refiner.look if job.refiner else None,
-        job.hires.look if job.hires else None,
-    ]
-
-
-def _shared(look: Look | None) -> Hashable:
+def _shared(look: Look, guidance_scale: float) -> Hashable:
     """What of a look a batch has in common."""
-    return look and (look.checkpoint, look.loras, look.windows)
+    guided = needs_negative(look.prompt, guidance_scale)
+    return (look.checkpoint, look.loras, look.windows, guided)
 
 
 def together(waiting: Sequence[ResolvedJob], max_pixels: int) -> list[int]:

@@ -39,7 +39,7 @@ def encode_pictures(
     pictures: list[Picture] = []
     for index, image in enumerate(images):
         if isinstance(job, ResolvedGenerate):
-            seed = job.seeds[index]
+            seed = job.seeds.seeds[index]
             text = infotext.generated(job.request, seed, made_with(job, models))
         else:
             seed, text = None, infotext.upscaled(job.request, job.parameters)
@@ -52,16 +52,19 @@ def encode_pictures(
 def made_with(job: ResolvedGenerate, models: ModelStore) -> infotext.Models:
     """The models of a picture, with their hashes."""
     return infotext.Models(
-        checkpoint=job.checkpoint.name,
-        checkpoint_sha256=models.sha256(job.checkpoint),
+        checkpoint=job.look.checkpoint.name,
+        checkpoint_sha256=models.sha256(job.look.checkpoint),
         loras={
             lora.file.name: infotext.LoraUse(
                 lora.unet_scale, lora.text_encoder_scale, models.sha256(lora.file) or ""
             )
-            for lora in job.loras
+            for look in job.looks
+            for lora in look.loras
         },
         embeddings={
-            inversion.embedding.name: inversion.embedding.sha256 for inversion in job.inversions
+            inversion.embedding.name: inversion.embedding.sha256
+            for look in job.looks
+            for inversion in look.inversions
         },
     )
 

@@ -63,6 +63,11 @@ class ResolvedGenerate:
     hires: Hires | None
     upscale: UpscalePass | None
 
+    @property
+    def looks(self) -> list[Look]:
+        """Of every pass."""
+        return [self.look, *(part.look for part in (self.refiner, self.hires) if part)]
+
 
 @dataclass(frozen=True)
 class ResolvedUpscale:
@@ -117,9 +122,7 @@ class Resolver:
             size = hires.size if hires else HiresSize(width, height)
             self._check_upscale(request.upscale, size.width, size.height)
         look = self._look(request, checkpoint)
-        refiner = self._refiner(request, look)
-        _require_used(request, (look, *(part.look for part in (refiner, hires) if part)))
-        return ResolvedGenerate(
+        job = ResolvedGenerate(
             request=request,
             look=look,
             width=width,
@@ -127,10 +130,12 @@ class Resolver:
             seeds=_seeds(request),
             steps=_first_steps(request),
             start=self._start(request, source, hires) if source else None,
-            refiner=refiner,
+            refiner=self._refiner(request, look),
             hires=hires,
             upscale=request.upscale,
         )
+        _require_used(request, job.looks)
+        return job
 
     def _upscale(self, request: UpscaleRequest) -> ResolvedUpscale:
         content = self._fetch(request.image)

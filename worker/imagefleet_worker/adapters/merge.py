@@ -139,18 +139,18 @@ class MergedState:
         whole = {target: tensor for target, tensor in parameters.items() if target not in rowwise}
         groups = list(grouped(whole, terms))
         scratch = self._originals.scratch(groups)
-        norms: list[tuple[Sequence[Target], Tensor]] = []
+        bounds: list[tuple[Sequence[Target], Tensor]] = []
         for target, deltas in rowwise.items():
             self._held[target] = None
-            norm = write_in_rows(parameters[target], self._originals[target], deltas)
-            norms.append(([target], norm))
+            original, largest = self._originals[target], self._originals.largest(target)
+            bounds.append(([target], write_in_rows(parameters[target], original, largest, deltas)))
         for group in groups:
             own = {target: parameters[target] for target in group}
             originals = self._originals.float32(group, scratch[own[group[0]].device])
             self._held.update(dict.fromkeys(group))
-            norms.append((group, write_merged(own, originals, terms, adapters)))
+            bounds.append((group, write_merged(own, originals, terms, adapters)))
         self._held.update(terms)
-        self._require_finite(norms)
+        self._require_finite(bounds)
 
     def _require_targets(self, wanted: Collection[ScaledAdapter]) -> None:
         for item in wanted:
@@ -161,13 +161,13 @@ class MergedState:
                     f"checkpoint has no {_names(unknown)}"
                 )
 
-    def _require_finite(self, norms: Sequence[tuple[Sequence[Target], Tensor]]) -> None:
+    def _require_finite(self, bounds: Sequence[tuple[Sequence[Target], Tensor]]) -> None:
         """Of what was written: after all of it, so that a GPU is waited for once."""
         overflowing: list[Target] = []
-        for group, norm in norms:
+        for group, bound in bounds:
             parameters = [self._parameters[target] for target in group]
-            # The norm bounds the largest value and is cheap; few tensors need a closer look.
-            if bool((norm < torch.finfo(parameters[0].dtype).max / 2).all()):
+            # Cheap to have; few tensors need a closer look.
+            if bool((bound < torch.finfo(parameters[0].dtype).max / 2).all()):
                 continue
             overflowing += [
                 target

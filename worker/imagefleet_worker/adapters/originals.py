@@ -44,6 +44,7 @@ class Originals:
         self._device_bytes = 0
         self._pinned_bytes = 0
         self._saved: dict[Target, tuple[nn.Parameter, Tensor]] = {}
+        self._largest: dict[Target, Tensor] = {}
 
     @property
     def saved_bytes(self) -> SavedBytes:
@@ -70,6 +71,12 @@ class Originals:
     def __getitem__(self, target: Target) -> Tensor:
         """The saved copy: only to be read."""
         return self._saved[target][1]
+
+    def largest(self, target: Target) -> Tensor:
+        """The largest absolute value of the saved copy, no dimensions; looked for once."""
+        if target not in self._largest:
+            self._largest[target] = self._saved[target][1].float().abs().max()
+        return self._largest[target]
 
     def restore(self, targets: Iterable[Target]) -> None:
         """Copy the originals back in place; storage and strides stay."""

@@ -48,31 +48,35 @@ def rowwise_terms(
 
 
 def write_in_rows(
-    parameter: Tensor, original: Tensor, terms: Sequence[tuple[RowwiseDelta, float]]
+    parameter: Tensor,
+    original: Tensor,
+    largest: Tensor,
+    terms: Sequence[tuple[RowwiseDelta, float]],
 ) -> Tensor:
     """Write the original plus scaled deltas, summed in float32, some rows after the other.
 
     Args:
         parameter: written in place, rounding once.
         original: of its shape and dtype, on its device.
+        largest: what no value of the original exceeds, no dimensions.
         terms: deltas and scales.
 
     Returns:
-        Norms of the sums, which no value in them exceeds.
+        What no value of the sum exceeds; it costs no look at them.
     """
     factors = [(*delta.factors(), scale) for delta, scale in terms]
     # Side by side the factors of all terms make one product, and each block is written once.
     left = torch.cat([left.float() * (own * scale) for left, _, own, scale in factors], 1)
     right = torch.cat([right.T.to(torch.float32) for _, right, *_ in factors], 1)
     rows = max(1, _BLOCK_ELEMENTS // right.shape[0])
-    norms: list[Tensor] = []
     for destination, block, part in zip(
         parameter.split(rows), original.split(rows), left.split(rows), strict=True
     ):
         total = _plus_product(block.float().flatten(1), part, right)
         destination.copy_(total.view(destination.shape))
-        norms.append(torch.linalg.vector_norm(total))
-    return torch.stack(norms)
+    # A product's value is at most its row's norm times its column's (Cauchy and Schwarz).
+    row, column = (torch.linalg.vector_norm(factor, dim=1).max() for factor in (left, right))
+    return largest + row * column
 
 
 def _plus_product(summand: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -122,7 +126,7 @@ def write_merged(
         originals: theirs, float32.
 
     Returns:
-        The norm of each sum, which no value in it exceeds.
+        Of each sum its norm, which no value in it exceeds.
     """
     sums = list(originals)
     for place in range(min(len(terms[target]) for target in parameters)):
