@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 # Text is what a backslash escapes too, but for a line's end: that one, and a backslash before
 # nothing, are in no match.
-_TOKEN = re.compile(r"(?:[^\\\[\]():|]|\\.)+|[\[\]():|]")
-_NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
+_TOKEN = re.compile(r"(?:[^\\\[\]():|]+|\\.)+|[\[\]():|]")
+_NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
 _OPENING = {")": "(", "]": "["}
 
 
@@ -27,8 +27,10 @@ def parse_schedule(
     that fit none of the forms are text; others within them still count. But a text with a bar that
     is in no alternation, or with a backslash that escapes nothing, is one text, as it stands.
 
-    As in A1111, neighbours may be equal: an alternation gives a text for each step, and a change
-    one at its step, whether or not they show. Time and result are within the length times `steps`.
+    Where brackets are left over, A1111 itself reads a text in one way or another, by the chance of
+    its process's hash seed; this is the one of its ways in which all brackets count that can. As
+    there, neighbours may be equal: an alternation gives a text for each step, and a change one at
+    its step, whether or not they show. Time and result are within the length times `steps`.
 
     Args:
         text: without tags for LoRAs and without AND.
