@@ -1,10 +1,13 @@
 """What an adapter adds to one parameter: the seam between files and weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor
+
+# Parameters that a message names.
+_NAMED = 8
 
 Component = Literal["unet", "text_encoder", "text_encoder_2"]
 
@@ -45,3 +48,10 @@ class Adapter:
     deltas: Mapping[Target, Delta]
     size_bytes: int
     """Memory that the deltas take."""
+
+
+def named(targets: Sequence[Target]) -> str:
+    """The first of them, for a message."""
+    names = [f"{target.component}.{target.parameter}" for target in sorted(targets)]
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join([*names[:_NAMED], *more])

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from imagefleet_shared.errors import IncompatibleAdapter
-from imagefleet_worker.adapters.delta import Adapter, Component, Target
+from imagefleet_worker.adapters.delta import Adapter, Component, Target, named
 from imagefleet_worker.adapters.originals import Originals, SavedBytes, StateCorrupted
 from imagefleet_worker.adapters.sums import grouped, rowwise_terms, write_in_rows, write_merged
 from imagefleet_worker.adapters.wanted import ScaledAdapter, State, Terms, state_of, terms_of
-
-# Parameters that an error's message has.
-_NAMED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +66,14 @@ class MergedState:
     @property
     def saved_bytes(self) -> SavedBytes:
         return self._originals.saved_bytes
+
+    @property
+    def on_text_encoders(self) -> Terms:
+        """(sha256, scale) of each adapter that changes a text encoder, sorted: says its weights."""
+        assert self._state is not None, "the last switch was cut short"
+        held = ((target.component, terms or ()) for target, terms in self._held.items())
+        changing = {term[0] for component, terms in held if component != "unet" for term in terms}
+        return tuple((sha256, scale) for sha256, _, scale in self._state if sha256 in changing)
 
     @torch.no_grad()
     def switch(self, wanted: Collection[ScaledAdapter]) -> SwitchReport:
@@ -124,7 +129,7 @@ class MergedState:
         if targets:
             self._restores += 1
             if self._restores % self._verify_every == 0 and (differing := self._differing()):
-                raise StateCorrupted(f"not as saved after a restore: {_names(differing)}")
+                raise StateCorrupted(f"not as saved after a restore: {named(differing)}")
 
     def _rewrite(self, terms: Mapping[Target, Terms], adapters: Mapping[str, Adapter]) -> None:
         for target in terms:
@@ -158,7 +163,7 @@ class MergedState:
             if unknown:
                 raise IncompatibleAdapter(
                     f"adapter {item.adapter.sha256[:12]} is for another architecture; the "
-                    f"checkpoint has no {_names(unknown)}"
+                    f"checkpoint has no {named(unknown)}"
                 )
 
     def _require_finite(self, bounds: Sequence[tuple[Sequence[Target], Tensor]]) -> None:
@@ -175,7 +180,7 @@ class MergedState:
                 if not parameter.isfinite().all()
             ]
         if overflowing:
-            raise IncompatibleAdapter(f"merged weights are not finite: {_names(overflowing)}")
+            raise IncompatibleAdapter(f"merged weights are not finite: {named(overflowing)}")
 
 
 @contextmanager
@@ -192,9 +197,3 @@ def applied(state: MergedState, wanted: Collection[ScaledAdapter]) -> Generator[
         yield state.switch(wanted)
     finally:
         state.switch(())
-
-
-def _names(targets: Sequence[Target]) -> str:
-    named = [f"{target.component}.{target.parameter}" for target in sorted(targets)]
-    more = [f"{len(named) - _NAMED} more"] if len(named) > _NAMED else []
-    return ", ".join([*named[:_NAMED], *more])

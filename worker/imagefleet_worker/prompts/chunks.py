@@ -4,7 +4,10 @@ CLIP sees 77 tokens: a start token, 75 of text, an end token. A longer text beco
 of 75, each with its own start and end, as A1111 v1.10 does it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from imagefleet_shared.errors import PromptTooLong
 
 from .triggers import TextualInversion
 
@@ -108,3 +111,19 @@ def weights(places: list[Place]) -> list[float]:
 def token_count(windows: list[list[Place]]) -> int:
     """A text's length as A1111 counts it: every window but the last is 75."""
     return WINDOW * (len(windows) - 1) + len(windows[-1])
+
+
+def check_length(windows: list[list[Place]], max_tokens: int) -> None:
+    """Check that a text has at most so many tokens, in A1111's count.
+
+    Raises:
+        PromptTooLong: it has more.
+    """
+    if token_count(windows) > max_tokens:
+        raise PromptTooLong(token_count(windows), max_tokens)
+
+
+def inversions_in(windows: Sequence[list[Place]]) -> tuple[TextualInversion, ...]:
+    """The inversions that stand in a text, in order of first appearance."""
+    places = (place for window in windows for place in window)
+    return tuple(dict.fromkeys(place.inversion for place in places if place.inversion))

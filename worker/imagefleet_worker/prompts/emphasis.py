@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Emphasis = Literal["original", "no_norm", "ignore", "none"]
@@ -30,7 +31,9 @@ def emphasise(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:
     before = hidden[weighted].float()
     after = before * weights[weighted, :, None]
     if emphasis == "original":
-        after *= before.mean(dim=(1, 2), keepdim=True) / after.mean(dim=(1, 2), keepdim=True)
+        mean = after.mean(dim=(1, 2), keepdim=True)
+        # No factor restores a mean from 0: A1111 would go on with infinities.
+        after *= torch.where(mean == 0, 1, before.mean(dim=(1, 2), keepdim=True) / mean)
     emphasised = hidden.clone()
     emphasised[weighted] = after.to(hidden.dtype)
     return emphasised

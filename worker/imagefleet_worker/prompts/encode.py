@@ -1,6 +1,6 @@
 """Prompts as the UNet's conditioning, in the meaning that A1111 v1.10 gives them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -13,15 +13,27 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from imagefleet_shared.errors import PromptTooLong
-
 from ..adapters.textual_inversion import TextEncoder, check_fit
 from ..models.pipelines import WarmPipeline
-from .chunks import Place, token_count, token_ids, weights
+from .chunks import Place, check_length, inversions_in, token_ids, weights
 from .emphasis import Emphasis, emphasise
+from .encoded import EncodedText, filled_up, stacked
 from .inject import injected
 from .layout import lay_out
 from .triggers import TextualInversion
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How texts are read and encoded; the same for all of a batch."""
+
+    clip_skip: int | None
+    """Last layers to leave out, diffusers' count. SD 1.x: None keeps all. SDXL: None is the layer
+    before the last, n is n layers before that one."""
+    max_tokens: int
+    """Longest text allowed; all windows but the last count 75, however full."""
+    emphasis: Emphasis = "original"
+    """How weights are applied."""
 
 
 @dataclass(frozen=True)
@@ -55,44 +67,79 @@ def encode(
     Args:
         warm: the pipeline whose text encoders to use; they are left as they were.
         texts: B prompts, with brackets for emphasis and without tags for LoRAs.
-        clip_skip: last layers to leave out, diffusers' count. SD 1.x: None keeps all. SDXL: None
-            is the layer before the last, n is n layers before that one.
-        max_tokens: longest text allowed; all windows but the last count 75, however full.
+        clip_skip: see `TextSettings`.
+        max_tokens: see `TextSettings`.
         inversions: for each text those that it may trigger; empty: none for any.
-        emphasis: how weights are applied.
+        emphasis: see `TextSettings`.
 
     Raises:
-        PromptTooLong: a text has more tokens.
-        InvalidRequest: a weight is no finite number, or two inversions have the same token.
-        IncompatibleAdapter: a text triggers an inversion for other text encoders than these.
+        PromptTooLong, InvalidRequest: as `windows_of`.
+        IncompatibleAdapter: as `encode_windows`.
     """
-    encoders = _text_encoders(warm)
-    # SDXL's two tokenizers have the same vocabulary: they differ in the padding only.
-    tokenizer = encoders[0].tokenizer
+    settings = TextSettings(clip_skip, max_tokens, emphasis)
     layouts = [
-        lay_out(tokenizer, text, own, emphasis)
+        windows_of(warm, text, own, settings)
         for text, own in zip(texts, inversions or [()] * len(texts), strict=True)
     ]
-    windows = _in_step(layouts, max_tokens)
-    count = len(windows) // len(texts)
-    triggered = _triggered(windows)
+    triggered = dict.fromkeys(found for windows in layouts for found in inversions_in(windows))
+    encoded = [encode_windows(warm, windows, settings) for windows in layouts]
+    empty = encode_windows(warm, [[]], settings)
+    filled = filled_up(encoded, empty, max(len(windows) for windows in layouts))
+    return Conditioning(*stacked(filled), tuple(triggered))
+
+
+def windows_of(
+    warm: WarmPipeline,
+    text: str,
+    inversions: Sequence[TextualInversion],
+    settings: TextSettings,
+) -> list[list[Place]]:
+    """A text's windows of tokens and vectors.
+
+    Raises:
+        PromptTooLong: it has more tokens than the settings allow.
+        InvalidRequest: a weight is no finite number, or two inversions have the same token.
+    """
+    # SDXL's two tokenizers have the same vocabulary: they differ in the padding only.
+    windows = lay_out(warm.pipeline.tokenizer, text, inversions, settings.emphasis)
+    check_length(windows, settings.max_tokens)
+    return windows
+
+
+def encode_windows(
+    warm: WarmPipeline, windows: Sequence[list[Place]], settings: TextSettings
+) -> EncodedText:
+    """Encode a text's windows, each in a run of its own.
+
+    Kernels are chosen by shape, and with them the order of sums: in a run with others, a window's
+    last bits would depend on how many there are. So every run has the same shape.
+
+    Args:
+        warm: the pipeline whose text encoders to use; they are left as they were.
+        windows: at least one.
+        settings: how.
+
+    Raises:
+        IncompatibleAdapter: an inversion in the text is for other text encoders than these.
+    """
+    encoders = _text_encoders(warm)
     widths: dict[TextEncoder, int] = {
         part.component: part.model.config.hidden_size for part in encoders
     }
-    for inversion in triggered:
+    for inversion in inversions_in(windows):
         check_fit(inversion.embedding, widths)
-
     factors = torch.tensor([weights(window) for window in windows], device=warm.device)
     hidden: list[Tensor] = []
     pooled: Tensor | None = None
     for encoder in encoders:
-        output = _run(encoder, windows, warm.device)
-        layer = emphasise(_layer(warm, encoder.model, output, clip_skip), factors, emphasis)
-        hidden.append(layer.unflatten(0, (len(texts), count)).flatten(1, 2))
+        outputs = [_run(encoder, window, warm.device) for window in windows]
+        layers = [_layer(warm, encoder.model, output, settings.clip_skip) for output in outputs]
+        emphasised = emphasise(torch.cat(layers), factors, settings.emphasis)
+        hidden.append(emphasised.flatten(0, 1))
         if warm.family == "sdxl":
             # The second encoder comes last, and only it has a projection.
-            pooled = output[0].unflatten(0, (len(texts), count))[:, 0]
-    return Conditioning(torch.cat(hidden, dim=-1), pooled, triggered)
+            pooled = outputs[0][0][0]
+    return EncodedText(torch.cat(hidden, dim=-1), pooled)
 
 
 def _text_encoders(warm: WarmPipeline) -> list[_Encoder]:
@@ -103,42 +150,26 @@ def _text_encoders(warm: WarmPipeline) -> list[_Encoder]:
     return encoders
 
 
-def _in_step(layouts: Sequence[list[list[Place]]], max_tokens: int) -> list[list[Place]]:
-    """All texts' windows in one row, the shorter texts filled up with empty ones."""
-    longest = max(token_count(layout) for layout in layouts)
-    if longest > max_tokens:
-        raise PromptTooLong(longest, max_tokens)
-    count = max(len(layout) for layout in layouts)
-    return [w for layout in layouts for w in (*layout, *[[]] * (count - len(layout)))]
-
-
-def _triggered(windows: Iterable[list[Place]]) -> tuple[TextualInversion, ...]:
-    places = (place for window in windows for place in window)
-    return tuple(dict.fromkeys(place.inversion for place in places if place.inversion))
-
-
-def _run(encoder: _Encoder, windows: Sequence[list[Place]], device: torch.device) -> ModelOutput:
+def _run(encoder: _Encoder, window: list[Place], device: torch.device) -> ModelOutput:
     tokenizer = encoder.tokenizer
     padding = cast(int, tokenizer.convert_tokens_to_ids(str(tokenizer.pad_token)))
-    tokens = torch.tensor([token_ids(window, padding) for window in windows], device=device)
-    with _injection(encoder, windows):
+    tokens = torch.tensor([token_ids(window, padding)], device=device)
+    with _injection(encoder, window):
         return encoder.model(tokens, output_hidden_states=True)
 
 
-def _injection(encoder: _Encoder, windows: Sequence[list[Place]]) -> AbstractContextManager[None]:
-    rows: list[int] = []
+def _injection(encoder: _Encoder, window: list[Place]) -> AbstractContextManager[None]:
     columns: list[int] = []
     vectors: list[Tensor] = []
-    for row, window in enumerate(windows):
-        for column, place in enumerate(window, start=1):
-            if place.inversion:
-                rows.append(row)
-                columns.append(column)
-                matrix = place.inversion.embedding.vectors[encoder.component]
-                vectors.append(place.inversion.scale * matrix[place.row])
+    for column, place in enumerate(window, start=1):
+        if place.inversion:
+            columns.append(column)
+            matrix = place.inversion.embedding.vectors[encoder.component]
+            vectors.append(place.inversion.scale * matrix[place.row])
     if not vectors:
         return nullcontext()
-    return injected(encoder.model, torch.tensor(rows), torch.tensor(columns), torch.stack(vectors))
+    rows = torch.zeros(len(columns), dtype=torch.int64)
+    return injected(encoder.model, rows, torch.tensor(columns), torch.stack(vectors))
 
 
 def _layer(

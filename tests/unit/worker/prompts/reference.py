@@ -106,7 +106,9 @@ def conditioning(
             factors = torch.ones(77)
             factors[1 : 1 + len(tokens)] = torch.tensor(chunk.weights)
             weighed = hidden * factors[:, None]
-            outputs.append(weighed * (hidden.mean() / weighed.mean()) if restore_mean else weighed)
+            if restore_mean and weighed.mean() != 0:
+                weighed *= hidden.mean() / weighed.mean()
+            outputs.append(weighed)
         parts.append(torch.cat(outputs))
     return torch.cat(parts, dim=-1), pooled
 
