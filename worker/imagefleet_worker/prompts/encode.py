@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
-    StableDiffusionXLPipeline,
-)
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -31,7 +29,7 @@ class Conditioning:
     hidden: Tensor
     """`(B, windows x 77, width)`; the text encoders' widths side by side."""
     pooled: Tensor | None
-    """`(B, width)`, SDXL only: the second text encoder's summary of the first window."""
+    """`(B, width)`, SDXL and its refiner: OpenCLIP's summary of the first window."""
     inversions: tuple[TextualInversion, ...] = ()
     """Textual inversions that the texts triggered, in order of first appearance."""
 
@@ -55,8 +53,8 @@ def encode(
     Args:
         warm: the pipeline whose text encoders to use; they are left as they were.
         texts: B prompts, with brackets for emphasis and without tags for LoRAs.
-        clip_skip: last layers to leave out, diffusers' count. SD 1.x: None keeps all. SDXL: None
-            is the layer before the last, n is n layers before that one.
+        clip_skip: last layers to leave out, diffusers' count. SD 1.x: None keeps all. SDXL and its
+            refiner: None is the layer before the last, n is n layers before that one.
         max_tokens: longest text allowed; all windows but the last count 75, however full.
         inversions: for each text those that it may trigger; empty: none for any.
         emphasis: how weights are applied.
@@ -89,18 +87,20 @@ def encode(
         output = _run(encoder, windows, warm.device)
         layer = emphasise(_layer(warm, encoder.model, output, clip_skip), factors, emphasis)
         hidden.append(layer.unflatten(0, (len(texts), count)).flatten(1, 2))
-        if warm.family == "sdxl":
-            # The second encoder comes last, and only it has a projection.
+        if encoder.component == "text_encoder_2":
+            # It comes last, and only it has a projection.
             pooled = output[0].unflatten(0, (len(texts), count))[:, 0]
     return Conditioning(torch.cat(hidden, dim=-1), pooled, triggered)
 
 
 def _text_encoders(warm: WarmPipeline) -> list[_Encoder]:
+    """Those that the family has, in the order of their widths in the UNet's context."""
     pipeline = warm.pipeline
-    encoders = [_Encoder("text_encoder", pipeline.tokenizer, pipeline.text_encoder)]
-    if isinstance(pipeline, StableDiffusionXLPipeline):
-        encoders.append(_Encoder("text_encoder_2", pipeline.tokenizer_2, pipeline.text_encoder_2))
-    return encoders
+    first = _Encoder("text_encoder", pipeline.tokenizer, pipeline.text_encoder)
+    if isinstance(pipeline, StableDiffusionPipeline):
+        return [first]
+    second = _Encoder("text_encoder_2", pipeline.tokenizer_2, pipeline.text_encoder_2)
+    return [second] if warm.family == "sdxl_refiner" else [first, second]
 
 
 def _in_step(layouts: Sequence[list[list[Place]]], max_tokens: int) -> list[list[Place]]:
@@ -144,7 +144,7 @@ def _injection(encoder: _Encoder, windows: Sequence[list[Place]]) -> AbstractCon
 def _layer(
     warm: WarmPipeline, encoder: nn.Module, output: ModelOutput, clip_skip: int | None
 ) -> Tensor:
-    if warm.family == "sdxl":
+    if warm.family != "sd1":
         return output["hidden_states"][-2 - (clip_skip or 0)]
     if clip_skip is None:
         return output["last_hidden_state"]
