@@ -1,4 +1,4 @@
-"""Checkpoints of full size with random weights: SD 1.5 (2.1 GB) and SDXL base (6.9 GB).
+"""Checkpoints of full size with random weights: SD 1.5 (2.1 GB), SDXL base (6.9 GB), its refiner.
 
     python -m tests.full_size FOLDER
 
@@ -42,6 +42,17 @@ _UNETS: dict[Family, Config] = {
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
+    "sdxl_refiner": {
+        "block_out_channels": [384, 768, 1536, 1536],
+        "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2, "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
+        "cross_attention_dim": 1280,
+        "attention_head_dim": [6, 12, 24, 24],
+        "transformer_layers_per_block": 4,
+        "use_linear_projection": True,
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2560,
+    },
 }
 _VAE: Config = {
     "block_out_channels": [128, 256, 512, 512],
@@ -69,16 +80,17 @@ _OPEN_CLIP_BIGG: Config = {
 def full_size_modules(family: Family) -> dict[Component, torch.nn.Module]:
     """The family's components as they were released, parameters on the meta device."""
     sample = NATIVE_SIZE_PX[family] // 8
-    clip = packaged_config(family, "text_encoder")
     with init_empty_weights():
         modules: dict[Component, torch.nn.Module] = {
             "unet": UNet2DConditionModel(
                 **packaged_config(family, "unet"), **_UNETS[family], sample_size=sample
             ),
             "vae": AutoencoderKL(**packaged_config(family, "vae"), **_VAE),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**clip, **_CLIP_L)),
         }
-        if family == "sdxl":
+        if family != "sdxl_refiner":
+            clip = CLIPTextConfig(**packaged_config(family, "text_encoder"), **_CLIP_L)
+            modules["text_encoder"] = CLIPTextModel(clip)
+        if family != "sd1":
             bigg = CLIPTextConfig(**packaged_config(family, "text_encoder_2"), **_OPEN_CLIP_BIGG)
             modules["text_encoder_2"] = CLIPTextModelWithProjection(bigg)
     return modules
@@ -114,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write full-size random checkpoints.")
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
-    families: tuple[Family, ...] = ("sd1", "sdxl")
+    families: tuple[Family, ...] = ("sd1", "sdxl", "sdxl_refiner")
     for family in families:
         write_full_size(folder / f"{family}-full-size.safetensors", family)
 

@@ -11,15 +11,50 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from imagefleet_worker.adapters.textual_inversion import TextEncoder
 from imagefleet_worker.models.architecture import Config, packaged_config
 from imagefleet_worker.models.families import Family
 from imagefleet_worker.models.ldm_keys import Component
 
 SIZE_PX = 128
 _LATENT = SIZE_PX // 8
-_CLIP_WIDTH: dict[Family, tuple[int, ...]] = {"sd1": (96,), "sdxl": (32, 64)}
+_CLIP_WIDTHS: dict[Family, dict[TextEncoder, int]] = {
+    "sd1": {"text_encoder": 96},
+    "sdxl": {"text_encoder": 32, "text_encoder_2": 64},
+    "sdxl_refiner": {"text_encoder_2": 64},
+}
 _POOLED = 32
 _TIME_EMBEDDING = 32
+# Height, width, crop top, crop left; then target height and width, or an aesthetic score.
+_TIME_IDS: dict[Family, tuple[float, ...]] = {
+    "sdxl": (SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX),
+    "sdxl_refiner": (SIZE_PX, SIZE_PX, 0, 0, 6.0),
+}
+# "attends": which levels have attention.
+_UNETS: dict[Family, Config] = {
+    "sd1": {
+        "block_out_channels": [64, 96, 128],
+        "attends": [True, True, False],
+        "attention_head_dim": 8,
+        "transformer_layers_per_block": 1,
+    },
+    "sdxl": {
+        "block_out_channels": [32, 64, 128],
+        "attends": [False, True, True],
+        "attention_head_dim": [1, 1, 2],
+        "transformer_layers_per_block": [1, 1, 2],
+    },
+    "sdxl_refiner": {
+        "block_out_channels": [32, 64, 128, 128],
+        "attends": [False, True, True, False],
+        "attention_head_dim": [1, 1, 2, 2],
+        "transformer_layers_per_block": 2,
+    },
+}
+_ENCODERS: dict[TextEncoder, type[CLIPTextModel] | type[CLIPTextModelWithProjection]] = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
 _FIT_SAMPLES = 64
 _RIDGE = 1e-4
 _PROMPT_GAIN = 6
@@ -31,19 +66,15 @@ def demo_models(family: Family, seed: int) -> dict[Component, torch.nn.Module]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         encoders: dict[Component, CLIPTextModel | CLIPTextModelWithProjection] = {
-            "text_encoder": CLIPTextModel(
-                _clip_config(family, "text_encoder", _CLIP_WIDTH[family][0])
-            )
+            name: _ENCODERS[name](_clip_config(family, name, width))
+            for name, width in _CLIP_WIDTHS[family].items()
         }
-        if family == "sdxl":
-            second = _clip_config(family, "text_encoder_2", _CLIP_WIDTH[family][1])
-            encoders["text_encoder_2"] = CLIPTextModelWithProjection(second)
         unet = UNet2DConditionModel(**_unet_config(family))
         vae = AutoencoderKL(**_vae_config(family))
         for module in (*encoders.values(), unet, vae):
             module.eval()
         _heed_prompts(unet)
-        _fit_last_convolution(unet, list(encoders.values()))
+        _fit_last_convolution(unet, list(encoders.values()), _TIME_IDS.get(family))
         _scale_pictures(vae)
         return {"unet": unet, "vae": vae, **encoders}
 
@@ -60,29 +91,21 @@ def _clip_config(family: Family, component: str, width: int) -> CLIPTextConfig:
 
 
 def _unet_config(family: Family) -> Config:
-    kinds = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
-    config: Config = {
-        "block_out_channels": [64, 96, 128],
-        "layers_per_block": 2,
-        "attention_head_dim": 8,
-        "transformer_layers_per_block": 1,
-    }
-    if family == "sdxl":
-        kinds = ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
-        config = {
-            "block_out_channels": [32, 64, 128],
-            "layers_per_block": 2,
-            "attention_head_dim": [1, 1, 2],
-            "transformer_layers_per_block": [1, 1, 2],
+    config = dict(_UNETS[family])
+    kinds = [f"{'CrossAttn' if attends else ''}DownBlock2D" for attends in config.pop("attends")]
+    if family in _TIME_IDS:
+        added = len(_TIME_IDS[family]) * _TIME_EMBEDDING
+        config |= {
             "use_linear_projection": True,
             "addition_time_embed_dim": _TIME_EMBEDDING,
-            "projection_class_embeddings_input_dim": _POOLED + 6 * _TIME_EMBEDDING,
+            "projection_class_embeddings_input_dim": _POOLED + added,
         }
     return {
         **packaged_config(family, "unet"),
         **config,
+        "layers_per_block": 2,
         "sample_size": _LATENT,
-        "cross_attention_dim": sum(_CLIP_WIDTH[family]),
+        "cross_attention_dim": sum(_CLIP_WIDTHS[family].values()),
         "down_block_types": kinds,
         "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
     }
@@ -108,7 +131,9 @@ def _heed_prompts(unet: UNet2DConditionModel) -> None:
 
 
 def _fit_last_convolution(
-    unet: UNet2DConditionModel, encoders: list[CLIPTextModel | CLIPTextModelWithProjection]
+    unet: UNet2DConditionModel,
+    encoders: list[CLIPTextModel | CLIPTextModelWithProjection],
+    time_ids: tuple[float, ...] | None,
 ) -> None:
     """Fit the last convolution by ridge regression of the noise on the activations it sees.
 
@@ -132,9 +157,9 @@ def _fit_last_convolution(
     seen: list[torch.Tensor] = []
     hook = unet.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     added = None
-    if unet.config["addition_embed_type"] == "text_time":
-        sizes = torch.tensor([[SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX]] * _FIT_SAMPLES)
-        added = {"text_embeds": outputs[-1].text_embeds, "time_ids": sizes}
+    if time_ids:
+        repeated = torch.tensor([time_ids] * _FIT_SAMPLES)
+        added = {"text_embeds": outputs[-1].text_embeds, "time_ids": repeated}
     unet(noisy, timesteps, context, added_cond_kwargs=added)
     hook.remove()
     patches = functional.unfold(seen[0], kernel_size=3, padding=1).transpose(1, 2).flatten(0, 1)

@@ -1,6 +1,6 @@
 """Write a small random-weight checkpoint: a demo and the tests then need no download.
 
-    python -m tools.make_demo_checkpoint models/checkpoints/demo.safetensors [--seed 0] [--sdxl]
+    python -m tools.make_demo_checkpoint models/checkpoints/demo.safetensors [--sdxl | --refiner]
 
 The file is what a full checkpoint is, in LDM names and float16, at 128x128 pixels: about 26 MB,
 mostly the real CLIP vocabulary.
@@ -21,6 +21,7 @@ from tools.ldm_checkpoint import ldm_state_dict
 _ARCHITECTURE: dict[Family, str] = {
     "sd1": "stable-diffusion-v1",
     "sdxl": "stable-diffusion-xl-v1-base",
+    "sdxl_refiner": "stable-diffusion-xl-v1-refiner",
 }
 
 
@@ -48,11 +49,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a small random-weight checkpoint.")
     parser.add_argument("out", type=Path, help="file to write, .safetensors")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--sdxl", action="store_true", help="the SDXL architecture instead of SD 1.x"
-    )
+    family = parser.add_mutually_exclusive_group()
+    for option, value, what in (
+        ("--sdxl", "sdxl", "SDXL"),
+        ("--refiner", "sdxl_refiner", "SDXL refiner"),
+    ):
+        family.add_argument(
+            option,
+            action="store_const",
+            const=value,
+            dest="family",
+            default="sd1",
+            help=f"the {what} architecture instead of SD 1.x",
+        )
     arguments = parser.parse_args()
-    write_demo_checkpoint(arguments.out, "sdxl" if arguments.sdxl else "sd1", arguments.seed)
+    write_demo_checkpoint(arguments.out, arguments.family, arguments.seed)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB")
 
 

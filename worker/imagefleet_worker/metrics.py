@@ -13,6 +13,9 @@ BATCH_JOBS = Histogram(
     "imagefleet_batch_jobs", "Jobs drawn together.", buckets=(1, 2, 4, 8, 16, 32)
 )
 
+VAE_UPCASTS = Counter(
+    "imagefleet_vae_upcasts", "VAEs that overflowed in half precision and went on in float32."
+)
 SWITCHES = Counter("imagefleet_adapter_switches", "Changes of the adapters that are on.")
 REWRITTEN = Counter("imagefleet_adapter_weights_rewritten", "Weights computed by changes.")
 RESTORED = Counter("imagefleet_adapter_weights_restored", "Weights copied back by changes.")

@@ -13,6 +13,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+    StableDiffusionXLImg2ImgPipeline,
+)
 from safetensors.torch import load_file, save_file
 
 from imagefleet_shared.errors import CorruptFile, FileUnavailable
@@ -27,7 +30,12 @@ from tools.ldm_checkpoint import ldm_state_dict
 from tools.make_demo_checkpoint import write_checkpoint
 
 CPU = torch.device("cpu")
-FAMILIES: tuple[Family, ...] = ("sd1", "sdxl")
+FAMILIES: tuple[Family, ...] = ("sd1", "sdxl", "sdxl_refiner")
+READERS = {
+    "sd1": StableDiffusionPipeline,
+    "sdxl": StableDiffusionXLPipeline,
+    "sdxl_refiner": StableDiffusionXLImg2ImgPipeline,
+}
 
 Tensors = dict[str, torch.Tensor]
 
@@ -108,7 +116,8 @@ def test_outputs_equal_those_of_the_source_modules(
         context = torch.randn(
             1, 77, pipeline.unet.config["cross_attention_dim"], generator=generator
         )
-        added = {"text_embeds": torch.randn(1, 32), "time_ids": torch.full((1, 6), 128.0)}
+        ids = 5 if family == "sdxl_refiner" else 6
+        added = {"text_embeds": torch.randn(1, 32), "time_ids": torch.full((1, ids), 128.0)}
         ours, theirs = (
             unet(latents, 10, context, added_cond_kwargs=added, return_dict=False)[0]
             for unet in (pipeline.unet, sources[family]["unet"])
@@ -125,28 +134,26 @@ def test_diffusers_reads_the_same_weights_from_the_file(
     """An independent reader: our table of names wrote the file, so it alone proves nothing."""
     ours = load(checkpoints[family]).pipeline
     ours.save_pretrained(tmp_path)
-    reader = StableDiffusionPipeline if family == "sd1" else StableDiffusionXLPipeline
-    theirs = reader.from_single_file(
+    theirs = READERS[family].from_single_file(
         str(checkpoints[family]), config=str(tmp_path), local_files_only=True
     )
 
     for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        if hasattr(ours, component):
+        if getattr(ours, component, None) is not None:
             weights = getattr(theirs, component).state_dict()
             for key, tensor in getattr(ours, component).state_dict().items():
                 assert torch.equal(weights[key].float(), tensor), (component, key)
 
 
-def test_weights_are_cast_but_the_vae_of_sdxl_stays_in_float32_beside_float16(
-    checkpoints: dict[Family, Path],
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_is_cast_the_vaes_too(
+    family: Family, dtype: torch.dtype, checkpoints: dict[Family, Path]
 ) -> None:
-    sd1, sdxl = (load(checkpoints[family], torch.float16).pipeline for family in FAMILIES)
+    parts = load(checkpoints[family], dtype).pipeline.components.values()
 
-    assert {sd1.unet.dtype, sd1.vae.dtype, sd1.text_encoder.dtype, sdxl.unet.dtype} == {
-        torch.float16
-    }
-    assert sdxl.vae.dtype == torch.float32
-    assert load(checkpoints["sdxl"], torch.bfloat16).pipeline.vae.dtype == torch.bfloat16
+    weights = [p for part in parts if isinstance(part, torch.nn.Module) for p in part.parameters()]
+    assert {weight.dtype for weight in weights} == {dtype}
 
 
 def test_modules_are_in_eval_mode_and_need_no_gradients(checkpoints: dict[Family, Path]) -> None:
@@ -261,7 +268,7 @@ VAE = "first_stage_model."
         (drop(f"{UNET}time_embed.0.weight"), "time_embed.0.weight"),
         (drop(f"{UNET}middle_block.1.proj_in.weight"), "middle_block.1.proj_in.weight"),
         (put(f"{UNET}out.3.weight", 4), rf"1 unexpected \({UNET}out.3.weight\)"),
-        (put("v_pred", 1), r"unexpected \(v_pred\)"),
+        (put("edm_mean", 1), r"unexpected \(edm_mean\)"),
         (put(f"{UNET}out.2.bias", 5), r"wrong shape or type \(.*F16\[5\] instead of \[4\]"),
         (put(f"{UNET}out.2.bias", 4, dtype=torch.int8), r"I8\[4\]"),
         (put(f"{VAE}encoder.conv_in.weight", 32, 3, 1, 1), "conv_in.weight"),
@@ -294,7 +301,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_with_its_keys(
         ("control_model.input_hint_block.0.weight", "a ControlNet"),
         (f"{UNET}double_blocks.0.img_attn.qkv.weight", "a Flux model"),
         (f"{UNET}joint_blocks.0.x_block.attn.qkv.weight", "a Stable Diffusion 3 model"),
-        ("conditioner.embedders.0.model.ln_final.weight", "an SDXL refiner"),
+        ("conditioner.embedders.0.model.ln_final.weight", "an SDXL refiner without its UNet"),
         ("cond_stage_model.model.ln_final.weight", "a Stable Diffusion 2 model"),
         (f"{UNET}input_blocks.1.0.in_layers.0.weight", "a UNet without its text encoders"),
         ("emb_params", "a textual inversion"),
@@ -310,7 +317,7 @@ def test_another_kind_of_file_is_refused_by_what_it_looks_like(
 ) -> None:
     with pytest.raises(CorruptFile, match=looks_like) as refusal:
         load(saved({key: torch.zeros(1)}, tmp_path))
-    assert "supported are Stable Diffusion 1.x and SDXL base" in str(refusal.value)
+    assert "supported are Stable Diffusion 1.x, SDXL base and SDXL refiner" in str(refusal.value)
 
 
 def header_file(header: bytes, length: int | None = None) -> bytes:

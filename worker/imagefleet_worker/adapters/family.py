@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from imagefleet_worker.adapters.parts import split_key
 
 # Cross attention's keys and values are as wide as the family's text encoders together.
-_CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+_CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}
 _CONTEXT = re.compile(r"attn2[._](processor[._])?to_[kv]\Z")
 _INPUT_LAST = {"lora_down", "hada_w1_b", "diff"}
 
@@ -32,6 +32,7 @@ SPOKEN = {
     "sd2": "SD 2.x",
     "sd3": "SD 3",
     "sdxl": "SDXL",
+    "sdxl_refiner": "SDXL refiner",
     "flux": "Flux",
 }
 """Families as messages name them."""

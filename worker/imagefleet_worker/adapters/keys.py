@@ -7,7 +7,7 @@ import torch
 
 from imagefleet_worker.adapters.delta import Component, Target
 from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.ldm_keys import OPEN_CLIP_PREFIX, UNET_PREFIX, ldm_names
+from imagefleet_worker.models.ldm_keys import OPEN_CLIP_PREFIXES, UNET_PREFIX, ldm_names
 
 _UNET_PREFIXES = (
     "",
@@ -51,6 +51,8 @@ _PREFIXES: dict[Family, dict[Component, tuple[str, ...]]] = {
             "conditioner_embedders_1_model_",
         ),
     },
+    # Nothing is named: no adapter fits a refiner, so every one is refused with its layers.
+    "sdxl_refiner": {"unet": (), "text_encoder_2": ()},
 }
 # PEFT's, when the adapter was saved from a wrapped model.
 _WRAPPED = "base_model_model_"
@@ -118,6 +120,7 @@ def _names(family: Family, component: Component, parameters: list[str]) -> dict[
     """The module's names without a prefix, flattened, by its path in the component."""
     names: dict[str, set[str]] = {}
     stored = ldm_names(family, component, parameters)
+    open_clip = OPEN_CLIP_PREFIXES.get(family, "")
     for parameter in parameters:
         path = parameter.rpartition(".")[0]
         known = names.setdefault(path, set())
@@ -128,7 +131,7 @@ def _names(family: Family, component: Component, parameters: list[str]) -> dict[
             # transformers 5.6 took this level out of CLIPTextModel; nearly all files have it.
             bare = path.removeprefix("text_model.")
             known.update(map(_flat, (bare, f"text_model.{bare}", *_old_clip_names(bare))))
-            ldm = stored[parameter].key.removeprefix(OPEN_CLIP_PREFIX).rpartition(".")[0]
+            ldm = stored[parameter].key.removeprefix(open_clip).rpartition(".")[0]
             # Not OpenCLIP's fused query, key and value, nor its parameters without a module.
             if ldm and stored[parameter].third is None:
                 known.add(_flat(ldm))

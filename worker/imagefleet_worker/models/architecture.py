@@ -5,7 +5,7 @@ convention:
 
 - SD 1.x UNet: 8 attention heads at every width (widths are multiples of 32, so 8 always divides
   them).
-- SDXL UNet: heads of 64 channels; a width under 64 is one head.
+- SDXL UNets: heads of 64 channels; a width under 64 is one head.
 - CLIP text encoders: heads of 64 channels, at least one head.
 
 Everything else that shapes cannot tell (activations, noise schedule, latent scale) is in
@@ -21,7 +21,7 @@ from imagefleet_worker.models.families import Family
 from imagefleet_worker.models.header import Header
 from imagefleet_worker.models.ldm_keys import (
     CLIP_PREFIXES,
-    OPEN_CLIP_PREFIX,
+    OPEN_CLIP_PREFIXES,
     UNET_PREFIX,
     VAE_PREFIX,
 )
@@ -33,14 +33,18 @@ CONFIGS = Path(__file__).parent / "configs"
 
 _SD1_HEADS = 8
 _HEAD_CHANNELS = 64
-# The added conditions of SDXL: height, width, crop top, crop left, target height, target width.
-_TIME_IDS = 6
+# What the two SDXL models have in common is all that their packaged settings say.
+_CONFIG_FOLDERS: dict[Family, str] = {"sd1": "sd1", "sdxl": "sdxl", "sdxl_refiner": "sdxl"}
+# Numbers in SDXL's added conditions: height, width, crop top, crop left; then the base has target
+# height and width, the refiner an aesthetic score.
+_TIME_IDS: dict[Family, int] = {"sdxl": 6, "sdxl_refiner": 5}
 _VAE_LEVELS = 4
 
 
 def packaged_config(family: Family, component: str) -> Config:
     """A component's settings that are the same for every checkpoint of the family."""
-    return json.loads((CONFIGS / family / f"{component}.json").read_text(encoding="utf-8"))
+    path = CONFIGS / _CONFIG_FOLDERS[family] / f"{component}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def unet_config(header: Header, family: Family, native_size_px: int) -> Config:
@@ -77,11 +81,11 @@ def unet_config(header: Header, family: Family, native_size_px: int) -> Config:
         if family == "sd1"
         else [_heads(width) for width in widths],
     }
-    if family == "sdxl":
+    if family in _TIME_IDS:
         added = header.shape(f"{UNET_PREFIX}label_emb.0.0.weight")[1]
-        pooled = header.shape(f"{OPEN_CLIP_PREFIX}text_projection")[1]
+        pooled = header.shape(f"{OPEN_CLIP_PREFIXES[family]}text_projection")[1]
         config["projection_class_embeddings_input_dim"] = added
-        config["addition_time_embed_dim"] = (added - pooled) // _TIME_IDS
+        config["addition_time_embed_dim"] = (added - pooled) // _TIME_IDS[family]
     return config
 
 
@@ -129,12 +133,12 @@ def clip_config(header: Header, family: Family) -> Config:
 
 
 def open_clip_config(header: Header, family: Family) -> Config:
-    """The config of SDXL's second text encoder, in OpenCLIP's names (bigG in the full model).
+    """The config of SDXL's second text encoder, in OpenCLIP's names (bigG in the full models).
 
     Raises:
         KeyError, IndexError: tensors are missing or are no text encoder's.
     """
-    prefix = OPEN_CLIP_PREFIX
+    prefix = OPEN_CLIP_PREFIXES[family]
     width = header.shape(f"{prefix}token_embedding.weight")[1]
     layers = _numbers(header, rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.")
     return {

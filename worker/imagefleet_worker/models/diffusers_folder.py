@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+    StableDiffusionXLImg2ImgPipeline,
+)
 
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.models.families import NATIVE_SIZE_PX, SUPPORTED, Family
+from imagefleet_worker.models.prediction import complete_prediction
 from imagefleet_worker.models.single_file import LoadedCheckpoint
 from imagefleet_worker.models.skeleton import Pipeline
 
@@ -19,6 +24,8 @@ INDEX = "model_index.json"
 _FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": "sd1",
     "StableDiffusionXLPipeline": "sdxl",
+    # Only with the refiner's added conditions; see `_family`.
+    "StableDiffusionXLImg2ImgPipeline": "sdxl_refiner",
 }
 # The index names the Python package of each component, and diffusers imports what it names.
 _PACKAGES = {"diffusers", "transformers", "stable_diffusion", None}
@@ -34,7 +41,7 @@ def folder_family(folder: Path) -> Family:
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        family = _FAMILIES.get(index["_class_name"])
+        family = _family(index)
         packages = {entry[0] for entry in index.values() if isinstance(entry, list)}
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as exc:
         raise CorruptFile(f"{folder.name}/{INDEX} is damaged: {exc}") from exc
@@ -59,7 +66,7 @@ def folder_native_size_px(folder: Path, family: Family) -> int:
 def load_diffusers_folder(
     folder: Path, device: torch.device, dtype: torch.dtype
 ) -> LoadedCheckpoint:
-    """Load the folder onto the device; the dtypes are as in ``load_single_file``.
+    """Load the folder onto the device; every weight is cast to ``dtype``.
 
     Raises:
         CorruptFile: the folder is damaged, lacks .safetensors weights, or is of an unsupported
@@ -72,14 +79,20 @@ def load_diffusers_folder(
         raise CorruptFile(f"{folder.name} cannot be loaded: {exc}") from exc
     if pipeline.unet.config["cross_attention_dim"] == _SECOND_ENCODER_OF_SD2:
         raise CorruptFile(f"{folder.name} looks like a Stable Diffusion 2 model; {SUPPORTED}")
-    # SD 1.x folders leave force_upcast at its default, which is true, and need it not.
-    upcast = pipeline.vae.config["force_upcast"] and family == "sdxl" and dtype == torch.float16
-    for name, component in pipeline.components.items():
+    complete_prediction(pipeline.scheduler, folder.name)
+    for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
-            target = torch.float32 if upcast and name == "vae" else dtype
-            component.to(device, target).eval().requires_grad_(False)
+            component.to(device, dtype).eval().requires_grad_(False)
     size_px = pipeline.unet.config["sample_size"] * pipeline.vae_scale_factor
     return LoadedCheckpoint(pipeline=pipeline, family=family, native_size_px=size_px)
+
+
+def _family(index: dict[str, Any]) -> Family | None:
+    family = _FAMILIES.get(index["_class_name"])
+    # An SDXL base that was saved as an img2img pipeline has the same class, and two encoders.
+    if family == "sdxl_refiner" and not index.get("requires_aesthetics_score"):
+        return None
+    return family
 
 
 def _load(folder: Path, family: Family, dtype: torch.dtype) -> Pipeline:
@@ -97,7 +110,8 @@ def _load(folder: Path, family: Family, dtype: torch.dtype) -> Pipeline:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    return StableDiffusionXLPipeline.from_pretrained(
+    xl = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionXLImg2ImgPipeline
+    return xl.from_pretrained(
         folder,
         dtype=dtype,
         variant=variant,

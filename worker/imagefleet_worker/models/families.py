@@ -6,13 +6,15 @@ from typing import Literal
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.models.header import Header
 
-Family = Literal["sd1", "sdxl"]
+Family = Literal["sd1", "sdxl", "sdxl_refiner"]
+"""`sdxl_refiner` finishes what an SDXL base began; alone it draws nothing."""
 
-SUPPORTED = "supported are Stable Diffusion 1.x and SDXL base checkpoints"
-NATIVE_SIZE_PX: dict[Family, int] = {"sd1": 512, "sdxl": 1024}
+SUPPORTED = "supported are Stable Diffusion 1.x, SDXL base and SDXL refiner checkpoints"
+NATIVE_SIZE_PX: dict[Family, int] = {"sd1": 512, "sdxl": 1024, "sdxl_refiner": 1024}
 
 _UNET = "model.diffusion_model."
 _FIRST_CONVOLUTION = f"{_UNET}input_blocks.0.0.weight"
+_ADDED_CONDITIONS = f"{_UNET}label_emb.0.0.weight"
 _LATENT_CHANNELS = 4
 _UNET_INPUTS: dict[tuple[int, ...], str] = {
     (9,): "an inpainting model",
@@ -28,7 +30,10 @@ _LOOKS_LIKE = [
     (r"^control_model\.|controlnet_", "a ControlNet"),
     (r"(^|\.)double_blocks\.", "a Flux model"),
     (r"(^|\.)joint_blocks\.", "a Stable Diffusion 3 model"),
-    (r"^conditioner\.embedders\.0\.model\.", "an SDXL refiner"),
+    (
+        r"^conditioner\.embedders\.0\.model\.",
+        "a Stable Diffusion 2 model, or an SDXL refiner without its UNet",
+    ),
     (r"^cond_stage_model\.model\.", "a Stable Diffusion 2 model"),
     (r"^model\.diffusion_model\.input_blocks\.", "a UNet without its text encoders"),
     (
@@ -56,6 +61,9 @@ def family_of(header: Header) -> Family:
             raise CorruptFile(f"{header.file_name} looks like {what}; {SUPPORTED}")
         if "conditioner.embedders.1.model.ln_final.weight" in keys:
             return "sdxl"
+        # Stable Diffusion 2 has its text encoder there too, in files that name it as SDXL does.
+        if "conditioner.embedders.0.model.ln_final.weight" in keys and _ADDED_CONDITIONS in keys:
+            return "sdxl_refiner"
         if any(key.startswith("cond_stage_model.transformer.") for key in keys):
             return "sd1"
     for pattern, what in _LOOKS_LIKE:

@@ -16,6 +16,7 @@ Component = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 COMPONENTS: dict[Family, tuple[Component, ...]] = {
     "sd1": ("unet", "vae", "text_encoder"),
     "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
+    "sdxl_refiner": ("unet", "vae", "text_encoder_2"),
 }
 
 UNET_PREFIX = "model.diffusion_model."
@@ -24,7 +25,11 @@ CLIP_PREFIXES: dict[Family, str] = {
     "sd1": "cond_stage_model.transformer.text_model.",
     "sdxl": "conditioner.embedders.0.transformer.text_model.",
 }
-OPEN_CLIP_PREFIX = "conditioner.embedders.1.model."
+# In the order of the family's conditioner: the refiner has this encoder alone.
+OPEN_CLIP_PREFIXES: dict[Family, str] = {
+    "sdxl": "conditioner.embedders.1.model.",
+    "sdxl_refiner": "conditioner.embedders.0.model.",
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def ldm_names(family: Family, component: Component, keys: Collection[str]) -> di
     bare = {key: key.removeprefix("text_model.") for key in keys}
     if component == "text_encoder":
         return {key: LdmName(CLIP_PREFIXES[family] + bare[key]) for key in keys}
-    return {key: _open_clip_name(bare[key]) for key in keys}
+    return {key: _open_clip_name(OPEN_CLIP_PREFIXES[family], bare[key]) for key in keys}
 
 
 def _count(keys: Collection[str], pattern: str) -> int:
@@ -154,16 +159,16 @@ def _vae_key(key: str, levels: int) -> str:
     )
 
 
-def _open_clip_name(key: str) -> LdmName:
+def _open_clip_name(prefix: str, key: str) -> LdmName:
     if key == "text_projection.weight":
-        return LdmName(f"{OPEN_CLIP_PREFIX}text_projection", transposed=True)
+        return LdmName(f"{prefix}text_projection", transposed=True)
     projection = re.fullmatch(
         r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", key
     )
     if projection is None:
-        return LdmName(OPEN_CLIP_PREFIX + _rewrite(key, _OPEN_CLIP_RULES))
+        return LdmName(prefix + _rewrite(key, _OPEN_CLIP_RULES))
     layer, part, parameter = projection.groups()
-    fused = f"{OPEN_CLIP_PREFIX}transformer.resblocks.{layer}.attn.in_proj_{parameter}"
+    fused = f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{parameter}"
     return LdmName(fused, third="qkv".index(part))
 
 

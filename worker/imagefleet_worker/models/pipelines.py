@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from diffusers.utils import logging as diffusers_logging
+from torch.nn import Module
 
 from imagefleet_shared.errors import OutOfMemory
 from imagefleet_worker.adapters.delta import Component
@@ -34,14 +35,15 @@ class WarmPipeline:
     Attributes:
         file: the checkpoint, in the version that was loaded.
         family: its architecture.
-        pipeline: components in eval mode, with no gradients. ``unet`` and text encoders have
-            ``dtype``; ``vae`` may be float32 beside float16 (SDXL), so cast latents to
-            ``pipeline.vae.dtype``.
+        pipeline: components in eval mode, with no gradients; those of another family are None or
+            absent. ``unet`` and text encoders have ``dtype``. ``vae`` starts in it too and changes
+            to float32 for good when it overflows, so encode and decode by ``vae.py`` alone.
+            ``scheduler.config`` says what the UNet predicts (``prediction_type``,
+            ``rescale_betas_zero_snr``).
         sha256: of the file, hexadecimal; None for a diffusers folder.
         native_size_px: the picture side that the model was trained at.
         device: where passes run; with "low" on an accelerator the weights rest on the CPU.
         dtype: of UNet and text encoders.
-        size_bytes: of all weights and buffers.
         naming: its layers by the names that adapter files give them.
         merged: its weights with adapters on; what is on stays until another set is wanted.
     """
@@ -53,9 +55,16 @@ class WarmPipeline:
     native_size_px: int
     device: torch.device
     dtype: torch.dtype
-    size_bytes: int
     naming: Naming
     merged: MergedState
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all weights and buffers as they are now: a VAE that overflowed has grown."""
+        parts = [part for part in self.pipeline.components.values() if isinstance(part, Module)]
+        return sum(
+            tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers())
+        )
 
 
 class PipelineCache:
@@ -74,7 +83,7 @@ class PipelineCache:
     Args:
         store: where names are looked up.
         device: where passes run.
-        dtype: of the weights; SDXL's VAE overflows in float16 and is then kept in float32.
+        dtype: of the weights, until a VAE is found to overflow in it.
         attention: what ``choose_attention`` returned for device and dtype.
         vram: see above.
         budget_bytes: for all warm pipelines together; one alone may be larger.
@@ -169,16 +178,8 @@ class PipelineCache:
         except torch.OutOfMemoryError as exc:
             raise OutOfMemory(f"{self._device} has no room for {file.name}") from exc
         self._prepare(loaded, offload)
-        size_bytes = _size_bytes(loaded.pipeline)
-        logger.info(
-            "loaded %s (%.1f GB) in %.1f s",
-            file.name,
-            size_bytes / 1e9,
-            time.monotonic() - started_s,
-            extra={"action": "load_checkpoint", "checkpoint": file.name, "size_bytes": size_bytes},
-        )
         adaptable = _adaptable(loaded.pipeline)
-        return WarmPipeline(
+        warm = WarmPipeline(
             file=file,
             family=loaded.family,
             pipeline=loaded.pipeline,
@@ -186,7 +187,6 @@ class PipelineCache:
             native_size_px=loaded.native_size_px,
             device=self._device,
             dtype=self._dtype,
-            size_bytes=size_bytes,
             naming=Naming(loaded.family, adaptable),
             merged=MergedState(
                 adaptable,
@@ -194,6 +194,15 @@ class PipelineCache:
                 verify_every=self._verify_every,
             ),
         )
+        size_bytes = warm.size_bytes
+        logger.info(
+            "loaded %s (%.1f GB) in %.1f s",
+            file.name,
+            size_bytes / 1e9,
+            time.monotonic() - started_s,
+            extra={"action": "load_checkpoint", "checkpoint": file.name, "size_bytes": size_bytes},
+        )
+        return warm
 
     def _prepare(self, loaded: LoadedCheckpoint, offload: bool) -> None:
         pipeline = loaded.pipeline
@@ -206,13 +215,6 @@ class PipelineCache:
             pipeline.enable_model_cpu_offload(device=self._device)
 
 
-def _adaptable(pipeline: Pipeline) -> dict[Component, torch.nn.Module]:
+def _adaptable(pipeline: Pipeline) -> dict[Component, Module]:
     names: tuple[Component, ...] = ("unet", "text_encoder", "text_encoder_2")
-    return {name: pipeline.components[name] for name in names if name in pipeline.components}
-
-
-def _size_bytes(pipeline: Pipeline) -> int:
-    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    return sum(
-        tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers())
-    )
+    return {name: pipeline.components[name] for name in names if pipeline.components.get(name)}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 
 from imagefleet_shared.errors import CorruptFile
@@ -19,11 +18,11 @@ from imagefleet_worker.models.ldm_keys import COMPONENTS, Component, LdmName, as
 from imagefleet_worker.models.skeleton import Pipeline, empty_pipeline
 
 # Tensors that checkpoints carry and no pass reads: training state, the noise schedule (ours is in
-# configs/), constants, and the contrastive parts of CLIP.
+# configs/), constants, the contrastive parts of CLIP, and the markers that prediction.py heeds.
 _NOT_NEEDED = re.compile(
     r"model_ema\..*|(.*\.)?position_ids|(.*\.)?logit_scale|(.*\.)?loss\..*|(.*\.)?text_projection(\.weight)?"
     r"|betas|logvar|lvlb_weights|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?"
-    r"|posterior_.*|denoiser\..*|global_step|__.*__"
+    r"|posterior_.*|denoiser\..*|global_step|__.*__|v_pred|ztsnr"
 )
 _FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _KEYS_SHOWN = 5
@@ -47,9 +46,7 @@ class LoadedCheckpoint:
 def load_single_file(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedCheckpoint:
     """Load the file into memory of its own on the device; the file may be replaced afterwards.
 
-    Every weight is cast to ``dtype``, except that a VAE whose config asks for it (SDXL's, which
-    overflows in half precision) stays in float32 when ``dtype`` is float16. Latents must be cast
-    to ``vae.dtype``.
+    Every weight is cast to ``dtype``, the VAE's too; ``vae.py`` sees to one that overflows.
 
     Raises:
         CorruptFile: damaged, of an unsupported family, or not exactly the tensors its family needs.
@@ -70,9 +67,7 @@ def load_single_file(path: Path, device: torch.device, dtype: torch.dtype) -> Lo
         with safe_open(path, framework="pt") as weights:
             for part, module in modules.items():
                 tensors = {
-                    key: _read(
-                        weights, names[part][key], parameter.shape, device, _dtype(module, dtype)
-                    )
+                    key: _read(weights, names[part][key], parameter.shape, device, dtype)
                     for key, parameter in module.state_dict().items()
                 }
                 module.load_state_dict(tensors, assign=True, strict=True)
@@ -125,11 +120,6 @@ def _check_keys(
 def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """True also where the file has a 1x1 convolution for a matrix (the VAE's attention)."""
     return stored == wanted or stored == (*wanted, 1, 1)
-
-
-def _dtype(module: torch.nn.Module, dtype: torch.dtype) -> torch.dtype:
-    overflows = isinstance(module, AutoencoderKL) and module.config["force_upcast"]
-    return torch.float32 if overflows and dtype == torch.float16 else dtype
 
 
 def _read(

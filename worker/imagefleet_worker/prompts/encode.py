@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
-    StableDiffusionXLPipeline,
-)
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -43,7 +41,7 @@ class Conditioning:
     hidden: Tensor
     """`(B, windows x 77, width)`; the text encoders' widths side by side."""
     pooled: Tensor | None
-    """`(B, width)`, SDXL only: the second text encoder's summary of the first window."""
+    """`(B, width)`, SDXL and its refiner: OpenCLIP's summary of the first window."""
     inversions: tuple[TextualInversion, ...] = ()
     """Textual inversions that the texts triggered, in order of first appearance."""
 
@@ -136,18 +134,20 @@ def encode_windows(
         layers = [_layer(warm, encoder.model, output, settings.clip_skip) for output in outputs]
         emphasised = emphasise(torch.cat(layers), factors, settings.emphasis)
         hidden.append(emphasised.flatten(0, 1))
-        if warm.family == "sdxl":
-            # The second encoder comes last, and only it has a projection.
+        if encoder.component == "text_encoder_2":
+            # It comes last, and only it has a projection.
             pooled = outputs[0][0][0]
     return EncodedText(torch.cat(hidden, dim=-1), pooled)
 
 
 def _text_encoders(warm: WarmPipeline) -> list[_Encoder]:
+    """Those that the family has, in the order of their widths in the UNet's context."""
     pipeline = warm.pipeline
-    encoders = [_Encoder("text_encoder", pipeline.tokenizer, pipeline.text_encoder)]
-    if isinstance(pipeline, StableDiffusionXLPipeline):
-        encoders.append(_Encoder("text_encoder_2", pipeline.tokenizer_2, pipeline.text_encoder_2))
-    return encoders
+    first = _Encoder("text_encoder", pipeline.tokenizer, pipeline.text_encoder)
+    if isinstance(pipeline, StableDiffusionPipeline):
+        return [first]
+    second = _Encoder("text_encoder_2", pipeline.tokenizer_2, pipeline.text_encoder_2)
+    return [second] if warm.family == "sdxl_refiner" else [first, second]
 
 
 def _run(encoder: _Encoder, window: list[Place], device: torch.device) -> ModelOutput:
@@ -175,7 +175,7 @@ def _injection(encoder: _Encoder, window: list[Place]) -> AbstractContextManager
 def _layer(
     warm: WarmPipeline, encoder: nn.Module, output: ModelOutput, clip_skip: int | None
 ) -> Tensor:
-    if warm.family == "sdxl":
+    if warm.family != "sd1":
         return output["hidden_states"][-2 - (clip_skip or 0)]
     if clip_skip is None:
         return output["last_hidden_state"]
