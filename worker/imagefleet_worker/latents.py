@@ -19,4 +19,6 @@ _INTERPOLATIONS: dict[LatentMode, tuple[str, bool]] = {
 def enlarge_latents(latents: Tensor, width: int, height: int, mode: LatentMode) -> Tensor:
     """Latents `(B, C, h, w)` for a picture of width x height pixels, multiples of 8."""
     name, antialias = _INTERPOLATIONS[mode]
-    return interpolate(latents, size=(height // 8, width // 8), mode=name, antialias=antialias)
+    size = (height // 8, width // 8)
+    # In float32: on the CPU PyTorch cannot smooth in half precision.
+    return interpolate(latents.float(), size=size, mode=name, antialias=antialias).to(latents)

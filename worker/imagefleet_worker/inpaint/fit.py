@@ -6,6 +6,9 @@ from imagefleet_shared.fields import ResizeMode
 
 from ..images import resize
 
+_MAX_WHOLE_PIXELS = 2**25
+"""Of a picture enlarged before its middle is cut out: a line of 8192 x 1 would take gigabytes."""
+
 
 def fit(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
     """A copy of the picture (RGB or L) at exactly that size in pixels.
@@ -14,10 +17,9 @@ def fit(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.
     `own_size`. Lanczos throughout, which is A1111's `upscaler_for_img2img` at its default.
     """
     if mode == "crop_and_resize":
-        return _centred(_keeping_proportions(image, width, height, covering=True), width, height)
+        return _middle(image, width, height)
     if mode == "resize_and_fill":
-        inner = _keeping_proportions(image, width, height, covering=False)
-        return _drawn_out(inner, width, height)
+        return _drawn_out(image, width, height)
     return resize(image, width, height)
 
 
@@ -31,36 +33,39 @@ def own_size(image: Image.Image) -> Image.Image:
     return resize(image, width, height).crop((0, 0, width // 8 * 8, height // 8 * 8))
 
 
-def _keeping_proportions(
-    image: Image.Image, width: int, height: int, covering: bool
-) -> Image.Image:
-    """The picture at the smallest size that covers the target, or the largest that fits in it."""
-    wider = image.width * height > image.height * width
-    if wider == covering:
-        width = max(1, image.width * height // image.height)
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of the picture at the smallest size of its proportions that covers the target."""
+    if image.width * height > image.height * width:
+        whole = image.width * height // image.height, height
     else:
-        height = max(1, image.height * width // image.width)
-    return resize(image, width, height)
-
-
-def _centred(image: Image.Image, width: int, height: int) -> Image.Image:
-    canvas = Image.new(image.mode, (width, height))
-    canvas.paste(image, (width // 2 - image.width // 2, height // 2 - image.height // 2))
-    return canvas
+        whole = width, image.height * width // image.width
+    left, top = whole[0] // 2 - width // 2, whole[1] // 2 - height // 2
+    if whole[0] * whole[1] <= _MAX_WHOLE_PIXELS:
+        return resize(image, *whole).crop((left, top, left + width, top + height))
+    # The same within a pixel, without the rest.
+    across, down = image.width / whole[0], image.height / whole[1]
+    right, bottom = min(image.width, (left + width) * across), (top + height) * down
+    box = (left * across, top * down, right, min(image.height, bottom))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box)
 
 
 def _drawn_out(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The picture in the middle, the bands beside it filled with its outermost pixels.
+    """The picture at the largest size that fits in, the bands beside it filled with its edges.
 
     A1111 lets the resampler read a box of no extent at the edge. Pillow's bicubic filter then sees
     the two outermost lines at distances 0.5 and 1.5: 9/8 of the outer less 1/8 of the inner.
     """
-    canvas = _centred(image, width, height)
-    left, top = width // 2 - image.width // 2, height // 2 - image.height // 2
+    if image.width * height > image.height * width:
+        inner = resize(image, width, max(1, image.height * width // image.width))
+    else:
+        inner = resize(image, max(1, image.width * height // image.height), height)
+    left, top = width // 2 - inner.width // 2, height // 2 - inner.height // 2
+    canvas = Image.new(image.mode, (width, height))
+    canvas.paste(inner, (left, top))
     if left > 0:
-        for x, edge in ((0, 0), (left + image.width, image.width)):
-            canvas.paste(image.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
+        for x, edge in ((0, 0), (left + inner.width, inner.width)):
+            canvas.paste(inner.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
     if top > 0:
-        for y, edge in ((0, 0), (top + image.height, image.height)):
-            canvas.paste(image.resize((width, top), box=(0, edge, width, edge)), (0, y))
+        for y, edge in ((0, 0), (top + inner.height, inner.height)):
+            canvas.paste(inner.resize((width, top), box=(0, edge, width, edge)), (0, y))
     return canvas

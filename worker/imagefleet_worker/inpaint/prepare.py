@@ -96,7 +96,7 @@ def prepare_inpaint(
     if prepared.latent_mask is None or not prepared.latent_mask.any():
         raise InvalidRequest(
             f"too little of mask_image is left to be drawn at {width}x{height} with mask_blur "
-            f"{inpaint.mask_blur}: give more white or less blur, or set only_masked"
+            f"{inpaint.mask_blur}: give more white, less blur or a larger size, or set only_masked"
         )
     return prepared
 

@@ -1,0 +1,128 @@
+"""Masks of every mode; the blur against what OpenCV gives; the mask of latents."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagefleet_worker.inpaint.mask import blurred, to_latent_mask, to_mask
+
+
+def grey(rows: list[list[int]]) -> Image.Image:
+    return Image.fromarray(np.array(rows, dtype=np.uint8))
+
+
+def rows_of(image: Image.Image) -> list[list[int]]:
+    assert image.mode == "L"
+    return np.asarray(image).tolist()
+
+
+def with_alpha(mode: str, brightness: list[int], alpha: list[int]) -> Image.Image:
+    bands = [grey([brightness])] * (3 if mode == "RGBA" else 1)
+    return Image.merge(mode, [*bands, grey([alpha])])
+
+
+def test_a_greyscale_mask_is_taken_as_it_is() -> None:
+    assert rows_of(to_mask(grey([[0, 1, 127, 128, 255]]), False)) == [[0, 1, 127, 128, 255]]
+
+
+def test_a_coloured_mask_counts_by_its_brightness() -> None:
+    mask = Image.fromarray(np.array([[[255, 0, 0], [255, 255, 255], [7, 7, 7]]], dtype=np.uint8))
+    assert rows_of(to_mask(mask, False)) == [[76, 255, 7]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_where_anything_is_transparent_the_alpha_channel_is_the_mask(mode: str) -> None:
+    mask = with_alpha(mode, [255, 255, 0, 0], [0, 128, 129, 255])
+    assert rows_of(to_mask(mask, False)) == [[0, 0, 255, 255]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_opaque_alpha_channel_is_no_mask(mode: str) -> None:
+    assert rows_of(to_mask(with_alpha(mode, [0, 100, 255], [255] * 3), False)) == [[0, 100, 255]]
+
+
+def test_a_palette_with_transparency_is_a_mask_by_its_alpha() -> None:
+    mask = Image.new("P", (2, 1))
+    mask.putpalette([255, 255, 255, 0, 0, 0])
+    mask.putdata([0, 1])
+    mask.info["transparency"] = 0
+    assert rows_of(to_mask(mask, False)) == [[0, 255]]
+
+
+def test_sixteen_bits_keep_their_high_byte_and_one_bit_is_black_or_white() -> None:
+    deep = Image.fromarray(np.array([[0, 256, 0x7FFF, 0xFFFF]], dtype=np.uint16))
+    assert rows_of(to_mask(deep, False)) == [[0, 1, 127, 255]]
+    assert rows_of(to_mask(grey([[0, 255]]).convert("1"), False)) == [[0, 255]]
+
+
+def test_invert_draws_where_the_mask_is_black() -> None:
+    assert rows_of(to_mask(grey([[0, 100, 255]]), True)) == [[255, 155, 0]]
+    alpha = with_alpha("RGBA", [9, 9], [0, 200])
+    assert rows_of(to_mask(alpha, True)) == [[255, 0]]
+
+
+# What OpenCV 4.14 and 5.0 give, in the two calls that A1111 makes.
+OPENCV: list[tuple[int, list[list[int]], list[list[int]]]] = [
+    (
+        4,
+        [[0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255]],
+        [[14, 15, 22, 32, 48, 67, 90, 115, 140, 165, 188, 207, 223, 233, 240, 241]],
+    ),
+    (2, [[0] * 8 + [255] + [0] * 8], [[0, 0, 0, 2, 7, 17, 31, 45, 52, 45, 31, 17, 7, 2, 0, 0, 0]]),
+    # Narrower than the blur: mirrored again and again.
+    (4, [[0, 255, 0, 0, 9]], [[65, 68, 63, 66, 61]]),
+    (4, [[0], [255], [0], [0], [9]], [[65], [68], [63], [66], [61]]),
+    (
+        1,
+        [[0, 17, 34, 51], [68, 85, 102, 119], [136, 153, 170, 187], [204, 221, 238, 255]],
+        [[61, 68, 81, 88], [88, 95, 108, 115], [140, 147, 160, 167], [167, 174, 187, 194]],
+    ),
+    (
+        64,
+        [[0, 17, 34, 51], [68, 85, 102, 119], [136, 153, 170, 187], [204, 221, 238, 255]],
+        [[126, 126, 127, 127], [126, 126, 127, 127], [128, 128, 129, 129], [128, 128, 129, 129]],
+    ),
+]
+
+
+@pytest.mark.parametrize(("radius", "mask", "expected"), OPENCV)
+def test_the_blur_is_opencvs(radius: int, mask: list[list[int]], expected: list[list[int]]) -> None:
+    assert rows_of(blurred(grey(mask), radius)) == expected
+
+
+def test_no_blur_leaves_the_mask() -> None:
+    assert rows_of(blurred(grey([[0, 255, 3]]), 0)) == [[0, 255, 3]]
+
+
+@given(radius=st.integers(0, 64), width=st.integers(1, 40), height=st.integers(1, 40))
+def test_a_blurred_white_mask_is_white(radius: int, width: int, height: int) -> None:
+    white = Image.new("L", (width, height), 255)
+    assert blurred(white, radius).tobytes() == white.tobytes()
+
+
+@given(radius=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_the_blur_reaches_two_and_a_half_radii_and_no_further(radius: int, seed: int) -> None:
+    x, y = np.random.default_rng(seed).integers(0, 80, 2)
+    mask = np.zeros((80, 80), dtype=np.uint8)
+    mask[y, x] = 255
+    touched = np.argwhere(np.asarray(blurred(Image.fromarray(mask), radius)))
+    if len(touched):
+        assert np.abs(touched - (y, x)).max() <= int(2.5 * radius + 0.5)
+
+
+def test_latents_are_drawn_or_not_by_the_mean_of_their_pixels() -> None:
+    mask = np.zeros((24, 40), dtype=np.uint8)
+    mask[8:24, 8:24] = 255
+    expected = torch.zeros(1, 1, 3, 5)
+    expected[..., 1:3, 1:3] = 1
+    result = to_latent_mask(Image.fromarray(mask))
+    assert torch.equal(result, expected)
+    assert result.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("value", "drawn"), [(0, 0), (127, 0), (128, 1), (255, 1)])
+def test_grey_is_rounded_in_latents(value: int, drawn: int) -> None:
+    assert to_latent_mask(Image.new("L", (16, 8), value)).tolist() == [[[[drawn, drawn]]]]

@@ -1,0 +1,72 @@
+"""Sizes of the hires pass, by A1111's rules worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.parts import HiresPass
+from imagefleet_worker.hires_size import HiresSize, hires_size
+
+eights = st.integers(8, 128).map(lambda eighths: 8 * eighths)
+
+
+@pytest.mark.parametrize(
+    ("first", "hires", "expected"),
+    [
+        ((512, 768), HiresPass(scale=2), HiresSize(1024, 1536)),
+        ((512, 512), HiresPass(scale=1.7), HiresSize(864, 864)),  # 870.4
+        ((512, 768), HiresPass(width=1024), HiresSize(1024, 1536)),
+        ((768, 512), HiresPass(width=1000), HiresSize(1000, 664)),  # 666
+        ((768, 512), HiresPass(height=1000), HiresSize(1496, 1000)),  # 1500
+        ((512, 512), HiresPass(width=1024, height=1024), HiresSize(1024, 1024)),
+        ((512, 512), HiresPass(width=1024, height=768), HiresSize(1024, 1024, 0, 32)),
+        ((512, 512), HiresPass(width=768, height=1024), HiresSize(1024, 1024, 32, 0)),
+        # 1000 x 1.5 is cut from 1504 x 1000 less 4: 187 columns, an odd rest of 24.
+        ((768, 512), HiresPass(width=1304, height=1000), HiresSize(1496, 1000, 24, 0)),
+        ((512, 704), HiresPass(width=1024, height=1384), HiresSize(1024, 1408, 0, 3)),
+    ],
+)
+def test_the_size_is_a1111s(first: tuple[int, int], hires: HiresPass, expected: HiresSize) -> None:
+    assert hires_size(*first, hires) == expected
+
+
+@given(width=eights, height=eights, target_width=eights, target_height=eights)
+def test_both_sides_give_that_very_size_and_cut_one_axis_at_most(
+    width: int, height: int, target_width: int, target_height: int
+) -> None:
+    size = hires_size(width, height, HiresPass(width=target_width, height=target_height))
+    assert (size.width, size.height) == (target_width, target_height)
+    assert 0 in (size.cut_columns, size.cut_rows)
+    assert min(size.cut_columns, size.cut_rows) >= 0
+
+
+@given(width=eights, height=eights, scale=st.floats(1, 8, exclude_min=True))
+def test_a_scale_is_rounded_down_to_eights(width: int, height: int, scale: float) -> None:
+    size = hires_size(width, height, HiresPass(scale=scale))
+    for side, first in ((size.width, width), (size.height, height)):
+        assert side % 8 == 0
+        assert first * scale - 8 < side <= first * scale
+
+
+def test_a_side_too_small_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="1024x32"):
+        hires_size(2048, 64, HiresPass(width=1024))
+
+
+def test_latents_and_pictures_are_cut_alike_the_odd_row_below() -> None:
+    size = HiresSize(40, 64, cut_columns=2, cut_rows=3)
+    latents = torch.arange(8 * 5).reshape(1, 1, 8, 5)
+    assert torch.equal(size.crop_latents(latents), latents[:, :, 1:6, 1:4])
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 40, 3), dtype=np.uint8)
+    cut = np.asarray(size.crop_picture(Image.fromarray(pixels)))
+    np.testing.assert_array_equal(cut, pixels[8:48, 8:32])
+    assert (size.width, size.height) == (24, 40)
+
+
+def test_nothing_is_cut_where_nothing_exceeds() -> None:
+    latents = torch.zeros(2, 4, 8, 5)
+    assert HiresSize(40, 64).crop_latents(latents).shape == latents.shape
