@@ -15,13 +15,14 @@ from imagefleet_shared.errors import (
     UnsupportedSize,
 )
 from imagefleet_shared.fields import LANCZOS, LATENT
+from imagefleet_shared.image_files import read_parameters
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.records import JobRecord
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import ObjectStore
 
 from .adapters.lookup import WantedLora, find_inversions, find_loras
-from .images import decode_image, read_parameters
+from .images import decode_image
 from .models.skeleton import clip_tokenizer
 from .models.store import ModelFile, ModelStore
 from .prompts.chunks import token_count
