@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from .images import to_vae_range
 from .models.pipelines import WarmPipeline
+from .preview import sketch
 from .prompts.encode import Conditioning
 from .schedulers import Solver
 from .stages import Stages
@@ -106,6 +107,7 @@ def _denoise(
             negative, positive = predicted.chunk(2)
             predicted = negative + guidance.scale * (positive - negative)
         latents = solver.step(predicted, timestep, latents)
+        stages.offer(lambda part, latents=latents: sketch(latents[part], warm.family))
         stages.step()
     return latents
 

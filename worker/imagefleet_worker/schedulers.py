@@ -34,6 +34,7 @@ _TABLE: dict[SchedulerName, tuple[str, Mapping[str, object]]] = {
     "unipc": ("UniPCMultistepScheduler", _K_DIFFUSION),
 }
 _SIGMAS: dict[SigmaSchedule, Mapping[str, object]] = {
+    "automatic": {},
     "normal": {},
     "karras": {"use_karras_sigmas": True},
     "exponential": {"use_exponential_sigmas": True},
