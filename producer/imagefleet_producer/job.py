@@ -13,6 +13,9 @@ from imagefleet_shared.results import JobResult
 from imagefleet_shared.status import JobStatus, Progress
 from imagefleet_shared.storage import ObjectStore
 
+SKETCH_FACTOR = 8
+"""A preview comes at the size of the latents."""
+
 
 @contextmanager
 def broker_errors() -> Generator[None]:
@@ -95,6 +98,20 @@ class Job:
         """
         with broker_errors():
             return self._ledger.cancel(self.id)
+
+    def preview(self) -> Image.Image | None:
+        """What the job's pictures look like so far, side by side, in rough colours.
+
+        Asking makes the worker draw it at its next step; ask again to see it. None where there is
+        none: not yet, or no longer (a minute after the last one).
+        """
+        with broker_errors():
+            sketch = self._ledger.preview(self.id)
+        if sketch is None:
+            return None
+        small = Image.open(BytesIO(sketch))
+        size = (small.width * SKETCH_FACTOR, small.height * SKETCH_FACTOR)
+        return small.resize(size, Image.Resampling.BICUBIC)
 
     def files(self, timeout: float | None = None) -> list[bytes]:
         """Wait for the job and fetch its pictures as the files that lie in the store.

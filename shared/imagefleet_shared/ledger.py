@@ -5,6 +5,7 @@ transition is one transaction (`transitions`). A worker proves that it still hol
 lease's token; whoever lost the lease can change nothing any more.
 """
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from time import monotonic, sleep
 from typing import Any, Literal, cast
@@ -30,7 +31,12 @@ OUTAGE_S = 60
 
 UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
 
-Held = Literal["held", "canceled", "late", "lost"]
+WATCHED_S = 5
+"""How long an app that asked for a preview is taken to be looking."""
+PREVIEW_TTL_S = 60
+
+Held = Literal["held", "watched", "canceled", "late", "lost"]
+"""What becomes of a lease: the last three end the job; `watched` is held, and a preview wanted."""
 
 
 class Ledger:
@@ -47,6 +53,7 @@ class Ledger:
         self._submit = script(transitions.SUBMIT)
         self._lease = script(transitions.LEASE)
         self._renew = script(transitions.RENEW)
+        self._show = script(transitions.SHOW)
         self._end = script(transitions.END)
         self._release = script(transitions.RELEASE)
         self._cancel = script(transitions.CANCEL)
@@ -127,6 +134,17 @@ class Ledger:
             raise JobNotFound(job_id)
         return JobStatus(status)
 
+    def preview(self, job_id: str) -> bytes | None:
+        """The latest preview of a job, encoded; None where there is none.
+
+        Asking makes the job's worker draw one soon; when nobody asks, none is drawn.
+        """
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.set(routing.watched_key(job_id), 1, ex=WATCHED_S)
+        pipeline.get(routing.preview_key(job_id))
+        shown: str | None = pipeline.execute()[1]
+        return None if shown is None else b64decode(shown)
+
     # What workers do.
 
     def lease(self, job_id: str, worker: str) -> Lease | None:
@@ -146,11 +164,21 @@ class Ledger:
         pipeline = self._redis.pipeline(transaction=False)
         for lease, stage, step, steps in beats:
             self._renew(
-                keys=self._keys(lease.job.id),
+                keys=[*self._keys(lease.job.id), routing.watched_key(lease.job.id)],
                 args=self._args(lease.job.id, lease.token, self._lease_s, stage, step, steps),
                 client=pipeline,
             )
         return pipeline.execute()
+
+    def show(self, lease: Lease, picture: bytes) -> bool:
+        """Show a preview for a minute; False where the lease was lost and nothing was changed."""
+        job_id, text = lease.job.id, b64encode(picture).decode()
+        return bool(
+            self._show(
+                keys=[*self._keys(job_id), routing.preview_key(job_id)],
+                args=self._args(job_id, lease.token, text, PREVIEW_TTL_S),
+            )
+        )
 
     def succeed(self, lease: Lease, result: JobResult) -> bool:
         """End a job with its result; False where the lease was lost and nothing was changed."""

@@ -39,6 +39,16 @@ def events_channel(job_id: str) -> str:
     return f"{PREFIX}events:{job_id}"
 
 
+def watched_key(job_id: str) -> str:
+    """There while somebody wants to see a preview of the job."""
+    return f"{PREFIX}watched:{job_id}"
+
+
+def preview_key(job_id: str) -> str:
+    """The latest preview of the job, base64."""
+    return f"{PREFIX}preview:{job_id}"
+
+
 def worker_key(name: str) -> str:
     """JSON that a live worker renews: what it serves and which models it has."""
     return f"{PREFIX}worker:{name}"

@@ -64,7 +64,7 @@ tell(ARGV[2])
 return redis.call('HGETALL', job)
 """
 
-# ARGV: id, channel, token, lease s, stage, step, steps
+# KEYS: job, open, watched. ARGV: id, channel, token, lease s, stage, step, steps
 RENEW: Final = """
 if get('status') ~= 'running' or get('token') ~= ARGV[3] then return 'lost' end
 redis.call('ZADD', open, now + ARGV[4], ARGV[1])
@@ -74,7 +74,14 @@ if get('stage') ~= ARGV[5] or get('step') ~= ARGV[6] or get('steps') ~= ARGV[7] 
 end
 if get('cancel') ~= '' then return 'canceled' end
 if late() then return 'late' end
-return 'held'
+return redis.call('EXISTS', KEYS[3]) == 1 and 'watched' or 'held'
+"""
+
+# KEYS: job, open, preview. ARGV: id, channel, token, picture, ttl s
+SHOW: Final = """
+if get('status') ~= 'running' or get('token') ~= ARGV[3] then return 0 end
+redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5])
+return 1
 """
 
 # ARGV: id, channel, token, status, field, value, ttl s

@@ -46,8 +46,8 @@ from imagefleet_producer import (
     UpscaleRequest,
 )
 from imagefleet_shared.fields import ImageFormat
+from imagefleet_shared.image_files import read_parameters
 from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
-from imagefleet_worker.images import read_parameters
 from imagefleet_worker.models.families import Family
 from imagefleet_worker.models.skeleton import clip_tokenizer
 from localfleet.environment import child_environment

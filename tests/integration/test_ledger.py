@@ -10,12 +10,12 @@ from redis import Redis
 from imagefleet_shared import routing
 from imagefleet_shared.broker import connect, make_celery, publish
 from imagefleet_shared.errors import InvalidRequest, JobCanceled, JobNotFound, JobTimeout, PoisonJob
-from imagefleet_shared.ledger import MAX_ATTEMPTS, Ledger
+from imagefleet_shared.ledger import MAX_ATTEMPTS, PREVIEW_TTL_S, WATCHED_S, Ledger
 from imagefleet_shared.records import Lease
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.results import JobResult, Timings
 from imagefleet_shared.settings import BrokerSettings
-from imagefleet_shared.status import JobStatus
+from imagefleet_shared.status import JobStatus, Stage
 
 REQUEST = GenerateRequest(prompt="a fox")
 LEASE_S = 0.2
@@ -239,6 +239,33 @@ def test_one_worker_reconciles_at_a_time(ledger: Ledger) -> None:
     assert not ledger.lock_reconciler("two", 0.1)
     time.sleep(0.12)
     assert ledger.lock_reconciler("two", 0.1)
+
+
+def test_a_preview_is_shown_by_the_lease_holder_only_and_not_for_ever(
+    ledger: Ledger, redis: Redis
+) -> None:
+    submit(ledger)
+    taken = lease(ledger)
+    assert ledger.preview("job") is None
+    assert ledger.show(taken, b"\xff\xd8 picture")
+    assert ledger.preview("job") == b"\xff\xd8 picture"
+    assert 0 < redis.ttl(routing.preview_key("job")) <= PREVIEW_TTL_S
+    assert not ledger.show(Lease(taken.job, "another token"), b"forged")
+    ledger.succeed(taken, result_of(taken))
+    assert not ledger.show(taken, b"too late")
+    assert ledger.preview("job") == b"\xff\xd8 picture"
+
+
+def test_a_watched_job_hears_so_for_a_while(ledger: Ledger, redis: Redis) -> None:
+    submit(ledger)
+    taken = lease(ledger)
+    beat: tuple[Lease, Stage, int, int] = (taken, "denoise", 1, 2)
+    assert ledger.renew([beat]) == ["held"]
+    ledger.preview("job")
+    assert ledger.renew([beat]) == ["watched"]
+    assert 0 < redis.ttl(routing.watched_key("job")) <= WATCHED_S
+    ledger.cancel("job")
+    assert ledger.renew([beat]) == ["canceled"]
 
 
 def _address(redis: Redis) -> str:

@@ -101,7 +101,7 @@ class Delivery:
         ready = monotonic()
         pictures, drawn, rendered = self._spool.find(job.id), None, ready
         if pictures is None:
-            drawn = self._engine.render(resolved, held.tell)
+            drawn = self._engine.render(resolved, held.tell, held)
             rendered = monotonic()
             held.tell("store", 0, len(drawn.images))
             pictures = encode_pictures(resolved, drawn.images, self._models, self._png_level)

@@ -11,6 +11,7 @@ from .conditions import added_conditions
 from .inpaint.blend import LatentMask
 from .models.pipelines import WarmPipeline
 from .passes import Steps
+from .preview import sketch
 from .prompts.guide import Guide, Steering
 from .sampling.course import Course
 from .sampling.levels import NoiseLevels
@@ -93,15 +94,16 @@ class Denoiser:
         """
         self._hand_over(sigma)
         clean = self._guided(latents, sigma)
-        if self._mask:
-            clean = self._mask.blend(clean)
+        clean = self.finished(clean)
         self._calls += 1
+        family = self._artist.warm.family
+        self._stages.offer(lambda pictures: sketch(clean[pictures], family))
         self._stages.step()
         return clean
 
-    def finished(self, latents: Tensor) -> Tensor:
-        """The last latents, with what was to stay as it was."""
-        return self._mask.blend(latents) if self._mask else latents
+    def finished(self, clean: Tensor) -> Tensor:
+        """Clean latents, with what was to stay as it was."""
+        return self._mask.blend(clean) if self._mask else clean
 
     def _hand_over(self, sigma: Tensor) -> None:
         if self._handover is None:

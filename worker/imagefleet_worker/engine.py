@@ -19,8 +19,8 @@ from imagefleet_shared.status import Stage
 
 from . import metrics
 from .batching import together
-from .resolve import ResolvedJob
-from .stages import AllEnded, Stages, Tell
+from .resolve import ResolvedJob, ResolvedUpscale
+from .stages import NOBODY, AllEnded, Stages, Tell, Viewer
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Rendered:
 class _Order:
     job: ResolvedJob
     tell: Tell
+    viewer: Viewer
     ordered_s: float = field(default_factory=monotonic)
     done: "Future[Rendered]" = field(default_factory=Future)
 
@@ -90,14 +91,19 @@ class Engine(Thread):
         self._changed = Condition()
         self._closed = False
 
-    def render(self, job: ResolvedJob, tell: Tell) -> Rendered:
+    def render(self, job: ResolvedJob, tell: Tell, viewer: Viewer = NOBODY) -> Rendered:
         """Have a job rendered; blocks the calling thread until it is done.
+
+        Args:
+            job: to be rendered.
+            tell: hears of every step.
+            viewer: is shown sketches of the pictures, when it wants them.
 
         Raises:
             ImagefleetError: what the job asks for cannot be done.
             JobCanceled, JobTimeout, LeaseLost, HandBack: whatever `tell` raised.
         """
-        order = _Order(job, tell)
+        order = _Order(job, tell, viewer)
         with self._changed:
             self._waiting.append(order)
             self._changed.notify()
@@ -138,7 +144,7 @@ class Engine(Thread):
 
     def _run(self, renderer: Renderer, orders: Sequence[_Order]) -> None:
         started_s = monotonic()
-        stages = Stages([self._beating(order.tell) for order in orders])
+        stages = Stages([self._beating(order.tell) for order in orders], _seated(orders))
         try:
             pictures = renderer.render([order.job for order in orders], stages)
             stages.end()
@@ -170,6 +176,17 @@ class Engine(Thread):
             tell(stage, step, steps)
 
         return beat_and_tell
+
+
+def _seated(orders: Sequence[_Order]) -> list[tuple[Viewer, slice]]:
+    """The viewers, each with the places of its job's pictures in the batch."""
+    seated: list[tuple[Viewer, slice]] = []
+    first = 0
+    for order in orders:
+        count = 1 if isinstance(order.job, ResolvedUpscale) else len(order.job.seeds)
+        seated.append((order.viewer, slice(first, first + count)))
+        first += count
+    return seated
 
 
 def _translated(exc: BaseException) -> BaseException:

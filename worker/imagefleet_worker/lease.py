@@ -1,14 +1,18 @@
 """The jobs that this worker holds: one thread renews their leases and hears of their end."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from threading import Condition, Thread
+
+from PIL import Image
 
 from imagefleet_shared.errors import JobCanceled, JobTimeout
 from imagefleet_shared.ledger import UNREACHABLE, Held, Ledger
 from imagefleet_shared.records import JobRecord, Lease
 from imagefleet_shared.status import Stage
+
+from .preview import encode_sketches
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,9 @@ class HeldJob:
         self.lease = lease
         self._ledger = ledger
         self._verdict: Held | None = "held"
+        self._sketches: Sequence[Image.Image] = ()
+        self.watched = False
+        """Whether somebody waits for a preview."""
         self._progress: tuple[Stage, int, int] = ("queued", 0, 0)
 
     @property
@@ -50,7 +57,7 @@ class HeldJob:
             JobCanceled, JobTimeout, LeaseLost, HandBack: the job must not go on.
         """
         match self._verdict:
-            case "held":
+            case "held" | "watched":
                 return
             case "canceled":
                 raise JobCanceled(self.job.id)
@@ -77,8 +84,21 @@ class HeldJob:
 
     def hear(self, verdict: Held | None) -> None:
         """Take note of what becomes of the job; None: hand it back."""
-        if self._verdict == "held":
+        if verdict == "watched":
+            self.watched = True
+        elif self._verdict == "held":
             self._verdict = verdict
+
+    def show(self, sketches: Sequence[Image.Image]) -> None:
+        """Give what the pictures look like so far; costs nothing, the keeper passes it on."""
+        self._sketches = sketches
+        self.watched = False
+
+    def pass_on_sketches(self) -> None:
+        """Put what was shown where apps see it."""
+        sketches, self._sketches = self._sketches, ()
+        if sketches:
+            self._ledger.show(self.lease, encode_sketches(sketches))
 
 
 class LeaseKeeper(Thread):
@@ -129,6 +149,9 @@ class LeaseKeeper(Thread):
 
     def _renew(self, held: list[HeldJob]) -> None:
         try:
+            # Before the beat: whoever hears of a step finds the preview of it.
+            for one in held:
+                one.pass_on_sketches()
             verdicts = self._ledger.renew([one.beat() for one in held])
         except UNREACHABLE as exc:
             log.warning("leases not renewed: %s", exc)

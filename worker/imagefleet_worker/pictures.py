@@ -13,8 +13,8 @@ from PIL import Image
 
 from imagefleet_shared import infotext
 from imagefleet_shared.fields import ImageFormat
+from imagefleet_shared.image_files import encode_image
 
-from .images import encode_image
 from .models.store import ModelStore
 from .resolve import ResolvedGenerate, ResolvedJob
 
@@ -40,7 +40,9 @@ def encode_pictures(
     for index, image in enumerate(images):
         if isinstance(job, ResolvedGenerate):
             seed = job.seeds.seeds[index]
-            text = infotext.generated(job.request, seed, made_with(job, models))
+            varied = job.request.variation_strength > 0
+            variation_seed = job.seeds.variation_seeds[index] if varied else None
+            text = infotext.generated(job.request, seed, made_with(job, models), variation_seed)
         else:
             seed, text = None, infotext.upscaled(job.request, job.parameters)
         file_format = job.request.output_format
@@ -55,9 +57,7 @@ def made_with(job: ResolvedGenerate, models: ModelStore) -> infotext.Models:
         checkpoint=job.look.checkpoint.name,
         checkpoint_sha256=models.sha256(job.look.checkpoint),
         loras={
-            lora.file.name: infotext.LoraUse(
-                lora.unet_scale, lora.text_encoder_scale, models.sha256(lora.file) or ""
-            )
+            lora.file.name: models.sha256(lora.file) or ""
             for look in job.looks
             for lora in look.loras
         },

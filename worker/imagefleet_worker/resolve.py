@@ -8,13 +8,14 @@ from PIL import Image
 
 from imagefleet_shared.errors import InvalidRequest, UnknownCheckpoint, UnsupportedSize
 from imagefleet_shared.fields import LANCZOS, LATENT_MODES
+from imagefleet_shared.image_files import read_parameters
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.records import JobRecord
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import ObjectStore
 
 from .hires_size import HiresSize, hires_size
-from .images import decode_any, decode_image, read_parameters
+from .images import decode_any, decode_image
 from .inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
 from .looks import Look, LookFinder
 from .models.store import ModelFile, ModelStore

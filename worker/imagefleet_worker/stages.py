@@ -2,11 +2,37 @@
 
 from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import Protocol
+
+from PIL import Image
 
 from imagefleet_shared.status import Stage
 
 Tell = Callable[[Stage, int, int], None]
 """Takes a stage, the steps done and the steps it has; raises where the job must stop."""
+
+
+class Viewer(Protocol):
+    """Who may want to see a job's pictures before they are done."""
+
+    watched: bool
+    """Whether one is wanted now."""
+
+    def show(self, sketches: Sequence[Image.Image]) -> None:
+        """Take sketches of the job's pictures; called on the engine's thread."""
+        ...
+
+
+class Nobody:
+    """A viewer who never wants to see anything."""
+
+    watched = False
+
+    def show(self, sketches: Sequence[Image.Image]) -> None:
+        """Is not called."""
+
+
+NOBODY = Nobody()
 
 
 class AllEnded(Exception):
@@ -17,14 +43,19 @@ class Stages:
     """Counts a batch's steps, tells its jobs, and times its stages.
 
     A job that must stop raises from its `Tell`; the others go on, and what it raised is kept.
+
+    Args:
+        tells: one per job.
+        viewers: of some jobs, with the places of the job's pictures in the batch.
     """
 
-    def __init__(self, tells: Sequence[Tell]) -> None:
+    def __init__(self, tells: Sequence[Tell], viewers: Sequence[tuple[Viewer, slice]] = ()) -> None:
         self.seconds: dict[str, float] = {}
         """Time spent in each stage so far."""
         self.ended: dict[int, Exception] = {}
         """Why jobs must not go on, by their place in the batch."""
         self._tells = tells
+        self._viewers = viewers
         self._stage: Stage = "queued"
         self._step = self._steps = 0
         self._since = monotonic()
@@ -48,6 +79,16 @@ class Stages:
         """Set the step, in a stage that learns its number of steps on the way; raises as `step`."""
         self._step, self._steps = step, steps
         self._tell()
+
+    def offer(self, sketch: Callable[[slice], Sequence[Image.Image]]) -> None:
+        """Show how the pictures come along, to those who want to see it; else next to free.
+
+        Args:
+            sketch: draws those of the batch's pictures that the slice names.
+        """
+        for viewer, pictures in self._viewers:
+            if viewer.watched:
+                viewer.show(sketch(pictures))
 
     def end(self) -> None:
         """End the present stage."""

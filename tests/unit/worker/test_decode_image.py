@@ -10,7 +10,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from imagefleet_shared.errors import InvalidImage, UnsupportedSize
-from imagefleet_worker.images import decode_image, encode_image
+from imagefleet_shared.image_files import encode_image
+from imagefleet_worker.images import decode_image
 
 Format = Literal["png", "jpeg", "webp"]
 FORMATS: list[Format] = ["png", "jpeg", "webp"]

@@ -4,16 +4,17 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 from redis import Redis
 
 from imagefleet_shared import routing
 from imagefleet_shared.broker import connect
 from imagefleet_shared.errors import JobCanceled, JobTimeout
-from imagefleet_shared.ledger import Ledger
+from imagefleet_shared.ledger import WATCHED_S, Ledger
 from imagefleet_shared.records import Lease
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.settings import BrokerSettings
-from imagefleet_worker.lease import HandBack, HeldJob, LeaseKeeper, LeaseLost
+from imagefleet_worker.lease import BEAT_S, HandBack, HeldJob, LeaseKeeper, LeaseLost
 from localfleet.process import Process
 from tests.fleet import wait_for
 
@@ -146,3 +147,30 @@ def test_the_keeper_sits_out_a_restart_of_redis(
         redis_server.start()
         wait_for(lambda: ledger.read("job").progress.step == 7, 10, "it goes on telling")
         assert keeper.is_alive()
+
+
+def test_a_preview_is_drawn_once_for_each_time_that_somebody_asks(
+    ledger: Ledger, keeper: LeaseKeeper
+) -> None:
+    with keeper.hold(leased(ledger)) as held:
+        time.sleep(2 * BEAT_S)
+        assert not held.watched
+        assert ledger.preview("job") is None
+        wait_for(lambda: held.watched, 2, "the asking is heard")
+        held.show([Image.new("RGB", (8, 8), "teal")])
+        wait_for(lambda: ledger.preview("job") is not None, 2, "the preview is there")
+        wait_for(lambda: held.watched, 2, "asked again, another one is wanted")
+        held.check()
+
+
+def test_nobody_asking_stops_the_previews(
+    ledger: Ledger, keeper: LeaseKeeper, redis: Redis
+) -> None:
+    with keeper.hold(leased(ledger)) as held:
+        ledger.preview("job")
+        assert 0 < redis.ttl(routing.watched_key("job")) <= WATCHED_S
+        wait_for(lambda: held.watched, 2, "the asking is heard")
+        redis.delete(routing.watched_key("job"))
+        held.show([Image.new("RGB", (8, 8), "teal")])
+        time.sleep(3 * BEAT_S)
+        assert not held.watched

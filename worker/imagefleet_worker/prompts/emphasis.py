@@ -1,13 +1,9 @@
 """A prompt's weights, applied to what the text encoder made of it."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Emphasis = Literal["original", "no_norm", "ignore", "none"]
-"""A1111's modes: multiply and restore the mean; multiply; read the brackets but not the weights;
-brackets are text like any other."""
+from imagefleet_shared.fields import Emphasis
 
 
 def emphasise(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from imagefleet_shared.fields import Emphasis
+
 from ..adapters.textual_inversion import TextEncoder, check_fit
 from ..models.pipelines import WarmPipeline
 from .chunks import Place, check_length, inversions_in, token_ids, weights
-from .emphasis import Emphasis, emphasise
+from .emphasis import emphasise
 from .encoded import EncodedText, filled_up, stacked
 from .inject import injected
 from .layout import lay_out

@@ -7,9 +7,9 @@ from typing import cast
 from transformers import CLIPTokenizer
 
 from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.fields import Emphasis
 
 from .chunks import Layout, Place
-from .emphasis import Emphasis
 from .parse import BREAK, parse_attention
 from .triggers import TextualInversion, Triggers
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from transformers import CLIPTokenizer
 
+from imagefleet_shared.fields import Emphasis
+
 from .chunks import check_length, inversions_in
-from .emphasis import Emphasis
 from .layout import lay_out
 from .triggers import TextualInversion
 

@@ -32,7 +32,7 @@ class Enlarger:
     def fit(
         self, image: Image.Image, upscaler: str, width: int, height: int, stages: Stages
     ) -> Image.Image:
-        """A picture at exactly that size, enlarged by the upscaler of that name; errors likewise."""
+        """A picture at exactly that size, by the upscaler of that name; errors as `enlarge`."""
         upscale = _DEFAULT.model_copy(update={"upscaler": upscaler})
         return self._to_size(image, upscale, width, height, stages)
 

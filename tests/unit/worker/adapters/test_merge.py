@@ -29,7 +29,7 @@ from tests.random_adapters import (
     random_mixture,
     targets_of,
 )
-from tests.weights import Modules, differing, off, layout, small_modules, tensors_of
+from tests.weights import Modules, differing, layout, off, small_modules, tensors_of
 
 _QUERY = Target("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight")
 _KEY = Target("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_k.weight")

@@ -16,7 +16,7 @@ from imagefleet_worker.adapters.merge import MergedState, applied
 from imagefleet_worker.adapters.wanted import ScaledAdapter
 from imagefleet_worker.models.families import Family
 from tests.random_adapters import Fuse, linear_targets, random_mixture, targets_of
-from tests.weights import differing, off, layout, small_modules, tensors_of
+from tests.weights import differing, layout, off, small_modules, tensors_of
 
 _ADAPTERS = 4
 _TARGETS = 24

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from imagefleet_shared.errors import InvalidRequest, PromptTooLong
+from imagefleet_shared.fields import Emphasis
 from imagefleet_worker.models.pipelines import WarmPipeline
-from imagefleet_worker.prompts.emphasis import Emphasis, emphasise
+from imagefleet_worker.prompts.emphasis import emphasise
 from imagefleet_worker.prompts.encode import Conditioning, encode
 
 from . import reference

@@ -1,0 +1,66 @@
+"""What A1111 calls the values that are no numbers, and how each is found by its label."""
+
+from typing import Literal, TypeVar
+
+from ..errors import InvalidRequest
+from ..fields import LANCZOS, Emphasis, LatentMode, MaskFill, ResizeMode
+from ..samplers import OWN_TIMESTEPS, SchedulerName
+
+RANDOM_SOURCES: dict[Literal["cpu", "gpu"], str] = {"cpu": "CPU", "gpu": "GPU"}
+EMPHASES: dict[Emphasis, str] = {
+    "original": "Original",
+    "no_norm": "No norm",
+    "ignore": "Ignore",
+    "none": "None",
+}
+RESIZE_MODES: dict[ResizeMode, str] = {
+    "just_resize": "Just resize",
+    "crop_and_resize": "Crop and resize",
+    "resize_and_fill": "Resize and fill",
+    "latent": "Just resize (latent upscale)",
+}
+MASK_FILLS: dict[MaskFill, str] = {
+    "fill": "fill",
+    "original": "original",
+    "latent_noise": "latent noise",
+    "latent_nothing": "latent nothing",
+}
+LATENT_MODES: dict[LatentMode, str] = {
+    "latent": "Latent",
+    "latent_antialiased": "Latent (antialiased)",
+    "latent_bicubic": "Latent (bicubic)",
+    "latent_bicubic_antialiased": "Latent (bicubic antialiased)",
+    "latent_nearest": "Latent (nearest)",
+    "latent_nearest_exact": "Latent (nearest-exact)",
+}
+UPSCALERS: dict[str, str] = {**LATENT_MODES, LANCZOS: "Lanczos"}
+MASK_MODES: dict[bool, str] = {False: "Inpaint masked", True: "Inpaint not masked"}
+"""By `Inpaint.invert`."""
+AREAS: dict[bool, str] = {False: "Whole picture", True: "Only masked"}
+"""By `Inpaint.only_masked`."""
+
+T = TypeVar("T")
+
+
+def by_label(what: str, labels: dict[T, str], given: str) -> T:
+    """The value that a label means, in any case.
+
+    Raises:
+        InvalidRequest: there is no such label; the message lists those that are.
+    """
+    for value, label in labels.items():
+        if label.lower() == given.lower():
+            return value
+    raise InvalidRequest(f"unknown {what} {given!r}; allowed: {', '.join(labels.values())}")
+
+
+def upscaler_by_label(given: str) -> str:
+    """An upscaler's name; what is no label is the name of a model."""
+    if given == "None":  # A1111 then resizes by Lanczos
+        return LANCZOS
+    return next((name for name, label in UPSCALERS.items() if label == given), given)
+
+
+def eta_label(scheduler: SchedulerName) -> str:
+    """A1111 keeps one eta for its k-diffusion samplers and one for those of DDIM's kind."""
+    return "Eta DDIM" if scheduler in OWN_TIMESTEPS else "Eta"

@@ -1,0 +1,122 @@
+"""The text of a picture, of ours or of A1111, read back into a request.
+
+A text cannot hold pictures. What A1111 drew over another one needs that one again, and its mask:
+without them, what concerns them is ignored. Ours names both by their keys in the store.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..parts import ImageRef
+from ..requests import GenerateRequest
+from .fields import Fields, Labels, hires, models, noise, over_a_picture, sampling, upscale
+from .lines import split_text
+
+_SAYS_NOTHING_MORE = (
+    *("Version", "User", "Init image hash", "VAE hash", "Lora hashes", "TI hashes", "Hashes"),
+)
+"""Labels that change no picture, or say again what another one says."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a text tells. Values are as the text has them: the request checks them."""
+
+    fields: Fields
+    """Of a `GenerateRequest`; parts are mappings."""
+    drawn_over: Fields
+    """Of one that has an image: `strength`, `resize_mode`, `inpaint`, `image` where it is known."""
+    ignored: Mapping[str, str]
+    """Labels that say what no request can, with their values."""
+    ignored_without_image: Mapping[str, str]
+    """Labels that `drawn_over` was read from."""
+
+    def with_pictures(
+        self, image: ImageRef | None = None, mask_image: ImageRef | None = None
+    ) -> tuple[Fields, Mapping[str, str]]:
+        """Fields of a request that is drawn over these, or those that the text names.
+
+        Returns:
+            The fields, and the labels that are ignored.
+        """
+        over = dict(self.drawn_over)
+        if image:
+            over["image"] = image
+        if "image" not in over:
+            return self.fields, {**self.ignored, **self.ignored_without_image}
+        settings, ignored = over.pop("inpaint", None), dict(self.ignored)
+        mask: Fields = dict(settings) if isinstance(settings, dict) else {}
+        if mask_image:
+            mask["mask_image"] = mask_image
+        if "mask_image" in mask:
+            over["inpaint"] = mask
+        else:
+            ignored |= _masking(self.ignored_without_image)
+        return {**self.fields, **over}, ignored
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A text as a request."""
+
+    request: GenerateRequest
+    ignored: Mapping[str, str]
+    """Labels that it does not heed, with their values."""
+
+
+def parse(text: str, image: ImageRef | None = None, mask_image: ImageRef | None = None) -> Parsed:
+    """The request that a picture's text describes.
+
+    Args:
+        text: of A1111 or of Imagefleet.
+        image: what it was drawn over, where it was and the text does not name it.
+        mask_image: the mask, likewise.
+
+    Raises:
+        InvalidRequest: the text describes nothing, or something that cannot be done.
+    """
+    fields, ignored = read(text).with_pictures(image, mask_image)
+    return Parsed(GenerateRequest.model_validate(fields), ignored)
+
+
+def read(text: str) -> Reading:
+    """What a picture's text tells, for those who change it before they make it a request.
+
+    Raises:
+        InvalidRequest: no line of labels, or a label's value is none of those allowed.
+    """
+    prompt, negative_prompt, pairs = split_text(text)
+    labels, later = _first_of_each(pairs)
+    fields: Fields = {"prompt": prompt, "negative_prompt": negative_prompt}
+    fields |= sampling(labels)
+    scheduler, size = fields.get("scheduler"), (fields.get("width"), fields.get("height"))
+    fields |= noise(labels, scheduler) | models(labels)
+    second, enlargement = hires(labels, size, scheduler), upscale(labels)
+    fields |= ({"hires": second} if second else {}) | (
+        {"upscale": enlargement} if enlargement else {}
+    )
+    before = dict(labels)
+    over = over_a_picture(labels)
+    needing_image = {label: value for label, value in before.items() if label not in labels}
+    ignored = {**labels, **later}
+    for label in _SAYS_NOTHING_MORE:
+        ignored.pop(label, None)
+    return Reading(fields, over, ignored, needing_image)
+
+
+def _first_of_each(pairs: Iterable[tuple[str, str]]) -> tuple[Labels, Labels]:
+    """What each label says first; and what it says later, as when a picture was enlarged twice."""
+    first: Labels = {}
+    later: Labels = {}
+    for label, value in pairs:
+        if label in first:
+            later[label] = value
+        else:
+            first[label] = value
+    return first, later
+
+
+def _masking(labels: Mapping[str, str]) -> Labels:
+    return {
+        label: value for label, value in labels.items() if "Mask" in label or "Inpaint" in label
+    }

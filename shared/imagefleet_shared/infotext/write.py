@@ -1,0 +1,190 @@
+"""A request and the models it was drawn with, written as the text of a picture.
+
+Order, labels and omissions are those of A1111 v1.10 (`create_infotext` and what its passes add).
+Ours are, because A1111 has none: `Init image`, `Inpaint mask`, `Resize mode`, `Hires denoising
+strength` (where img2img has one too), `Textual inversions`, `Postprocess tile size` and `…
+overlap`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..parts import HiresPass, LoRA, UpscalePass
+from ..requests import GenerateRequest, UpscaleRequest
+from ..samplers import SCHEDULER_LABELS, SIGMA_SCHEDULE_LABELS
+from . import labels
+from .lines import join_fields, join_text, number
+
+_HASH_LENGTH = 10
+_ADAPTER_HASH_LENGTH = 12
+_TAGGED = re.compile(r"<(?:lora|lyco):([^<>:]*)")
+_PLAIN_UPSCALE = UpscalePass()
+
+
+@dataclass(frozen=True)
+class Models:
+    """The files that a picture was made with; digests are SHA-256, hexadecimal."""
+
+    checkpoint: str
+    checkpoint_sha256: str | None
+    """None for a diffusers folder."""
+    loras: Mapping[str, str]
+    """Digests by name."""
+    embeddings: Mapping[str, str]
+    """Digests by name."""
+    other_checkpoints: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Digests of the refiner and of the hires pass's checkpoint, by name, where known."""
+
+
+def generated(
+    request: GenerateRequest, seed: int, models: Models, variation_seed: int | None = None
+) -> str:
+    """The text of a drawn picture.
+
+    A LoRA that came as a field is added to the prompt as a tag, so that the text tells all.
+
+    Args:
+        request: with everything decided, sizes above all.
+        seed: of this picture.
+        models: what it was made with; of digests A1111 shows the first ten or twelve digits.
+        variation_seed: of this picture; None: the request's.
+    """
+    if variation_seed is None:
+        variation_seed = request.variation_seed
+    varied, digest = request.variation_strength > 0, models.checkpoint_sha256
+    fields: dict[str, object] = {
+        "Steps": request.num_inference_steps,
+        "Sampler": SCHEDULER_LABELS[request.scheduler],
+        "Schedule type": SIGMA_SCHEDULE_LABELS[request.sigma_schedule],
+        "CFG scale": number(request.guidance_scale),
+        "Seed": seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": digest and digest[:_HASH_LENGTH],
+        "Model": models.checkpoint,
+        "Variation seed": variation_seed if varied else None,
+        "Variation seed strength": number(request.variation_strength) if varied else None,
+        "Seed resize from": request.seed_resize_from and "{}x{}".format(*request.seed_resize_from),
+        "Denoising strength": _strength(request),
+        # A1111 counts from 1, diffusers and we from "leave none out".
+        "Clip skip": request.clip_skip and request.clip_skip + 1,
+        # A1111 names a source only where it is not the GPU.
+        "RNG": "CPU" if request.rng == "cpu" else None,
+        **_over_a_picture(request),
+        **(_hires(request, request.hires, models) if request.hires else {}),
+        "Lora hashes": _hashes(models.loras),
+        "TI hashes": _hashes(models.embeddings),
+        "Textual inversions": _inversions(request),
+        "Emphasis": None if request.emphasis == "original" else labels.EMPHASES[request.emphasis],
+        labels.eta_label(request.scheduler): None if request.eta is None else number(request.eta),
+        **_refiner(request, models),
+        **(_postprocess(request.upscale) if request.upscale else {}),
+        "Version": "Imagefleet 0.1.0",
+    }
+    return join_text(with_tags(request.prompt, request.loras), request.negative_prompt, fields)
+
+
+def upscaled(request: UpscaleRequest, parameters: str | None) -> str:
+    """The text of an enlarged picture: that of its input, and what was done to it."""
+    text = join_fields(_postprocess(request))
+    if not parameters:
+        return text
+    separator = ", " if "\nSteps: " in "\n" + parameters else "\n"
+    return f"{parameters}{separator}{text}"
+
+
+def with_tags(prompt: str, loras: Sequence[LoRA]) -> str:
+    """The prompt, with a tag for each LoRA that it does not name yet."""
+    tagged = set(_TAGGED.findall(prompt))
+    tags = [_tag(lora) for lora in loras if lora.name not in tagged]
+    return " ".join([prompt, *tags] if prompt else tags)
+
+
+def _tag(lora: LoRA) -> str:
+    text_encoders = lora.scale if lora.text_encoder_scale is None else lora.text_encoder_scale
+    return f"<lora:{lora.name}:{number(text_encoders)}:{number(lora.scale)}>"
+
+
+def _strength(request: GenerateRequest) -> str | None:
+    if request.image is not None:
+        return None if request.strength is None else number(request.strength)
+    return number(request.hires.strength) if request.hires else None
+
+
+def _over_a_picture(request: GenerateRequest) -> dict[str, object]:
+    """What img2img and inpainting have of their own."""
+    if request.image is None:
+        return {}
+    fields: dict[str, object] = {"Init image": request.image.key}
+    if request.resize_mode != "just_resize":
+        fields["Resize mode"] = labels.RESIZE_MODES[request.resize_mode]
+    inpaint = request.inpaint
+    if inpaint is None:
+        return fields
+    return fields | {
+        "Inpaint mask": inpaint.mask_image.key,
+        "Mask blur": inpaint.mask_blur,
+        "Inpaint area": labels.AREAS[True] if inpaint.only_masked else None,
+        "Masked area padding": inpaint.padding if inpaint.only_masked else None,
+        "Mask mode": labels.MASK_MODES[True] if inpaint.invert else None,
+        "Masked content": (None if inpaint.fill == "original" else labels.MASK_FILLS[inpaint.fill]),
+    }
+
+
+def _hires(request: GenerateRequest, hires: HiresPass, models: Models) -> dict[str, object]:
+    strength = number(hires.strength) if request.image else None
+    prompt = None
+    if hires.prompt is not None or hires.loras is not None:
+        # Read back, the request has no LoRAs but those of its tags: this pass must name its own.
+        own = request.prompt if hires.prompt is None else hires.prompt
+        prompt = with_tags(own, request.loras if hires.loras is None else hires.loras)
+    return {
+        "Hires checkpoint": hires.checkpoint and _titled(hires.checkpoint, models),
+        "Hires sampler": hires.scheduler and SCHEDULER_LABELS[hires.scheduler],
+        "Hires prompt": prompt,
+        "Hires negative prompt": hires.negative_prompt,
+        "Hires schedule type": (
+            hires.sigma_schedule and SIGMA_SCHEDULE_LABELS[hires.sigma_schedule]
+        ),
+        "Hires upscale": hires.scale and number(hires.scale),
+        "Hires resize": None if hires.scale else f"{hires.width or 0}x{hires.height or 0}",
+        "Hires steps": hires.num_inference_steps,
+        "Hires upscaler": labels.UPSCALERS.get(hires.upscaler, hires.upscaler),
+        "Hires denoising strength": strength,
+    }
+
+
+def _refiner(request: GenerateRequest, models: Models) -> dict[str, object]:
+    if request.refiner_checkpoint is None:
+        return {}
+    return {
+        "Refiner": _titled(request.refiner_checkpoint, models),
+        "Refiner switch at": number(request.refiner_switch_at),
+    }
+
+
+def _titled(checkpoint: str, models: Models) -> str:
+    """A further checkpoint as A1111 names it: with the short hash, where that is known."""
+    digest = models.other_checkpoints.get(checkpoint)
+    return f"{checkpoint} [{digest[:_HASH_LENGTH]}]" if digest else checkpoint
+
+
+def _hashes(digests: Mapping[str, str]) -> str | None:
+    shown = (f"{name}: {digest[:_ADAPTER_HASH_LENGTH]}" for name, digest in digests.items())
+    return ", ".join(shown) or None
+
+
+def _inversions(request: GenerateRequest) -> str | None:
+    asked = [one.model_dump(exclude_defaults=True) for one in request.textual_inversions]
+    return json.dumps(asked, ensure_ascii=False) if asked else None
+
+
+def _postprocess(upscale: UpscalePass) -> dict[str, object]:
+    size, overlap = upscale.tile_size, upscale.tile_overlap
+    return {
+        "Postprocess upscale by": number(upscale.scale),
+        "Postprocess upscaler": labels.UPSCALERS.get(upscale.upscaler, upscale.upscaler),
+        "Postprocess tile size": None if size == _PLAIN_UPSCALE.tile_size else size,
+        "Postprocess tile overlap": None if overlap == _PLAIN_UPSCALE.tile_overlap else overlap,
+    }

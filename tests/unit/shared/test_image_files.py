@@ -1,0 +1,85 @@
+"""Picture files, and A1111's `parameters` in them."""
+
+import io
+from typing import get_args
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.fields import ImageFormat
+from imagefleet_shared.image_files import encode_image, open_image, read_parameters
+
+FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
+INFOTEXT = "a cat, naïve ☃ 猫 🐈\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Seed: 1"
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str, exif: Image.Exif | None = None) -> bytes:
+    """As some other program writes it."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, exif=exif or Image.Exif())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("text", [INFOTEXT, "plain", "", "été"])
+def test_parameters_come_back_from_every_format(format: ImageFormat, text: str) -> None:
+    data = encode_image(noise(16, 16), format, text)
+    assert read_parameters(data) == text
+    assert open_image(data).size == (16, 16)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_without_parameters_there_are_none(format: ImageFormat) -> None:
+    assert read_parameters(encode_image(noise(16, 16), format, None)) is None
+
+
+def test_parameters_lie_where_a1111_puts_them() -> None:
+    with Image.open(io.BytesIO(encode_image(noise(8, 8), "png", INFOTEXT))) as png:
+        assert png.info["parameters"] == INFOTEXT
+    for format in ("jpeg", "webp"):
+        with Image.open(io.BytesIO(encode_image(noise(8, 8), format, INFOTEXT))) as image:
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+        assert comment == b"UNICODE\0" + INFOTEXT.encode("utf-16-be")
+
+
+def test_a_comment_in_another_code_is_not_taken_for_parameters() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0holiday"
+    assert read_parameters(encoded(noise(8, 8), "JPEG", exif)) is None
+
+
+def test_a_text_too_long_for_jpeg_is_refused_and_fits_the_others() -> None:
+    longest = "x" * 32_000
+    assert read_parameters(encode_image(noise(8, 8), "jpeg", longest)) == longest
+    with pytest.raises(InvalidRequest, match="65533"):
+        encode_image(noise(8, 8), "jpeg", "x" * 33_000)
+    for format in ("png", "webp"):
+        assert read_parameters(encode_image(noise(8, 8), format, "x" * 33_000)) == "x" * 33_000
+
+
+def test_png_is_lossless_at_every_level_and_quality_counts_elsewhere() -> None:
+    image = noise(64, 64)
+    for level in (0, 1, 9):
+        data = encode_image(image, "png", None, png_level=level)
+        assert open_image(data).tobytes() == image.tobytes()
+    for format in ("jpeg", "webp"):
+        assert len(encode_image(image, format, None, quality=20)) < len(
+            encode_image(image, format, None)
+        )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_damaged_exif_has_no_parameters_or_some_and_does_no_harm() -> None:
+    whole = encode_image(noise(8, 8), "jpeg", "a cat")
+    start = whole.index(b"Exif\0\0") + 6
+    for at in range(start, start + 60):
+        for byte in (0, 2, 3, 255):
+            damaged = whole[:at] + bytes([byte]) + whole[at + 1 :]
+            assert isinstance(read_parameters(damaged), str | None)
