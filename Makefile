@@ -48,6 +48,9 @@ $(stamp): requirements-dev.txt constraints.txt shared/pyproject.toml producer/py
 	@[ -x $(python) ] || { echo "Python 3.11 or later is needed" >&2; exit 1; }
 	$(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--requirement requirements-dev.txt --editable shared --editable producer --editable worker
+	@# The tests compare our solvers with its samplers; what else it needs is for training.
+	$(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--no-deps k-diffusion
 	@touch $@
 
 $(checkpoint): tools/make_demo_checkpoint.py | $(stamp)

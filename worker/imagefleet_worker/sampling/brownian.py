@@ -1,7 +1,7 @@
 """Brownian motion over the noise levels, whose increments are the noise of the SDE solvers."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -9,56 +9,54 @@ from torch import Tensor
 
 Draw = Callable[[int], Tensor]
 """The unit noise of a seed."""
+Path = Callable[[float], Tensor]
+"""The value, float64, at a point; beyond the ends of the path it is that of the end."""
 
 _DIGITS = 6
 _POOL_SIZE = 24
 _NODES_KEPT = 64
 """What neighbouring levels have in common is then not drawn again."""
+_VALUES_KEPT = 4
+"""Of the start, middle and end of a step; the end is the next one's start."""
 
 
-class BrownianPath:
-    """One path, the same whatever points are asked for and in which order.
+def brownian_path(seed: int, start: float, end: float, draw: Draw) -> Path:
+    """A path from 0 at `start`, the same whatever points are asked for and in which order.
 
-    The path of torchsde's `BrownianTree` with its default tolerance, which k-diffusion and A1111
-    use: the interval is halved, and each half's increment drawn given the whole's, until the middle
-    is the point asked for to six digits.
+    That of torchsde's `BrownianTree` with its default tolerance, which k-diffusion and A1111 use:
+    the interval is halved, and each half's increment drawn given the whole's, until the middle is
+    the point asked for to six digits.
     """
+    whole = draw(_seed_at(seed, ())).double() * (end - start) ** 0.5
+    first, last = round(start, _DIGITS), round(end, _DIGITS)
+    # Functions, not methods: a cache that holds its owner would live until the next collection.
+    noise = lru_cache(_NODES_KEPT)(partial(_split_noise, seed, draw))
 
-    def __init__(self, seed: int, start: float, end: float, draw: Draw) -> None:
-        """A path from 0 at `start`; `draw` gives it its shape."""
-        self._seed = seed
-        self._start, self._end = round(start, _DIGITS), round(end, _DIGITS)
-        entropy = np.random.SeedSequence(seed, pool_size=_POOL_SIZE)
-        whole = draw(int(entropy.generate_state(3)[0]))
-        self._whole = whole.double() * (end - start) ** 0.5
-        self._draw = draw
-        self._noise = lru_cache(_NODES_KEPT)(self._drawn)
-        self.at = lru_cache(2)(self._at)
-
-    def _drawn(self, node: int, depth: int) -> Tensor:
-        """The noise that splits an interval; node: which of the 2 ** depth from the left."""
-        entropy = np.random.SeedSequence(self._seed, spawn_key=(node, depth), pool_size=_POOL_SIZE)
-        return self._draw(int(entropy.generate_state(4)[0])).double()
-
-    def _at(self, time: float) -> Tensor:
-        """The path's value, float64; beyond the ends it stays what it is there."""
-        time = round(time, _DIGITS)
-        start, end, node, depth = self._start, self._end, 0, 0
-        value, increment = torch.zeros_like(self._whole), self._whole
-        if time <= start:
-            return value
-        if time >= end:
-            return increment
-        while True:
-            middle = round((start + end) / 2, _DIGITS)
-            before, after = middle - start, end - middle
-            spread = (before * after / (end - start)) ** 0.5
-            half = before / (end - start) * increment + spread * self._noise(node, depth)
-            if time == middle:
-                return value + half
+    @lru_cache(_VALUES_KEPT)
+    def value(time: float) -> Tensor:
+        low, high, at_low, increment = first, last, torch.zeros_like(whole), whole
+        node, depth = 0, 0
+        while low < time < high:
+            middle = round((low + high) / 2, _DIGITS)
+            share = (middle - low) / (high - low)
+            spread = ((middle - low) * (high - middle) / (high - low)) ** 0.5
+            half = share * increment + spread * noise(node, depth)
             if time < middle:
-                end, increment, node = middle, half, 2 * node
+                high, increment, node = middle, half, 2 * node
             else:
-                start, value, increment = middle, value + half, increment - half
+                low, at_low, increment = middle, at_low + half, increment - half
                 node = 2 * node + 1
             depth += 1
+        return at_low if time <= low else at_low + increment
+
+    return lambda time: value(round(time, _DIGITS))
+
+
+def _split_noise(seed: int, draw: Draw, node: int, depth: int) -> Tensor:
+    """The noise that splits an interval, the one of 2 ** depth with `node` others to its left."""
+    return draw(_seed_at(seed, (node, depth)))
+
+
+def _seed_at(seed: int, place: tuple[int, ...]) -> int:
+    entropy = np.random.SeedSequence(seed, spawn_key=place, pool_size=_POOL_SIZE)
+    return int(entropy.generate_state(1)[0])

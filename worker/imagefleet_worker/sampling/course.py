@@ -50,16 +50,17 @@ def make_sigmas(
     Args:
         name: the solver; DDIM, PLMS and UniPC have a schedule of their own, whose n is not quite
             the steps asked for: 19, 19 and 20 of 20, 30, 30 and 31 of 30.
-        schedule: one that the solver allows.
+        schedule: automatic for those three.
         levels: the checkpoint's.
         steps: at least 1.
     """
     entry = SOLVERS[name]
-    assert schedule in entry.schedules, (name, schedule)
-    if name == "unipc":
-        return _unipc_sigmas(levels, len(_timesteps(levels, steps)))
     if entry.by_timesteps:
-        return levels.sigma(_timesteps(levels, steps))
+        assert schedule == "automatic", (name, schedule)
+        timesteps = _timesteps(levels, steps)
+        if name == "unipc":
+            return _unipc_sigmas(levels, len(timesteps))
+        return levels.sigma(timesteps)
     spacing = entry.automatic if schedule == "automatic" else schedule
     if not entry.discards_next_to_last:
         return spaced(spacing, levels_for(name, levels), steps)
@@ -83,7 +84,7 @@ def make_course(
 
     Args:
         name: the solver.
-        schedule: one that the solver allows.
+        schedule: as for `make_sigmas`.
         levels: the checkpoint's.
         steps: from pure noise to none.
         executed: how many of them, from the end, A1111's `t_enc + 1`; None: all, from noise. DDIM,

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .brownian import BrownianPath
+from .brownian import brownian_path
 from .philox import PhiloxGenerator
 from .steps import StepNoise
 
@@ -87,13 +87,13 @@ def brownian(seeds: Seeds, shape: Shape, sigmas: Tensor) -> StepNoise:
     """
     start, end = sigmas[sigmas > 0].min().item(), sigmas.max().item()
     paths = [
-        BrownianPath(seed, start, end, lambda at: _generator(seeds.rng, at)(shape))
+        brownian_path(seed, start, end, lambda at: _generator(seeds.rng, at)(shape))
         for seed in seeds.seeds
     ]
 
     def between(sigma: Tensor, sigma_next: Tensor) -> Tensor:
         high, low = sigma.item(), sigma_next.item()
-        fallen = torch.stack([path.at(low) - path.at(high) for path in paths])
+        fallen = torch.stack([path(low) - path(high) for path in paths])
         return (fallen / (sigma - sigma_next).abs().sqrt().item()).float()
 
     return between

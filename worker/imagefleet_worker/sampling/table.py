@@ -2,18 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 from torch import Tensor
 
-from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
+from imagefleet_shared.samplers import SchedulerName
 
 from . import dpmpp, restart, solvers, timestep_solvers
 from .schedules import Spacing
 from .steps import Solve
-
-_ALL: tuple[SigmaSchedule, ...] = get_args(SigmaSchedule)
-_OWN: tuple[SigmaSchedule, ...] = ("automatic", "normal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +21,6 @@ class SolverEntry:
     """How often it calls the UNet over given sigmas, exactly."""
     automatic: Spacing = "normal"
     """The schedule that "automatic" means."""
-    schedules: tuple[SigmaSchedule, ...] = _ALL
-    """Those it can be given; two names for the one it has where it spaces its steps itself."""
     eta: float = 0.0
     """The default."""
     uses_eta: bool = False
@@ -37,7 +31,7 @@ class SolverEntry:
     second_order: bool = False
     """A1111 counts two evaluations a step for it when prompts change by step."""
     by_timesteps: bool = False
-    """It steps through whole timesteps and ends above level 0; see `timestep_solvers`."""
+    """It steps through timesteps, which it chooses itself; see `timestep_solvers`."""
 
 
 def _one_each(sigmas: Tensor) -> int:
@@ -63,7 +57,6 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     "ddim": SolverEntry(
         solve=timestep_solvers.ddim,
         evaluations=_one_each,
-        schedules=_OWN,
         uses_eta=True,
         by_timesteps=True,
     ),
@@ -139,7 +132,6 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     "plms": SolverEntry(
         solve=timestep_solvers.plms,
         evaluations=_one_more,
-        schedules=_OWN,
         by_timesteps=True,
     ),
     "restart": SolverEntry(
@@ -151,7 +143,6 @@ SOLVERS: Mapping[SchedulerName, SolverEntry] = {
     "unipc": SolverEntry(
         solve=timestep_solvers.unipc,
         evaluations=_one_each,
-        schedules=_OWN,
         by_timesteps=True,
     ),
 }

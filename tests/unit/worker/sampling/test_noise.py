@@ -1,0 +1,133 @@
+"""Seeds: the same picture for the same seed, and A1111's variations of it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from imagefleet_worker.sampling.noise import Noise, RandomSource, Seeds
+from imagefleet_worker.sampling.philox import PhiloxGenerator
+
+SHAPE = (4, 6, 8)
+SEEDS = Seeds(seeds=(11, 12))
+VARIED = replace(SEEDS, variation_seeds=(21, 22), variation_strength=0.3)
+sources = pytest.mark.parametrize("rng", ["cpu", "gpu"])
+
+
+def drawn(seed: int, shape: tuple[int, ...] = SHAPE, rng: RandomSource = "cpu") -> Tensor:
+    """The first numbers of a seed."""
+    if rng == "gpu":
+        return PhiloxGenerator(seed).randn(shape)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@sources
+def test_a_seed_means_the_first_numbers_of_its_generator(rng: RandomSource) -> None:
+    first = Noise(replace(SEEDS, rng=rng), SHAPE).first()
+    assert first.shape == (2, *SHAPE)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, torch.stack([drawn(11, rng=rng), drawn(12, rng=rng)]))
+
+
+def test_steps_go_on_with_the_numbers_of_the_same_generator() -> None:
+    generator = torch.Generator().manual_seed(12)
+    expected = [torch.randn(SHAPE, generator=generator) for _ in range(3)]
+    noise = Noise(SEEDS, SHAPE)
+    step, level = noise.step_noise(), torch.tensor(1.0)
+    got = [noise.first(), noise.next(), step(level, level)]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.equal(ours[1], theirs)
+
+
+@sources
+@pytest.mark.parametrize(
+    "seeds",
+    [SEEDS, VARIED, replace(VARIED, resize_from=(32, 80)), replace(SEEDS, steps_offset=31337)],
+)
+def test_a_picture_has_the_same_noise_alone_and_in_a_batch(seeds: Seeds, rng: RandomSource) -> None:
+    batch = Noise(replace(seeds, rng=rng), SHAPE)
+    variation_seeds = seeds.variation_seeds and seeds.variation_seeds[1:]
+    alone = Noise(replace(seeds, rng=rng, seeds=(12,), variation_seeds=variation_seeds), SHAPE)
+    for _ in range(2):
+        assert torch.equal(batch.first()[1:], alone.first())
+        assert torch.equal(batch.next()[1:], alone.next())
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    noise = Noise(replace(VARIED, resize_from=(32, 80), steps_offset=1), SHAPE)
+    noise.first()
+    noise.next()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5, 0.9])
+def test_a_variation_turns_the_noise_column_by_column(strength: float) -> None:
+    """Along a channel's column, because A1111 interpolates over dimension 1 of `(C, h, w)`."""
+    seeds = replace(VARIED, variation_strength=strength)
+    varied = Noise(seeds, SHAPE).first()[0].double()
+    one, other = drawn(11).double(), drawn(21).double()
+    for channel in range(4):
+        for column in range(8):
+            a, b = one[channel, :, column], other[channel, :, column]
+            angle = torch.acos(a @ b / a.norm() / b.norm())
+            expected = (
+                torch.sin((1 - strength) * angle) * a + torch.sin(strength * angle) * b
+            ) / torch.sin(angle)
+            torch.testing.assert_close(varied[channel, :, column], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_ends_of_a_variation_are_the_two_seeds() -> None:
+    none = Noise(replace(VARIED, variation_strength=0.0), SHAPE).first()
+    assert torch.equal(none, Noise(SEEDS, SHAPE).first())
+    whole = Noise(replace(VARIED, variation_strength=1.0), SHAPE).first()
+    expected = torch.stack([drawn(21), drawn(22)])
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_variation_towards_the_seed_itself_is_no_variation() -> None:
+    """Their directions are one, and the arc between them would be 0 / 0."""
+    seeds = replace(VARIED, variation_seeds=SEEDS.seeds)
+    assert torch.equal(Noise(seeds, SHAPE).first(), Noise(SEEDS, SHAPE).first())
+
+
+def test_a_variation_leaves_the_noise_of_the_steps() -> None:
+    varied, plain = Noise(VARIED, SHAPE), Noise(SEEDS, SHAPE)
+    assert not torch.equal(varied.first(), plain.first())
+    assert torch.equal(varied.next(), plain.next())
+
+
+def test_a_smaller_pictures_noise_goes_in_the_middle_of_a_larger_one() -> None:
+    first = Noise(replace(SEEDS, resize_from=(32, 16)), SHAPE).first()[0]
+    expected = drawn(11)
+    expected[:, 2:4, 2:6] = drawn(11, (4, 2, 4))
+    assert torch.equal(first, expected)
+
+
+def test_of_a_larger_pictures_noise_the_middle_is_taken() -> None:
+    first = Noise(replace(SEEDS, resize_from=(48, 80)), SHAPE).first()[0]
+    expected = drawn(11)
+    expected[:, :, 1:7] = drawn(11, (4, 10, 6))[:, 2:8, :]
+    assert torch.equal(first, expected)
+
+
+def test_an_odd_margin_is_cut_where_a1111_cuts_it() -> None:
+    """Its division rounds down, so that a negative margin of a half loses a line at each side."""
+    first = Noise(replace(SEEDS, resize_from=(64, 72)), SHAPE).first()[0]
+    expected = drawn(11)
+    expected[:, :5, :] = drawn(11, (4, 9, 8))[:, 2:7, :]
+    assert torch.equal(first, expected)
+
+
+def test_noise_of_the_same_size_is_the_seeds_own() -> None:
+    same, plain = Noise(replace(SEEDS, resize_from=(64, 48)), SHAPE), Noise(SEEDS, SHAPE)
+    assert torch.equal(same.first(), plain.first())
+    assert torch.equal(same.next(), plain.next())
+
+
+def test_an_offset_changes_the_noise_of_the_steps_only() -> None:
+    """A1111's eta noise seed delta: 31337 is what others' pictures were made with."""
+    noise = Noise(replace(SEEDS, steps_offset=31337), SHAPE)
+    assert torch.equal(noise.first(), Noise(SEEDS, SHAPE).first())
+    assert torch.equal(noise.next()[0], drawn(11 + 31337))

@@ -1,0 +1,57 @@
+"""Problems whose best possible denoiser is known in closed form."""
+
+import torch
+from torch import Tensor
+
+from imagefleet_worker.sampling.levels import NoiseLevels
+from imagefleet_worker.sampling.steps import Denoise, StepNoise
+
+SD1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LEVELS = NoiseLevels.of(SD1)
+SHAPE = (4, 6, 8)
+SPREAD = 0.7
+
+
+def unit_noise(seed: int = 0, pictures: int = 2) -> Tensor:
+    return torch.randn((pictures, *SHAPE), generator=torch.Generator().manual_seed(seed))
+
+
+def two_clusters(latents: Tensor, sigma: Tensor) -> Tensor:
+    """The clean latents expected where each number is 1.2 or -1.2, give or take 0.5."""
+    variance = 0.25 + sigma**2
+    return (latents * 0.25 + 1.2 * sigma**2 * torch.tanh(1.2 * latents / variance)) / variance
+
+
+def one_cluster(latents: Tensor, sigma: Tensor) -> Tensor:
+    """The clean latents expected where each number is 0, give or take `SPREAD`."""
+    return latents * (SPREAD**2 / (SPREAD**2 + sigma**2))
+
+
+def one_cluster_solved(latents: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Where the flow of `one_cluster` leads: every number shrinks as the spread of all does."""
+    return latents * ((SPREAD**2 + sigma_next**2) / (SPREAD**2 + sigma**2)).sqrt()
+
+
+def counted_noise() -> StepNoise:
+    """The first call gets the noise of seed 100, the second that of 101, and so on."""
+    calls = 0
+
+    def noise(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return unit_noise(99 + calls).to(sigma.dtype)
+
+    return noise
+
+
+class Counted:
+    """A denoiser that counts its calls."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise = denoise
+        self.calls = 0
+
+    def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
+        assert sigma.ndim == 0
+        self.calls += 1
+        return self.denoise(latents, sigma)
