@@ -57,12 +57,14 @@ SIGMA_SCHEDULE_LABELS: dict[SigmaSchedule, str] = {
 OWN_TIMESTEPS: tuple[SchedulerName, ...] = ("ddim", "plms", "unipc")
 """Schedulers that choose their noise levels themselves: sigma schedule `automatic` only."""
 
-_SCHEDULERS = {label.lower(): name for name, label in SCHEDULER_LABELS.items()} | {
-    name: name for name in SCHEDULER_LABELS
+_SCHEDULERS: dict[str, SchedulerName] = {
+    **{label.lower(): name for name, label in SCHEDULER_LABELS.items()},
+    **{name: name for name in SCHEDULER_LABELS},
 }
-# A1111 lists k-diffusion's default spacing twice: as Uniform and, from ComfyUI, as Normal.
-_SCHEDULES = {label.lower(): name for name, label in SIGMA_SCHEDULE_LABELS.items()} | {
+_SCHEDULES: dict[str, SigmaSchedule] = {
+    **{label.lower(): name for name, label in SIGMA_SCHEDULE_LABELS.items()},
     **{name: name for name in SIGMA_SCHEDULE_LABELS},
+    # A1111 lists k-diffusion's default spacing twice: as Uniform and, from ComfyUI, as Normal.
     "uniform": "normal",
 }
 

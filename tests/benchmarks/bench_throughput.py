@@ -22,12 +22,12 @@ import torch
 from imagefleet_producer import Client, GenerateRequest
 from imagefleet_worker.app import make_studio
 from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.resolve import ResolvedGenerate
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.stages import Stages
 from localfleet.servers import BUCKET, S3Keys, redis_server, s3_server
 from tests.benchmarks.report import report
 from tests.fleet import TestFleet
+from tests.jobs import resolved
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
 EMPTY_JOBS = 200
@@ -46,21 +46,7 @@ def in_process(models_dir: Path) -> Callable[[int], None]:
 
     def draw(count: int) -> None:
         for seed in range(count):
-            asked = request(seed)
-            job = ResolvedGenerate(
-                request=asked,
-                checkpoint=models.find("checkpoint", "demo"),
-                width=128,
-                height=128,
-                seeds=(seed,),
-                prompt=asked.prompt,
-                loras=(),
-                inversions=(),
-                windows=1,
-                start=None,
-                hires=None,
-                upscale=None,
-            )
+            job = resolved(models, **request(seed).model_dump(exclude_defaults=True))
             studio.render([job], Stages([lambda _stage, _step, _steps: None]))
 
     draw(1)

@@ -44,7 +44,7 @@ class Sleeper:
         for _ in range(steps):
             time.sleep(10_000 if order == "hang" else STEP_S)
             stages.step()
-        return [[Image.new("RGB", (64, 64), (seed % 256, 0, 0)) for seed in job.seeds]]
+        return [[Image.new("RGB", (64, 64), (seed % 256, 0, 0)) for seed in job.seeds.seeds]]
 
 
 def main() -> None:

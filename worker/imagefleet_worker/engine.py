@@ -183,7 +183,7 @@ def _seated(orders: Sequence[_Order]) -> list[tuple[Viewer, slice]]:
     seated: list[tuple[Viewer, slice]] = []
     first = 0
     for order in orders:
-        count = 1 if isinstance(order.job, ResolvedUpscale) else len(order.job.seeds)
+        count = 1 if isinstance(order.job, ResolvedUpscale) else len(order.job.seeds.seeds)
         seated.append((order.viewer, slice(first, first + count)))
         first += count
     return seated

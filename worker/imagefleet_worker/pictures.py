@@ -40,8 +40,8 @@ def encode_pictures(
     for index, image in enumerate(images):
         if isinstance(job, ResolvedGenerate):
             seed = job.seeds.seeds[index]
-            varied = job.request.variation_strength > 0
-            variation_seed = job.seeds.variation_seeds[index] if varied else None
+            others = job.seeds.variation_seeds
+            variation_seed = others[index] if others and job.seeds.variation_strength else None
             text = infotext.generated(job.request, seed, made_with(job, models), variation_seed)
         else:
             seed, text = None, infotext.upscaled(job.request, job.parameters)

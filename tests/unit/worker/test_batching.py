@@ -12,15 +12,16 @@ from PIL import Image
 
 from imagefleet_shared.errors import JobCanceled
 from imagefleet_shared.parts import HiresPass, ImageRef
-from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
+from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
 from imagefleet_worker.app import make_studio
 from imagefleet_worker.batching import batch_key, pixels_of, together
 from imagefleet_worker.engine import Engine, Rendered, Renderer
 from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.resolve import Hires, ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from imagefleet_worker.resolve import ResolvedGenerate, ResolvedJob, ResolvedUpscale
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.stages import Stages
+from tests.jobs import resolved
 
 PROMPTS = ("a red fox", "a blue house by the sea", "", "forty lanterns")
 
@@ -38,24 +39,8 @@ def studio(models: ModelStore) -> Renderer:
 def job(
     models: ModelStore, prompt: str = "a fox", seed: int = 1, **fields: object
 ) -> ResolvedGenerate:
-    request = GenerateRequest.model_validate(
-        {"prompt": prompt, "num_inference_steps": 4, "seed": seed, "checkpoint": "demo", **fields}
-    )
-    hires = request.hires
-    return ResolvedGenerate(
-        request=request,
-        checkpoint=models.find("checkpoint", request.checkpoint or "demo"),
-        width=64,
-        height=64,
-        seeds=tuple(range(seed, seed + request.num_images)),
-        prompt=prompt,
-        loras=(),
-        inversions=(),
-        windows=1,
-        start=None,
-        hires=hires and Hires(128, 128, hires.upscaler, 3, hires.strength),
-        upscale=request.upscale,
-    )
+    settings: dict[str, object] = {"num_inference_steps": 4, "width": 64, "height": 64, **fields}
+    return resolved(models, prompt=prompt, seed=seed, **settings)
 
 
 def quietly(stage: Stage, step: int, steps: int) -> None:
@@ -113,7 +98,8 @@ def test_what_the_whole_batch_shares_must_be_equal(
 def test_prompts_of_other_window_counts_run_apart(models: ModelStore) -> None:
     """Padding a short prompt with an empty window changed its picture."""
     short = job(models)
-    assert together([short, replace(short, windows=2)], 10**9) == [0]
+    longer = replace(short, look=replace(short.look, windows=2))
+    assert together([short, longer], 10**9) == [0]
 
 
 def test_a_batch_is_bounded_by_pixels_and_takes_the_oldest_first(models: ModelStore) -> None:

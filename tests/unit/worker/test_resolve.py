@@ -18,13 +18,12 @@ from imagefleet_shared.errors import (
     UnsupportedSize,
 )
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
-from imagefleet_shared.records import JobRecord
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
-from imagefleet_shared.status import JobStatus, Progress
 from imagefleet_shared.storage import FileStore
 from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.resolve import ResolvedGenerate, ResolvedUpscale, Resolver, scaled
 from imagefleet_worker.settings import WorkerSettings
+from tests.jobs import record
 
 MakeResolver = Callable[..., Resolver]
 
@@ -51,22 +50,6 @@ def make(demo_models: Path, store: FileStore) -> MakeResolver:
     return make
 
 
-def record(request: GenerateRequest | UpscaleRequest, job_id: str = "job") -> JobRecord:
-    return JobRecord(
-        id=job_id,
-        kind="generate" if isinstance(request, GenerateRequest) else "upscale",
-        priority="normal",
-        request_json=request.model_dump_json(),
-        progress=Progress(status=JobStatus.RUNNING, attempt=1),
-        worker="w",
-        submitted_s=0,
-        leased_s=0,
-        allowed_s=None,
-        result_json=None,
-        error_json=None,
-    )
-
-
 def drawing(resolver: Resolver, job_id: str = "job", /, **fields: object) -> ResolvedGenerate:
     wanted: dict[str, Any] = {"prompt": "fox", **fields}
     resolved = resolver.resolve(record(GenerateRequest(**wanted), job_id))
@@ -84,7 +67,7 @@ def put(store: FileStore, width: int, height: int) -> ImageRef:
 
 def test_a_bare_prompt_gets_the_workers_checkpoint_and_its_native_size(make: MakeResolver) -> None:
     job = drawing(make())
-    assert (job.checkpoint.name, job.width, job.height) == ("demo", 128, 128)
+    assert (job.look.checkpoint.name, job.width, job.height) == ("demo", 128, 128)
     decided = (job.request.checkpoint, job.request.width, job.request.height)
     assert decided == ("demo", 128, 128)
     assert (job.start, job.hires, job.upscale) == (None, None, None)
@@ -92,8 +75,8 @@ def test_a_bare_prompt_gets_the_workers_checkpoint_and_its_native_size(make: Mak
 
 def test_what_was_asked_for_stays(make: MakeResolver) -> None:
     job = drawing(make(), checkpoint="demo-xl", width=64, height=256, seed=5)
-    assert (job.checkpoint.name, job.width, job.height) == ("demo-xl", 64, 256)
-    assert job.seeds == (5,)
+    assert (job.look.checkpoint.name, job.width, job.height) == ("demo-xl", 64, 256)
+    assert job.seeds.seeds == (5,)
 
 
 def test_the_only_checkpoint_is_the_default_and_of_several_none(
@@ -111,7 +94,7 @@ def test_the_only_checkpoint_is_the_default_and_of_several_none(
 
 
 def test_seeds_count_up_from_the_first(make: MakeResolver) -> None:
-    assert drawing(make(), seed=2**32 - 1, num_images=3).seeds == (
+    assert drawing(make(), seed=2**32 - 1, num_images=3).seeds.seeds == (
         2**32 - 1,
         2**32,
         2**32 + 1,
@@ -120,7 +103,7 @@ def test_seeds_count_up_from_the_first(make: MakeResolver) -> None:
 
 def test_a_seed_left_open_is_the_same_on_every_attempt(make: MakeResolver) -> None:
     first, again = drawing(make(), "a"), drawing(make(), "a")
-    assert first.seeds == again.seeds == (first.request.seed,)
+    assert first.seeds.seeds == again.seeds.seeds == (first.request.seed,)
     assert drawing(make(), "b").seeds != first.seeds
 
 
@@ -142,20 +125,20 @@ def test_img2img_takes_the_pictures_size_rounded_down(
     job = drawing(make(), image=put(store, *given))
     assert job.start is not None
     assert (job.width, job.height) == taken == job.start.image.size
-    assert job.start.strength == job.request.strength == 0.75
+    assert job.request.strength == 0.75
 
 
 def test_hires_by_scale_rounds_down_and_runs_the_first_passs_steps(make: MakeResolver) -> None:
     job = drawing(make(), num_inference_steps=9, hires=HiresPass(scale=1.49))
     assert job.hires is not None
-    assert (job.hires.width, job.hires.height, job.hires.num_inference_steps) == (184, 184, 9)
+    assert (job.hires.size.width, job.hires.size.height, job.hires.steps.executed) == (184, 184, 9)
 
 
 def test_hires_by_size_and_with_its_own_steps(make: MakeResolver) -> None:
     hires = HiresPass(width=256, height=192, num_inference_steps=3, upscaler="demo-x2")
     job = drawing(make(), hires=hires)
     assert job.hires is not None
-    assert (job.hires.width, job.hires.height, job.hires.num_inference_steps) == (256, 192, 3)
+    assert (job.hires.size.width, job.hires.size.height, job.hires.steps.executed) == (256, 192, 3)
 
 
 def test_limits_are_exact(make: MakeResolver) -> None:

@@ -8,17 +8,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.status import Stage
 from imagefleet_worker import metrics
-from imagefleet_worker.adapters.lookup import WantedLora
 from imagefleet_worker.app import make_studio
 from imagefleet_worker.generate import Studio
 from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.resolve import ResolvedGenerate
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.stages import Stages
+from tests.jobs import resolved
 
 DAMAGED = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
 
@@ -50,20 +48,13 @@ def pipelines_of(studio: Studio) -> PipelineCache:
 
 
 def draw(studio: Studio, models: ModelStore, *loras: str) -> Image.Image:
-    request = GenerateRequest(prompt="a fox", num_inference_steps=2)
-    job = ResolvedGenerate(
-        request=request,
-        checkpoint=models.find("checkpoint", "demo"),
+    job = resolved(
+        models,
+        num_inference_steps=2,
         width=64,
         height=64,
-        seeds=(1,),
-        prompt=request.prompt,
-        loras=tuple(WantedLora(models.find("lora", name), 1, 1) for name in loras),
-        inversions=(),
-        windows=1,
-        start=None,
-        hires=None,
-        upscale=None,
+        seed=1,
+        loras=[{"name": name} for name in loras],
     )
 
     def quietly(stage: Stage, step: int, steps: int) -> None:

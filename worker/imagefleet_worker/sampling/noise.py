@@ -31,8 +31,6 @@ class Seeds:
     """Width and height in pixels of the picture whose noise goes in the middle; None: as it is."""
     rng: RandomSource = "cpu"
     """Numbers as torch draws them on a CPU, or as on a CUDA device (A1111's "GPU" and "NV")."""
-    steps_offset: int = 0
-    """Added to the seeds for the noise of the steps (A1111's "ENSD"); Brownian noise is without."""
 
 
 class Noise:
@@ -49,11 +47,7 @@ class Noise:
 
     def first(self) -> Tensor:
         """The noise to start from."""
-        first = torch.stack([self._first(place) for place in range(len(self._draws))])
-        if self.seeds.steps_offset:
-            offset = self.seeds.steps_offset
-            self._draws = [_generator(self.seeds.rng, seed + offset) for seed in self.seeds.seeds]
-        return first
+        return torch.stack([self._first(place) for place in range(len(self._draws))])
 
     def next(self) -> Tensor:
         """The noise of the next step."""

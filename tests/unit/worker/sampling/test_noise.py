@@ -43,7 +43,7 @@ def test_steps_go_on_with_the_numbers_of_the_same_generator() -> None:
 @sources
 @pytest.mark.parametrize(
     "seeds",
-    [SEEDS, VARIED, replace(VARIED, resize_from=(32, 80)), replace(SEEDS, steps_offset=31337)],
+    [SEEDS, VARIED, replace(VARIED, resize_from=(32, 80))],
 )
 def test_a_picture_has_the_same_noise_alone_and_in_a_batch(seeds: Seeds, rng: RandomSource) -> None:
     batch = Noise(replace(seeds, rng=rng), SHAPE)
@@ -56,7 +56,7 @@ def test_a_picture_has_the_same_noise_alone_and_in_a_batch(seeds: Seeds, rng: Ra
 
 def test_the_global_generator_is_left_alone() -> None:
     state = torch.get_rng_state()
-    noise = Noise(replace(VARIED, resize_from=(32, 80), steps_offset=1), SHAPE)
+    noise = Noise(replace(VARIED, resize_from=(32, 80)), SHAPE)
     noise.first()
     noise.next()
     assert torch.equal(torch.get_rng_state(), state)
@@ -124,10 +124,3 @@ def test_noise_of_the_same_size_is_the_seeds_own() -> None:
     same, plain = Noise(replace(SEEDS, resize_from=(64, 48)), SHAPE), Noise(SEEDS, SHAPE)
     assert torch.equal(same.first(), plain.first())
     assert torch.equal(same.next(), plain.next())
-
-
-def test_an_offset_changes_the_noise_of_the_steps_only() -> None:
-    """A1111's eta noise seed delta: 31337 is what others' pictures were made with."""
-    noise = Noise(replace(SEEDS, steps_offset=31337), SHAPE)
-    assert torch.equal(noise.first(), Noise(SEEDS, SHAPE).first())
-    assert torch.equal(noise.next()[0], drawn(11 + 31337))

@@ -1,0 +1,40 @@
+"""Jobs made ready as a worker does it, without a queue."""
+
+from pathlib import Path
+from typing import Any
+
+from imagefleet_shared.records import JobRecord
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
+from imagefleet_shared.status import JobStatus, Progress
+from imagefleet_shared.storage import FileStore, ObjectStore
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.resolve import ResolvedGenerate, Resolver
+from imagefleet_worker.settings import WorkerSettings
+
+
+def record(request: GenerateRequest | UpscaleRequest, job_id: str = "job") -> JobRecord:
+    """A job's record, as a worker gets it from the ledger."""
+    return JobRecord(
+        id=job_id,
+        kind="generate" if isinstance(request, GenerateRequest) else "upscale",
+        priority="normal",
+        request_json=request.model_dump_json(),
+        progress=Progress(status=JobStatus.RUNNING, attempt=1),
+        worker="w",
+        submitted_s=0,
+        leased_s=0,
+        allowed_s=None,
+        result_json=None,
+        error_json=None,
+    )
+
+
+def resolved(
+    models: ModelStore, store: ObjectStore | None = None, **fields: object
+) -> ResolvedGenerate:
+    """A request's job; pictures that it starts from lie in the store."""
+    wanted: dict[str, Any] = {"prompt": "a fox", "checkpoint": "demo", **fields}
+    resolver = Resolver(WorkerSettings(), models, store or FileStore(Path("nothing")))
+    job = resolver.resolve(record(GenerateRequest(**wanted)))
+    assert isinstance(job, ResolvedGenerate)
+    return job
