@@ -4,6 +4,7 @@ Three ranges are in use: PIL's 0..255, *unit* [0, 1] (upscalers), and the VAE's 
 """
 
 import io
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -63,19 +64,18 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         InvalidImage: of another format, damaged, truncated or animated.
         UnsupportedSize: the header claims more than `max_pixels`; nothing was decoded.
     """
-    image = _open(data)
-    frames: int = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise InvalidImage(f"input image has {frames} frames; allowed is 1, animations are not")
-    if image.width * image.height > max_pixels:
-        raise UnsupportedSize("input image", image.width, image.height, max_pixels)
-    try:
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # hostile bytes make the decoders fail in any way
-        raise InvalidImage(
-            f"input image ({image.format}, {image.width}x{image.height}) cannot be decoded: {error}"
-        ) from error
+    return _decode(data, max_pixels, _to_rgb)
+
+
+def decode_mask(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode a caller's file as `decode_image` does, but with its alpha channel: see `to_mask`.
+
+    RGBA where anything can be transparent, else of the mode that the file has.
+
+    Raises:
+        InvalidImage, UnsupportedSize: as there.
+    """
+    return _decode(data, max_pixels, _with_alpha)
 
 
 def encode_image(
@@ -156,6 +156,24 @@ def _open(data: bytes) -> ImageFile:
         ) from error
 
 
+def _decode(
+    data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    image = _open(data)
+    frames: int = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise InvalidImage(f"input image has {frames} frames; allowed is 1, animations are not")
+    if image.width * image.height > max_pixels:
+        raise UnsupportedSize("input image", image.width, image.height, max_pixels)
+    try:
+        image.load()
+        return convert(ImageOps.exif_transpose(image))
+    except Exception as error:  # hostile bytes make the decoders fail in any way
+        raise InvalidImage(
+            f"input image ({image.format}, {image.width}x{image.height}) cannot be decoded: {error}"
+        ) from error
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255: nearly every 16-bit picture would come out white.
@@ -166,6 +184,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white.paste(layer, mask=layer)
         return white
     return image.convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    deep = image.mode.startswith("I;16")  # as in _to_rgb, transparency is ignored there
+    return image.convert("RGBA") if image.has_transparency_data and not deep else image
 
 
 def _user_comment(text: str) -> bytes:
