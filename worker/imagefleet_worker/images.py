@@ -3,6 +3,8 @@
 Three ranges are in use: PIL's 0..255, *unit* [0, 1] (upscalers), and the VAE's [-1, 1] (diffusers).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -53,15 +55,23 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         InvalidImage: of another format, damaged, truncated or animated.
         UnsupportedSize: the header claims more than `max_pixels`; nothing was decoded.
     """
-    image = decode_any(data, max_pixels)
-    try:
-        return _to_rgb(image)
-    except Exception as error:  # as in decode_any
-        raise InvalidImage(f"input image ({image.mode}) cannot be made RGB: {error}") from error
+    return _decode(data, max_pixels, _to_rgb)
 
 
-def decode_any(data: bytes, max_pixels: int) -> Image.Image:
-    """As `decode_image`, but in the file's own mode: a mask may be in its transparency."""
+def decode_mask(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode a caller's file as `decode_image` does, but with its alpha channel: see `to_mask`.
+
+    RGBA where anything can be transparent, else of the mode that the file has.
+
+    Raises:
+        InvalidImage, UnsupportedSize: as there.
+    """
+    return _decode(data, max_pixels, _with_alpha)
+
+
+def _decode(
+    data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
     image = open_image(data)
     frames: int = getattr(image, "n_frames", 1)
     if frames > 1:
@@ -70,7 +80,7 @@ def decode_any(data: bytes, max_pixels: int) -> Image.Image:
         raise UnsupportedSize("input image", image.width, image.height, max_pixels)
     try:
         image.load()
-        return ImageOps.exif_transpose(image)
+        return convert(ImageOps.exif_transpose(image))
     except Exception as error:  # hostile bytes make the decoders fail in any way
         raise InvalidImage(
             f"input image ({image.format}, {image.width}x{image.height}) cannot be decoded: {error}"
@@ -87,3 +97,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white.paste(layer, mask=layer)
         return white
     return image.convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    deep = image.mode.startswith("I;16")  # as in _to_rgb, transparency is ignored there
+    return image.convert("RGBA") if image.has_transparency_data and not deep else image

@@ -15,7 +15,7 @@ from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import ObjectStore
 
 from .hires_size import HiresSize, hires_size
-from .images import decode_any, decode_image
+from .images import decode_image, decode_mask
 from .inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
 from .looks import Look, LookFinder
 from .models.store import ModelFile, ModelStore
@@ -219,7 +219,7 @@ class Resolver:
         inpaint = request.inpaint
         if inpaint is None:
             return prepare_image(source, width, height, request.resize_mode)
-        mask = decode_any(self._fetch(inpaint.mask_image), self._settings.max_output_pixels)
+        mask = decode_mask(self._fetch(inpaint.mask_image), self._settings.max_output_pixels)
         size = hires.size if hires else None
         return prepare_inpaint(source, mask, inpaint, width, height, request.resize_mode, size)
 

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from imagefleet_shared.errors import InvalidImage, UnsupportedSize
 from imagefleet_shared.image_files import encode_image
-from imagefleet_worker.images import decode_image
+from imagefleet_worker.images import decode_image, decode_mask
 
 Format = Literal["png", "jpeg", "webp"]
 FORMATS: list[Format] = ["png", "jpeg", "webp"]
@@ -155,3 +155,32 @@ def test_damaged_bytes_give_a_picture_or_invalid_image_and_nothing_else(format: 
             decode_image(bytes(damaged), MAX_PIXELS)
         except (InvalidImage, UnsupportedSize):
             continue
+
+
+def test_masks_keep_what_is_transparent() -> None:
+    layer = Image.merge("RGBA", [*noise(2, 1).split(), Image.new("L", (2, 1), 7)])
+    for kind in ("PNG", "WEBP"):
+        decoded = decode_mask(encoded(layer, kind), MAX_PIXELS)
+        assert (decoded.mode, decoded.getchannel("A").getextrema()) == ("RGBA", (7, 7))
+    palette = Image.new("P", (2, 1))
+    palette.info["transparency"] = 0
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG")
+    assert decode_mask(buffer.getvalue(), MAX_PIXELS).getextrema()[-1] == (0, 0)
+
+
+def test_opaque_masks_keep_their_mode_and_are_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    grey = noise(24, 16).convert("L")
+    assert decode_mask(encoded(grey, "PNG", exif), MAX_PIXELS).size == (16, 24)
+    deep = Image.fromarray(np.full((2, 2), 0x7F00, dtype=np.uint16))
+    for mask in (grey, grey.convert("1"), deep):
+        assert decode_mask(encoded(mask, "PNG"), MAX_PIXELS).mode == mask.mode
+
+
+def test_masks_are_refused_as_pictures_are() -> None:
+    with pytest.raises(UnsupportedSize, match="24x16"):
+        decode_mask(encoded(noise(24, 16), "PNG"), 24 * 16 - 1)
+    with pytest.raises(InvalidImage, match="cannot be decoded"):
+        decode_mask(encoded(noise(64, 64), "PNG")[:2000], MAX_PIXELS)

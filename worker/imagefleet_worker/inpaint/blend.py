@@ -1,10 +1,14 @@
 """Denoising that keeps what is not masked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from imagefleet_shared.fields import MaskFill
+
+from .fill import fill_latents
 
 
 @dataclass(frozen=True)
@@ -20,19 +24,27 @@ class LatentMask:
     mask: Tensor
     """`(B, 1, H/8, W/8)` in [0, 1], 1 where drawn; on the device and of the dtype of `kept`."""
     kept: Tensor
-    """`(B, C, H/8, W/8)`: the clean latents before noise was added, `fill_latents` applied."""
+    """`(B, C, H/8, W/8)`: the clean latents, before noise was added."""
 
     @classmethod
     def of(cls, masks: Sequence[Tensor | None], kept: Tensor) -> "LatentMask | None":
-        """The masks `(1, 1, H/8, W/8)` of a batch, None in it: drawn everywhere.
+        """The masks `(1, 1, H/8, W/8)` of a batch, over its clean latents; None: drawn everywhere.
 
-        None: no picture of the batch has a mask.
+        Returns None where no picture of the batch has a mask.
         """
         if all(mask is None for mask in masks):
             return None
         everywhere = torch.ones(1, 1, *kept.shape[-2:])
         joined = torch.cat([everywhere if mask is None else mask for mask in masks])
         return cls(joined.to(kept), kept)
+
+    def filled(self, noise: Tensor, fill: MaskFill) -> "LatentMask":
+        """The same, with what that mode puts under the mask; `kept` is what denoising starts from.
+
+        Args:
+            noise: unit noise of each picture, that of its first pass.
+        """
+        return replace(self, kept=fill_latents(self.kept, self.mask, noise, fill))
 
     def blend(self, clean: Tensor) -> Tensor:
         """The estimate where it is drawn, the kept latents elsewhere."""

@@ -51,7 +51,7 @@ def to_latent_mask(mask: Image.Image) -> Tensor:
 
 def _alpha(image: Image.Image) -> Image.Image | None:
     """The alpha channel in black and white; None where nothing is transparent."""
-    if not image.has_transparency_data:
+    if not image.has_transparency_data or image.mode.startswith("I;16"):
         return None
     alpha = image.convert("RGBA").getchannel("A")
     if alpha.getextrema() == (255, 255):

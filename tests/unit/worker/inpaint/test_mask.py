@@ -55,6 +55,8 @@ def test_a_palette_with_transparency_is_a_mask_by_its_alpha() -> None:
 def test_sixteen_bits_keep_their_high_byte_and_one_bit_is_black_or_white() -> None:
     deep = Image.fromarray(np.array([[0, 256, 0x7FFF, 0xFFFF]], dtype=np.uint16))
     assert rows_of(to_mask(deep, False)) == [[0, 1, 127, 255]]
+    deep.info["transparency"] = 0
+    assert rows_of(to_mask(deep, False)) == [[0, 1, 127, 255]]
     assert rows_of(to_mask(grey([[0, 255]]).convert("1"), False)) == [[0, 255]]
 
 
