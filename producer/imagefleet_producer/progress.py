@@ -1,5 +1,7 @@
 """Live progress of jobs in a terminal."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -8,8 +10,22 @@ from imagefleet_shared.status import Progress as JobProgress
 from .job import Job
 
 
-def follow(console: Console, job: Job, label: str, timeout: float | None = None) -> None:
-    """Draw a job's progress until it has ended, however it ends; raises as `Job.events`."""
+def follow(
+    console: Console,
+    job: Job,
+    label: str,
+    timeout: float | None = None,
+    preview: Path | None = None,
+) -> None:
+    """Draw a job's progress until it has ended, however it ends; raises as `Job.events`.
+
+    Args:
+        console: to draw on.
+        job: to follow.
+        label: what the job is called there.
+        timeout: seconds until `JobTimeout`; None waits as long as it takes.
+        preview: a file that shows what the pictures look like so far; always a whole one.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -26,6 +42,16 @@ def follow(console: Console, job: Job, label: str, timeout: float | None = None)
                 completed=1 if progress.status.ended else progress.step,
                 stage=_words(progress),
             )
+            if preview and not progress.status.ended:
+                _keep_preview(job, preview)
+
+
+def _keep_preview(job: Job, file: Path) -> None:
+    picture = job.preview()
+    if picture:
+        unfinished = file.with_name(f".{file.name}")
+        picture.save(unfinished)
+        unfinished.replace(file)
 
 
 def _total(progress: JobProgress) -> int | None:

@@ -1,0 +1,43 @@
+"""`demo`: what a fleet does, in a minute."""
+
+from pathlib import Path
+
+from imagefleet_shared.fields import LANCZOS
+from imagefleet_shared.parts import HiresPass, ImageRef
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
+
+from ..client import Client
+from ..progress import follow
+from .output import report, save
+from .shell import Out, err
+
+
+def demo(folder: Out = Path("out")) -> None:
+    """Draw a picture with a hires pass, then enlarge it: what a fleet does, in a minute."""
+    with Client() as client:
+        drawing = client.generate(
+            GenerateRequest(
+                prompt="a red fox in the snow",
+                num_inference_steps=20,
+                seed=1,
+                hires=HiresPass(scale=2, num_inference_steps=10, strength=0.6),
+            )
+        )
+        follow(err, drawing, "txt2img + hires")
+        drawn = drawing.result()
+        report(drawn, save(drawing, folder))
+        model = _upscaler(client)
+        request = UpscaleRequest(image=ImageRef(key=drawn.images[0].key), upscaler=model, scale=2)
+        enlarging = client.upscale(request)
+        follow(err, enlarging, f"upscale by {model}")
+        report(enlarging.result(), save(enlarging, folder))
+
+
+def _upscaler(client: Client) -> str:
+    upscalers = sorted(
+        model.name
+        for worker in client.workers()
+        for model in worker.models
+        if model.kind == "upscaler"
+    )
+    return upscalers[0] if upscalers else LANCZOS

@@ -1,0 +1,131 @@
+"""`generate`: draw pictures from a prompt, or again from a picture."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer import Option
+
+from imagefleet_shared.fields import Emphasis, MaskFill, ResizeMode
+from imagefleet_shared.samplers import SigmaSchedule
+
+from ..client import Client
+from .asked import Asked, request_for
+from .output import finish
+from .shell import AsJson, Format, Limit, NoWait, Out, Preview, PriorityOption, err
+
+
+# Long because it is a table: every parameter is a field of the request, the names of parts' fields
+# behind the part's. None is "not said", which leaves the field to the picture or to its default.
+def generate(
+    context: typer.Context,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to draw; default: as in --from.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        Option(
+            "--from",
+            exists=True,
+            dir_okay=False,
+            help="Draw this picture again, from the text it carries; other options win over it.",
+        ),
+    ] = None,
+    negative_prompt: Annotated[str | None, Option("--negative", help="What to avoid.")] = None,
+    checkpoint: Annotated[str | None, Option(help="Default: the worker's.")] = None,
+    width: Annotated[int | None, Option(help="Pixels, multiple of 8.")] = None,
+    height: Annotated[int | None, Option(help="Pixels, multiple of 8.")] = None,
+    num_inference_steps: Annotated[int | None, Option("--steps", help="Default: 25.")] = None,
+    guidance_scale: Annotated[
+        float | None, Option("--guidance", help="Default: 7; 1 is off.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, Option(help='The solver, as "dpmpp_2m" or "DPM++ 2M Karras". Default: euler.')
+    ] = None,
+    sigma_schedule: Annotated[
+        SigmaSchedule | None, Option("--sigmas", help="Spacing of noise levels.")
+    ] = None,
+    eta: Annotated[float | None, Option(help="Share of fresh noise in each step.")] = None,
+    emphasis: Annotated[Emphasis | None, Option(help="How (word:1.2) acts.")] = None,
+    clip_skip: Annotated[int | None, Option(help="Layers to leave out.")] = None,
+    seed: Annotated[int | None, Option(help="Default: from the job's id.")] = None,
+    variation_seed: Annotated[int | None, Option(help="Seed of noise mixed in.")] = None,
+    variation_strength: Annotated[float | None, Option(help="Share of that noise.")] = None,
+    seed_resize_from: Annotated[
+        str | None, Option(metavar="WxH", help="Keep the composition of that size.")
+    ] = None,
+    rng: Annotated[
+        Literal["cpu", "gpu"] | None, Option(help="Whose random numbers; A1111's default: gpu.")
+    ] = None,
+    num_images: Annotated[int, Option("--images", "-n", help="Pictures to draw.")] = 1,
+    image: Annotated[
+        Path | None,
+        Option(exists=True, dir_okay=False, help="Start from this picture (img2img)."),
+    ] = None,
+    strength: Annotated[float | None, Option(help="img2img: how much is redrawn.")] = None,
+    resize_mode: Annotated[ResizeMode | None, Option(help="img2img: how it is fitted.")] = None,
+    inpaint_mask_image: Annotated[
+        Path | None,
+        Option(
+            "--inpaint-mask", exists=True, dir_okay=False, help="Draw only where this is white."
+        ),
+    ] = None,
+    inpaint_mask_blur: Annotated[int | None, Option("--mask-blur", help="Pixels.")] = None,
+    inpaint_invert: Annotated[
+        bool | None, Option("--mask-invert/--no-mask-invert", help="Draw where it is black.")
+    ] = None,
+    inpaint_fill: Annotated[
+        MaskFill | None, Option("--mask-fill", help="What lies under the mask at the start.")
+    ] = None,
+    inpaint_only_masked: Annotated[
+        bool | None, Option("--only-masked/--whole-picture", help="Draw the masked region alone.")
+    ] = None,
+    inpaint_padding: Annotated[
+        int | None, Option("--mask-padding", help="Pixels round it, with --only-masked.")
+    ] = None,
+    refiner_checkpoint: Annotated[
+        str | None, Option("--refiner", help="Checkpoint that takes over.")
+    ] = None,
+    refiner_switch_at: Annotated[float | None, Option(help="After this share of steps.")] = None,
+    hires_scale: Annotated[
+        float | None, Option("--hires", help="Second pass, larger by this; 0 is none.")
+    ] = None,
+    hires_width: Annotated[int | None, Option(help="Its size, instead.")] = None,
+    hires_height: Annotated[int | None, Option(help="Its size, instead.")] = None,
+    hires_upscaler: Annotated[
+        str | None, Option(help="latent, latent_bicubic, ..., lanczos or a model.")
+    ] = None,
+    hires_num_inference_steps: Annotated[
+        int | None, Option("--hires-steps", help="Steps executed.")
+    ] = None,
+    hires_strength: Annotated[float | None, Option(help="Share of noise put back.")] = None,
+    hires_scheduler: Annotated[str | None, Option(help="Default: as the first pass.")] = None,
+    hires_sigma_schedule: Annotated[
+        SigmaSchedule | None, Option("--hires-sigmas", help="Default: as the first pass.")
+    ] = None,
+    hires_prompt: Annotated[str | None, Option(help="Default: as the first pass.")] = None,
+    hires_negative_prompt: Annotated[
+        str | None, Option("--hires-negative", help="Default: as the first pass.")
+    ] = None,
+    hires_checkpoint: Annotated[str | None, Option(help="Default: as the first pass.")] = None,
+    upscale_scale: Annotated[
+        float | None, Option("--upscale", help="Enlarge the result by this; 0 is none.")
+    ] = None,
+    upscale_upscaler: Annotated[
+        str | None, Option("--upscaler", help="lanczos or a model.")
+    ] = None,
+    output_format: Format = "png",
+    priority: PriorityOption = "normal",
+    time_limit: Limit = None,
+    preview: Preview = None,
+    folder: Out = Path("out"),
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures from a prompt, or again from a picture."""
+    with Client() as client:
+        request, ignored = request_for(Asked.from_options(context.params), source, client)
+        for label, value in ignored.items():
+            err.print(f"not used: {label}: {value}", markup=False, highlight=False)
+        job = client.generate(request, priority=priority, time_limit_s=time_limit)
+        finish(job, folder, no_wait=no_wait, as_json=as_json, preview=preview)

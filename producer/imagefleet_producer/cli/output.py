@@ -1,0 +1,51 @@
+"""What a command leaves behind: files, and words about them."""
+
+from pathlib import Path
+
+from imagefleet_shared.results import JobResult
+
+from ..job import Job
+from ..progress import follow
+from .shell import err, out, print_json
+
+
+def finish(
+    job: Job, folder: Path, *, no_wait: bool, as_json: bool, preview: Path | None = None
+) -> None:
+    """Wait for a job, save its pictures and tell of them; or tell its id."""
+    if no_wait:
+        if as_json:
+            print_json({"job_id": job.id})
+        else:
+            out.print(job.id)
+        return
+    if preview or not as_json:
+        follow(err, job, job.id, preview=preview)
+    result = job.result()
+    files = save(job, folder)
+    if as_json:
+        print_json({**result.model_dump(mode="json"), "files": [str(file) for file in files]})
+    else:
+        report(result, files)
+
+
+def save(job: Job, folder: Path) -> list[Path]:
+    """The pictures of a finished job, as files in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    for index, (content, image) in enumerate(zip(job.files(), job.result().images, strict=True)):
+        files.append(folder / f"{job.id[:12]}-{index}.{image.format}")
+        files[-1].write_bytes(content)
+    return files
+
+
+def report(result: JobResult, files: list[Path]) -> None:
+    """Where the pictures are, and where the time went."""
+    for file, image in zip(files, result.images, strict=True):
+        out.print(f"{file}  {image.width}x{image.height}", highlight=False)
+        out.print(f"  stored at {image.url}", highlight=False, soft_wrap=True)
+    timings = result.timings
+    times = {"queue": timings.queue_s, "wait": timings.engine_wait_s, **timings.stages_s}
+    words = [f"{stage} {seconds:.2f} s" for stage, seconds in times.items()]
+    words.append(f"store {timings.store_s:.2f} s")
+    out.print("  " + " · ".join(words), highlight=False, soft_wrap=True)
