@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .images import to_vae_range
+from .conditions import added_conditions
 from .models.pipelines import WarmPipeline
 from .prompts.encode import Conditioning
 from .schedulers import Solver
@@ -56,32 +55,6 @@ def image_to_image(
     return _denoise(warm, solver, guidance, solver.noised(clean, noise), stages)
 
 
-def encode_image(
-    warm: WarmPipeline, images: Sequence[Image.Image], generators: Sequence[torch.Generator]
-) -> Tensor:
-    """Pictures as latents, sampled from the VAE's posterior with each picture's own generator."""
-    vae = warm.pipeline.vae
-    clean: list[Tensor] = []
-    for image, generator in zip(images, generators, strict=True):
-        pixels = to_vae_range(image).to(warm.device, vae.dtype)
-        clean.append(vae.encode(pixels).latent_dist.sample(generator))
-    return torch.cat(clean).to(warm.dtype) * vae.config.scaling_factor
-
-
-def decode(warm: WarmPipeline, latents: Tensor, stages: Stages) -> Tensor:
-    """Latents as pictures `(B, 3, H, W)` in [-1, 1], float32 on the CPU.
-
-    One at a time: a batch would be no faster and need B times the memory.
-    """
-    vae = warm.pipeline.vae
-    pictures: list[Tensor] = []
-    for latent in latents.split(1):
-        decoded = vae.decode(latent.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)
-        pictures.append(decoded[0].float().cpu())
-        stages.step()
-    return torch.cat(pictures)
-
-
 def enlarge_latents(latents: Tensor, width: int, height: int) -> Tensor:
     """Latents resized to a picture of that size: A1111's upscaler "Latent" (bilinear)."""
     return interpolate(latents, size=(height // 8, width // 8), mode="bilinear")
@@ -92,7 +65,9 @@ def _denoise(
 ) -> Tensor:
     unet, guided = warm.pipeline.unet, guidance.scale > 1
     hidden = guidance.conditioning.hidden
-    added = _added_conditions(guidance.conditioning, latents)
+    height, width = latents.shape[-2] * 8, latents.shape[-1] * 8
+    negatives = len(latents) if guided else 0
+    added = added_conditions(warm, guidance.conditioning.pooled, width, height, negatives)
     for timestep in solver.timesteps:
         inputs = solver.scaled(torch.cat([latents, latents]) if guided else latents, timestep)
         predicted = unet(
@@ -108,15 +83,3 @@ def _denoise(
         latents = solver.step(predicted, timestep, latents)
         stages.step()
     return latents
-
-
-def _added_conditions(conditioning: Conditioning, latents: Tensor) -> dict[str, Tensor] | None:
-    """SDXL's extra conditions: the pooled text, and sizes (original, crop at 0, target)."""
-    if conditioning.pooled is None:
-        return None
-    height, width = latents.shape[-2] * 8, latents.shape[-1] * 8
-    time_ids = torch.tensor([[height, width, 0, 0, height, width]]).to(conditioning.pooled)
-    return {
-        "text_embeds": conditioning.pooled,
-        "time_ids": time_ids.repeat(len(conditioning.pooled), 1),
-    }
