@@ -85,7 +85,8 @@ def _guarded(warm: WarmPipeline, run: Callable[[Tensor], Tensor], given: Tensor)
             extra={"action": "upcast_vae", "checkpoint": name},
         )
         VAE_UPCASTS.inc()
-        vae.to(torch.float32)
+        # Not `to`, at which diffusers warns of modules that are to stay in float32, though none is.
+        vae.float()
         made = run(given)
         if made.isfinite().all():
             return made

@@ -243,6 +243,20 @@ def test_the_sizes_of_the_released_models_are_read_off_their_shapes(family: Fami
         assert getattr(pipeline, component).state_dict().keys() == module.state_dict().keys()
 
 
+@pytest.mark.parametrize(
+    ("family", "released_bytes"),
+    [("sd1", 2_132_625_894), ("sdxl", 6_938_078_334), ("sdxl_refiner", 6_075_981_930)],
+)
+def test_the_released_files_hold_what_our_tables_name_and_a_header(
+    family: Family, released_bytes: int
+) -> None:
+    """v1-5-pruned-emaonly-fp16, sd_xl_base_1.0 and sd_xl_refiner_1.0, by their published sizes."""
+    shapes = ldm_state_dict(family, full_size_modules(family), torch.float16)
+    header_bytes = released_bytes - sum(tensor.nbytes for tensor in shapes.values())
+
+    assert 130 < header_bytes / len(shapes) < 170
+
+
 def saved(tensors: Tensors, folder: Path) -> Path:
     path = folder / "changed.safetensors"
     save_file(tensors, path)
