@@ -30,6 +30,7 @@ def filled_up(texts: Sequence[EncodedText], empty: EncodedText, windows: int) ->
         windows: of each text returned.
     """
     length = windows * len(empty.hidden)
+    assert all(len(text.hidden) <= length for text in texts), "a text has more windows than that"
     return [
         EncodedText(
             torch.cat([text.hidden, empty.hidden.repeat(windows, 1)[len(text.hidden) :]]),
@@ -45,3 +46,9 @@ def stacked(rows: Sequence[EncodedText]) -> tuple[Tensor, Tensor | None]:
     """Texts of equal length as hidden `(B, tokens, width)` and, of SDXL's, pooled `(B, width)`."""
     pooled = [row.pooled for row in rows if row.pooled is not None]
     return torch.stack([row.hidden for row in rows]), torch.stack(pooled) if pooled else None
+
+
+def zeroed(text: EncodedText) -> EncodedText:
+    """Zeros of a text's shapes."""
+    pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
+    return EncodedText(torch.zeros_like(text.hidden), pooled)

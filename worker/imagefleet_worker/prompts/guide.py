@@ -9,7 +9,7 @@ from torch import Tensor
 from ..models.pipelines import WarmPipeline
 from .cache import PromptEncoder
 from .encode import TextSettings
-from .encoded import EncodedText, filled_up, stacked
+from .encoded import EncodedText, filled_up, stacked, zeroed
 from .plan import Part, needs_negative, texts_of
 from .triggers import TextualInversion
 
@@ -47,7 +47,8 @@ class Steering:
 class Guide:
     """Steers a batch through one pass; for the engine's thread.
 
-    Every text of every schedule is encoded when it is made, so nothing is left to fail later.
+    Every text of every schedule is encoded when it is made, so nothing is left to fail later. An
+    empty negative prompt is zeros with SDXL, as in A1111.
 
     Args:
         encoder: encodes and keeps texts.
@@ -84,10 +85,15 @@ class Guide:
 
         self._parts = [part for part, _ in rows]
         empty = encoder.encode(warm, "", (), settings)
-        self._encoded = [
-            _encoded(encoder, warm, part, picture.inversions, empty, windows, settings)
-            for part, picture in rows
-        ]
+        self._encoded: list[dict[str, EncodedText]] = []
+        for part, picture in rows:
+            texts = texts_of([part])
+            encoded = [encoder.encode(warm, text, picture.inversions, settings) for text in texts]
+            filled = filled_up(encoded, empty, windows)
+            # As A1111 and diffusers have it; of zeros, any number of windows means the same.
+            if warm.family == "sdxl" and part is picture.negative and texts == ("",):
+                filled = [zeroed(text) for text in filled]
+            self._encoded.append(dict(zip(texts, filled, strict=True)))
         self._texts: list[str] = []
         self._steering: Steering | None = None
 
@@ -104,17 +110,3 @@ class Guide:
             self._steering = Steering(hidden, pooled, self._owners, self._weights)
             self._texts = texts
         return self._steering
-
-
-def _encoded(
-    encoder: PromptEncoder,
-    warm: WarmPipeline,
-    part: Part,
-    inversions: Sequence[TextualInversion],
-    empty: EncodedText,
-    windows: int,
-    settings: TextSettings,
-) -> dict[str, EncodedText]:
-    texts = texts_of([part])
-    encoded = [encoder.encode(warm, text, inversions, settings) for text in texts]
-    return dict(zip(texts, filled_up(encoded, empty, windows), strict=True))

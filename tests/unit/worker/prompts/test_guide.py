@@ -10,6 +10,7 @@ from imagefleet_shared.errors import PromptTooLong
 from imagefleet_worker.models.pipelines import WarmPipeline
 from imagefleet_worker.prompts.cache import PromptEncoder
 from imagefleet_worker.prompts.encode import TextSettings
+from imagefleet_worker.prompts.encoded import EncodedText, stacked, zeroed
 from imagefleet_worker.prompts.guide import Guide, PlannedPicture, Steering
 from imagefleet_worker.prompts.plan import plan_negative, plan_prompt
 from imagefleet_worker.prompts.triggers import TextualInversion
@@ -40,25 +41,27 @@ def guide(
     return Guide(encoder or PromptEncoder(2**30), warm, pictures, scale, windows, SETTINGS)
 
 
+def rows_of(warm: WarmPipeline, *texts: str) -> list[EncodedText]:
+    return [PromptEncoder(0).encode(warm, text, (), SETTINGS) for text in texts]
+
+
 def hidden_of(warm: WarmPipeline, *texts: str) -> Tensor:
-    encoder = PromptEncoder(0)
-    return torch.stack([encoder.encode(warm, text, (), SETTINGS).hidden for text in texts])
-
-
-def pooled_of(warm: WarmPipeline, *texts: str) -> Tensor | None:
-    pooled = [PromptEncoder(0).encode(warm, text, (), SETTINGS).pooled for text in texts]
-    found = [row for row in pooled if row is not None]
-    return torch.stack(found) if found else None
+    return stacked(rows_of(warm, *texts))[0]
 
 
 def check(steering: Steering, warm: WarmPipeline, *texts: str) -> None:
-    assert torch.equal(steering.hidden, hidden_of(warm, *texts))
-    expected = pooled_of(warm, *texts)
-    if expected is None:
+    """Check the rows; an empty text is a negative, which for SDXL is zeros."""
+    rows = [
+        zeroed(row) if warm.family == "sdxl" and not text else row
+        for row, text in zip(rows_of(warm, *texts), texts, strict=True)
+    ]
+    hidden, pooled = stacked(rows)
+    assert torch.equal(steering.hidden, hidden)
+    if pooled is None:
         assert steering.pooled is None
     else:
         assert steering.pooled is not None
-        assert torch.equal(steering.pooled, expected)
+        assert torch.equal(steering.pooled, pooled)
 
 
 def test_without_and_and_schedules_it_is_one_object_for_all_evaluations(
@@ -107,6 +110,15 @@ def test_pictures_have_parts_and_schedules_of_their_own(warm: WarmPipeline) -> N
         )
         assert steered.at(call).owners.tolist() == [0, 0, 0, 1, 2]
         assert steered.at(call).weights.tolist() == [1.0, 0.5, -1.0, 1.0, 1.0]
+
+
+def test_only_an_empty_negative_prompt_of_sdxl_is_zeros(sdxl: WarmPipeline) -> None:
+    pictures = [picture(""), picture("a", " "), picture("a", "[:b:2]")]
+    first = guide(sdxl, pictures, windows=2).at(0)
+
+    assert first.pooled is not None
+    assert first.hidden.flatten(1).any(dim=1).tolist() == [False, True, True, True, True, True]
+    assert first.pooled.any(dim=1).tolist() == [False, True, True, True, True, True]
 
 
 def test_rows_are_joined_anew_only_when_a_text_changes(sd1: WarmPipeline) -> None:
