@@ -30,7 +30,7 @@ def record(request: GenerateRequest | UpscaleRequest, job_id: str = "job") -> Jo
 
 
 def resolved(
-    models: ModelStore, store: ObjectStore | None = None, **fields: object
+    models: ModelStore, store: ObjectStore | None = None, /, **fields: object
 ) -> ResolvedGenerate:
     """A request's job; pictures that it starts from lie in the store."""
     wanted: dict[str, Any] = {"prompt": "a fox", "checkpoint": "demo", **fields}

@@ -20,7 +20,7 @@ def added_conditions(
     has an aesthetic score in place of the target size: low for the negatives, high for the prompts.
 
     Args:
-        pooled: `Conditioning.pooled`, `(R, width)`; None for SD 1.x.
+        pooled: `Steering.pooled`, `(R, width)`; None for SD 1.x.
         width: of the picture that is drawn now, in pixels: of a hires pass, the larger.
         height: likewise.
         negatives: how many rows, from the first on, are of negative prompts.

@@ -20,7 +20,7 @@ from imagefleet_worker.models.diffusers_folder import folder_family
 from imagefleet_worker.models.pipelines import PipelineCache, WarmPipeline
 from imagefleet_worker.models.single_file import load_single_file
 from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.prompts.encode import encode
+from tests.conditioning import encode
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
 CPU = torch.device("cpu")

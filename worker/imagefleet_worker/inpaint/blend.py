@@ -1,14 +1,10 @@
 """Denoising that keeps what is not masked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from imagefleet_shared.fields import MaskFill
-
-from .fill import fill_latents
 
 
 @dataclass(frozen=True)
@@ -37,14 +33,6 @@ class LatentMask:
         everywhere = torch.ones(1, 1, *kept.shape[-2:])
         joined = torch.cat([everywhere if mask is None else mask for mask in masks])
         return cls(joined.to(kept), kept)
-
-    def filled(self, noise: Tensor, fill: MaskFill) -> "LatentMask":
-        """The same, with what that mode puts under the mask; `kept` is what denoising starts from.
-
-        Args:
-            noise: unit noise of each picture, that of its first pass.
-        """
-        return replace(self, kept=fill_latents(self.kept, self.mask, noise, fill))
 
     def blend(self, clean: Tensor) -> Tensor:
         """The estimate where it is drawn, the kept latents elsewhere."""

@@ -17,7 +17,7 @@ from ..adapters.textual_inversion import TextEncoder, check_fit
 from ..models.pipelines import WarmPipeline
 from .chunks import Place, check_length, inversions_in, token_ids, weights
 from .emphasis import emphasise
-from .encoded import EncodedText, filled_up, stacked
+from .encoded import EncodedText
 from .inject import injected
 from .layout import lay_out
 from .triggers import TextualInversion
@@ -36,56 +36,10 @@ class TextSettings:
     """How weights are applied."""
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """What the UNet is told to draw, for a batch in which the negatives come first."""
-
-    hidden: Tensor
-    """`(B, windows x 77, width)`; the text encoders' widths side by side."""
-    pooled: Tensor | None
-    """`(B, width)`, SDXL and its refiner: OpenCLIP's summary of the first window."""
-    inversions: tuple[TextualInversion, ...] = ()
-    """Textual inversions that the texts triggered, in order of first appearance."""
-
-
 class _Encoder(NamedTuple):
     component: TextEncoder
     tokenizer: CLIPTokenizer
     model: PreTrainedModel
-
-
-def encode(
-    warm: WarmPipeline,
-    texts: Sequence[str],
-    clip_skip: int | None,
-    max_tokens: int,
-    inversions: Sequence[Sequence[TextualInversion]] = (),
-    emphasis: Emphasis = "original",
-) -> Conditioning:
-    """Encode texts; the shorter ones are filled up with empty windows.
-
-    Args:
-        warm: the pipeline whose text encoders to use; they are left as they were.
-        texts: B prompts, with brackets for emphasis and without tags for LoRAs.
-        clip_skip: see `TextSettings`.
-        max_tokens: see `TextSettings`.
-        inversions: for each text those that it may trigger; empty: none for any.
-        emphasis: see `TextSettings`.
-
-    Raises:
-        PromptTooLong, InvalidRequest: as `windows_of`.
-        IncompatibleAdapter: as `encode_windows`.
-    """
-    settings = TextSettings(clip_skip, max_tokens, emphasis)
-    layouts = [
-        windows_of(warm, text, own, settings)
-        for text, own in zip(texts, inversions or [()] * len(texts), strict=True)
-    ]
-    triggered = dict.fromkeys(found for windows in layouts for found in inversions_in(windows))
-    encoded = [encode_windows(warm, windows, settings) for windows in layouts]
-    empty = encode_windows(warm, [[]], settings)
-    filled = filled_up(encoded, empty, max(len(windows) for windows in layouts))
-    return Conditioning(*stacked(filled), tuple(triggered))
 
 
 def windows_of(

@@ -50,14 +50,3 @@ def test_masks_take_the_latents_type(dtype: torch.dtype) -> None:
 def test_a_grey_mask_mixes() -> None:
     blend = LatentMask(torch.full((1, 1, 1, 1), 0.25), torch.full((1, 4, 1, 1), 8.0))
     assert torch.equal(blend.blend(torch.full((1, 4, 1, 1), 4.0)), torch.full((1, 4, 1, 1), 7.0))
-
-
-def test_a_latent_fill_changes_what_lies_under_the_masks() -> None:
-    clean, noise = latents(1), latents(2)
-    blend = LatentMask.of([half(), None], clean)
-    assert blend is not None
-    filled = blend.filled(noise, "latent_noise")
-    assert torch.equal(filled.kept[0, :, :, :2], noise[0, :, :, :2])
-    assert torch.equal(filled.kept[0, :, :, 2:], clean[0, :, :, 2:])
-    assert torch.equal(filled.mask, blend.mask)
-    assert torch.equal(blend.filled(noise, "original").kept, clean)

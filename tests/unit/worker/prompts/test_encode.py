@@ -11,7 +11,7 @@ from imagefleet_shared.errors import InvalidRequest, PromptTooLong
 from imagefleet_shared.fields import Emphasis
 from imagefleet_worker.models.pipelines import WarmPipeline
 from imagefleet_worker.prompts.emphasis import emphasise
-from imagefleet_worker.prompts.encode import Conditioning, encode
+from tests.conditioning import Conditioning, encode
 
 from . import reference
 
