@@ -27,7 +27,7 @@ eights = st.integers(8, 128).map(lambda eighths: 8 * eighths)
         ((512, 512), HiresPass(width=1024, height=1024), HiresSize(1024, 1024)),
         ((512, 512), HiresPass(width=1024, height=768), HiresSize(1024, 1024, 0, 32)),
         ((512, 512), HiresPass(width=768, height=1024), HiresSize(1024, 1024, 32, 0)),
-        # 1000 x 1.5 is cut from 1504 x 1000 less 4: 187 columns, an odd rest of 24.
+        # 1500 x 1000 covers it; of 187 columns of latents 163 are wanted.
         ((768, 512), HiresPass(width=1304, height=1000), HiresSize(1496, 1000, 24, 0)),
         ((512, 704), HiresPass(width=1024, height=1384), HiresSize(1024, 1408, 0, 3)),
     ],
