@@ -22,10 +22,12 @@ eights = st.integers(8, 128).map(lambda eighths: 8 * eighths)
         ((512, 768), HiresPass(width=1024), HiresSize(1024, 1536)),
         ((768, 512), HiresPass(width=1000), HiresSize(1000, 664)),  # 666
         ((768, 512), HiresPass(height=1000), HiresSize(1496, 1000)),  # 1500
+        ((88, 64), HiresPass(width=1000), HiresSize(1000, 720)),  # 727.3
+        ((64, 88), HiresPass(height=1000), HiresSize(720, 1000)),
         ((512, 512), HiresPass(width=1024, height=1024), HiresSize(1024, 1024)),
         ((512, 512), HiresPass(width=1024, height=768), HiresSize(1024, 1024, 0, 32)),
         ((512, 512), HiresPass(width=768, height=1024), HiresSize(1024, 1024, 32, 0)),
-        # 1000 x 1.5 is cut from 1504 x 1000 less 4: 187 columns, an odd rest of 24.
+        # 1500 x 1000 covers it; of 187 columns of latents 163 are wanted.
         ((768, 512), HiresPass(width=1304, height=1000), HiresSize(1496, 1000, 24, 0)),
         ((512, 704), HiresPass(width=1024, height=1384), HiresSize(1024, 1408, 0, 3)),
     ],
@@ -57,11 +59,11 @@ def test_a_side_too_small_is_refused() -> None:
         hires_size(2048, 64, HiresPass(width=1024))
 
 
-def test_latents_and_pictures_are_cut_alike_the_odd_row_below() -> None:
-    size = HiresSize(40, 64, cut_columns=2, cut_rows=3)
-    latents = torch.arange(8 * 5).reshape(1, 1, 8, 5)
+def test_latents_and_pictures_are_cut_alike_the_odd_line_at_the_end() -> None:
+    size = HiresSize(48, 64, cut_columns=3, cut_rows=3)
+    latents = torch.arange(8 * 6).reshape(1, 1, 8, 6)
     assert torch.equal(size.crop_latents(latents), latents[:, :, 1:6, 1:4])
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 40, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     cut = np.asarray(size.crop_picture(Image.fromarray(pixels)))
     np.testing.assert_array_equal(cut, pixels[8:48, 8:32])
     assert (size.width, size.height) == (24, 40)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from imagefleet_shared.fields import MaskFill
 from imagefleet_worker.inpaint.fill import fill_latents, filled, without_masked
@@ -46,6 +46,19 @@ def test_a_hole_between_two_colours_takes_the_nearer_at_each_side() -> None:
     assert np.abs(result[:, 32] - RED).max() <= 8
     assert np.abs(result[:, 63] - BLUE).max() <= 8
     assert result[32, 40, 0] > result[32, 56, 0]
+
+
+def test_veils_of_a1111s_radii_lie_on_each_other() -> None:
+    """The same in floating point: each veil as often as A1111 lays it on, the widest first."""
+    picture, mask = noise(80, 60), block(80, 60, (10, 5, 75, 58))
+    known = without_masked(picture, mask)
+    under = np.zeros((60, 80, 4))  # premultiplied
+    for radius in (256, 64, 16, 16, 4, 4, 4, 4, 2, 2, 0):
+        veil = np.asarray(known.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")) / 255
+        over = np.dstack([veil[..., :3] * veil[..., 3:], veil[..., 3:]])
+        under = over + under * (1 - over[..., 3:])
+    expected = 255 * under[..., :3] / under[..., 3:]
+    assert np.abs(np.asarray(filled(picture, mask)) - expected).max() < 3
 
 
 def test_where_all_is_masked_nothing_is_known() -> None:

@@ -51,6 +51,10 @@ def test_crop_and_resize_keeps_the_middle() -> None:
     assert fit(wide, 64, 64, "crop_and_resize").tobytes() == (
         lanczos(wide, 256, 64).crop((96, 0, 160, 64)).tobytes()
     )
+    # Halves are rounded down before they are taken from each other: 3 - 1, not (6 - 3) / 2.
+    assert fit(noise(6, 3), 3, 3, "crop_and_resize").tobytes() == (
+        noise(6, 3).crop((2, 0, 5, 3)).tobytes()
+    )
     tall = noise(50, 101)
     assert fit(tall, 64, 64, "crop_and_resize").tobytes() == (
         lanczos(tall, 64, 129).crop((0, 32, 64, 96)).tobytes()

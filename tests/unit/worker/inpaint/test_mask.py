@@ -74,6 +74,13 @@ OPENCV: list[tuple[int, list[list[int]], list[list[int]]]] = [
         [[14, 15, 22, 32, 48, 67, 90, 115, 140, 165, 188, 207, 223, 233, 240, 241]],
     ),
     (2, [[0] * 8 + [255] + [0] * 8], [[0, 0, 0, 2, 7, 17, 31, 45, 52, 45, 31, 17, 7, 2, 0, 0, 0]]),
+    # Sums that end in a half; and what comes out otherwise if columns are blurred before rows.
+    (1, [[0, 0, 0, 0, 64, 0, 0, 0, 0]], [[0, 0, 4, 16, 26, 16, 4, 0, 0]]),
+    (
+        1,
+        [[95, 130, 194, 217], [207, 235, 15, 163], [33, 215, 217, 130], [248, 189, 16, 69]],
+        [[163, 158, 148, 146], [166, 161, 147, 141], [168, 163, 143, 132], [168, 161, 138, 123]],
+    ),
     # Narrower than the blur: mirrored again and again.
     (4, [[0, 255, 0, 0, 9]], [[65, 68, 63, 66, 61]]),
     (4, [[0], [255], [0], [0], [9]], [[65], [68], [63], [66], [61]]),
@@ -123,6 +130,15 @@ def test_latents_are_drawn_or_not_by_the_mean_of_their_pixels() -> None:
     result = to_latent_mask(Image.fromarray(mask))
     assert torch.equal(result, expected)
     assert result.dtype == torch.float32
+
+
+def test_the_mean_is_bicubic_with_its_dips_beside_an_edge() -> None:
+    """A square from 12 to 52 fills half of the latents round it, but not where two dips meet."""
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (12, 12, 52, 52))
+    rows = ["00000000", "00000000", "01111110", "00111100"]
+    expected = [[int(drawn) for drawn in row] for row in [*rows, *reversed(rows)]]
+    assert to_latent_mask(mask)[0, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(("value", "drawn"), [(0, 0), (127, 0), (128, 1), (255, 1)])

@@ -263,6 +263,24 @@ def test_other_fills_draw_the_surroundings_in_before_the_encoder(
     assert not differs(result, picture)[values(mask) == 0].any()
 
 
+def test_the_fill_is_cut_with_the_picture() -> None:
+    picture, mask = noise(128, 64), block(128, 64, (40, 0, 80, 64))
+    image = prepare(picture, mask, asked(fill="fill"), (64, 64), "crop_and_resize").image
+    middle = (32, 0, 96, 64)
+    assert image.tobytes() == filled(picture.crop(middle), mask.crop(middle)).tobytes()
+
+
+def test_a_region_without_room_for_the_proportions_comes_back_undistorted() -> None:
+    """40 pixels wide in a job of 2:1: its edges are drawn out for the model, and cut off again."""
+    ramp = np.linspace(0, 255, 40).astype(np.uint8)
+    picture = Image.fromarray(np.tile(ramp[None, :, None], (200, 1, 3)))
+    inpaint = asked(only_masked=True, padding=0)
+    prepared = prepare(picture, block(40, 200, (0, 60, 40, 120)), inpaint, (256, 128))
+    assert prepared.region == (0, 60, 40, 120)
+    as_encoded = values(prepared.finish(prepared.image)).astype(int)
+    assert np.abs(as_encoded - values(picture)).max() < 8
+
+
 def test_outpainting_is_a_larger_canvas_with_its_border_masked() -> None:
     """The mask has the canvas's proportions, so only the picture is drawn out at its sides."""
     picture = noise(64, 64)
