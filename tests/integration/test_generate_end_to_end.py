@@ -60,7 +60,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 
-PROMPT = "a red fox in the snow, watercolour, 3:4"
+PROMPT = "a red fox in the snow, 3:4, watercolour"
 NEGATIVE = "blurry, grey"
 STEPS = 6
 SEED = 12

@@ -107,7 +107,9 @@ class Resolver:
 
     def default_checkpoint(self) -> str | None:
         """What a request that names no checkpoint gets; None where there is no such choice."""
-        checkpoints = self._models.listed("checkpoint")
+        checkpoints = [
+            file for file in self._models.listed("checkpoint") if file.family != "sdxl_refiner"
+        ]
         return self._settings.default_checkpoint or (
             checkpoints[0].name if len(checkpoints) == 1 else None
         )
@@ -182,9 +184,11 @@ class Resolver:
             return None
         checkpoint = self._models.find("checkpoint", request.refiner_checkpoint)
         _require_same_latents("refiner_checkpoint", checkpoint, look.checkpoint)
-        # SDXL's refiner is another network, for which there are no LoRAs.
-        same = checkpoint.family == look.checkpoint.family
-        own = replace(look, checkpoint=checkpoint, loras=look.loras if same else ())
+        if checkpoint.family == look.checkpoint.family:
+            own = replace(look, checkpoint=checkpoint)
+        else:
+            # SDXL's refiner is another network: no LoRA is for it, and A1111 gives it no embeddings.
+            own = replace(look, checkpoint=checkpoint, loras=(), inversions=())
         return Refiner(own, request.refiner_switch_at)
 
     def _hires(
