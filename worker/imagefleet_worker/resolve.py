@@ -220,12 +220,18 @@ class Resolver:
         self, request: GenerateRequest, source: Image.Image, hires: Hires | None
     ) -> PreparedImage:
         width, height = request.width or 0, request.height or 0
-        inpaint = request.inpaint
-        if inpaint is None:
-            return prepare_image(source, width, height, request.resize_mode)
-        mask = decode_mask(self._fetch(inpaint.mask_image), self._settings.max_output_pixels)
-        size = hires.size if hires else None
-        return prepare_inpaint(source, mask, inpaint, width, height, request.resize_mode, size)
+        if request.inpaint is None:
+            prepared = prepare_image(source, width, height, request.resize_mode)
+        else:
+            content = self._fetch(request.inpaint.mask_image)
+            mask = decode_mask(content, self._settings.max_output_pixels)
+            prepared = prepare_inpaint(
+                *(source, mask, request.inpaint, width, height, request.resize_mode),
+                hires.size if hires else None,
+            )
+        # To be stretched as latents, a picture is encoded at its own size.
+        _limit("image to encode", *prepared.image.size, self._settings.max_pixels)
+        return prepared
 
     def _check_upscale(self, upscale: UpscalePass, width: int, height: int) -> None:
         if upscale.upscaler != LANCZOS:

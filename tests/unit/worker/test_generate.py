@@ -1,0 +1,314 @@
+"""What a request's fields do to a picture, drawn by a real studio on small random models."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from imagefleet_shared.fields import LATENT_MODES
+from imagefleet_shared.parts import ImageRef
+from imagefleet_shared.samplers import SCHEDULER_LABELS, SchedulerName
+from imagefleet_shared.status import Stage
+from imagefleet_shared.storage import FileStore
+from imagefleet_worker.app import make_studio
+from imagefleet_worker.generate import Studio
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.stages import Stages
+from tests.jobs import resolved
+from tools.make_demo_checkpoint import write_demo_checkpoint
+
+SIDE = 64
+
+
+class Atelier:
+    """Draws requests in this process; equal requests are drawn once."""
+
+    def __init__(self, models: ModelStore, studio: Studio, store: FileStore) -> None:
+        self._models, self._studio, self._store = models, studio, store
+        self.told: list[tuple[Stage, int, int]] = []
+
+    def draw(self, prompt: str = "a red fox", **fields: object) -> Image.Image:
+        [picture] = self.draw_all(prompt, **fields)
+        return picture
+
+    def draw_all(self, prompt: str = "a red fox", **fields: object) -> list[Image.Image]:
+        settings: dict[str, Any] = {
+            **{"num_inference_steps": 4, "width": SIDE, "height": SIDE, "seed": 1},
+            **fields,
+        }
+        job = resolved(self._models, self._store, prompt=prompt, **settings)
+        self.told = []
+        stages = Stages([lambda stage, step, steps: self.told.append((stage, step, steps))])
+        [pictures] = self._studio.render([job], stages)
+        return pictures
+
+    def steps(self, stage: Stage) -> tuple[int, int]:
+        """Of a stage of the last job: the steps it had, and those that it took."""
+        told = [(step, steps) for at, step, steps in self.told if at == stage]
+        return told[-1][1], max(step for step, _ in told)
+
+    def put(self, picture: Image.Image) -> ImageRef:
+        file = BytesIO()
+        picture.save(file, "PNG")
+        content = file.getvalue()
+        key = f"inputs/{hash(content)}.png"
+        self._store.put_new(key, content, "image/png")
+        return ImageRef(key=key)
+
+
+@pytest.fixture(scope="module")
+def atelier(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Atelier:
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("checkpoints", "loras", "embeddings", "upscalers"):
+        (folder / name).mkdir()
+        for file in (demo_models / name).iterdir():
+            (folder / name / file.name).write_bytes(file.read_bytes())
+    write_demo_checkpoint(folder / "checkpoints/other.safetensors", "sd1", seed=7)
+    write_demo_checkpoint(folder / "checkpoints/xl-refiner.safetensors", "sdxl_refiner", seed=3)
+    models = ModelStore(folder)
+    studio = make_studio(WorkerSettings(verify_every=1), models, torch.device("cpu"))
+    return Atelier(models, studio, FileStore(tmp_path_factory.mktemp("store")))
+
+
+def pixels(picture: Image.Image) -> NDArray[np.int16]:
+    return np.asarray(picture, dtype=np.int16)
+
+
+def differ(one: Image.Image, other: Image.Image) -> bool:
+    """Whether two pictures differ by more than rounding."""
+    assert one.size == other.size
+    return bool(np.abs(pixels(one) - pixels(other)).max() > 2)
+
+
+def photo(width: int = SIDE, height: int = SIDE) -> Image.Image:
+    coarse = np.random.default_rng(3).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def mask(box: tuple[int, int, int, int] = (16, 16, 48, 48)) -> Image.Image:
+    white = Image.new("L", (SIDE, SIDE))
+    white.paste(255, box)
+    return white
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULER_LABELS)
+def test_every_scheduler_draws_its_own_picture_in_the_steps_it_says(
+    atelier: Atelier, scheduler: SchedulerName
+) -> None:
+    picture = atelier.draw(scheduler=scheduler, num_inference_steps=6)
+    planned, taken = atelier.steps("denoise")
+    assert planned == taken > 0
+    assert pixels(picture).std() > 5
+    if scheduler != "euler":
+        assert differ(picture, atelier.draw(num_inference_steps=6))
+
+
+def test_a_word_late_in_a_long_prompt_counts(atelier: Atelier) -> None:
+    words = ["lantern"] * 290
+    before = atelier.draw(" ".join(words))
+    words[200] = "elephant"
+    assert differ(before, atelier.draw(" ".join(words)))
+
+
+def test_a_prompt_that_changes_after_the_last_step_is_its_first_part(atelier: Atelier) -> None:
+    first, last = atelier.draw("a fox"), atelier.draw("a house")
+    assert not differ(atelier.draw("a [fox:house:1.0]"), first)
+    midway = atelier.draw("a [fox:house:0.5]")
+    assert differ(midway, first)
+    assert differ(midway, last)
+
+
+def test_alternating_words_draw_neither(atelier: Atelier) -> None:
+    mixed = atelier.draw("a [fox|house]")
+    assert differ(mixed, atelier.draw("a fox"))
+    assert differ(mixed, atelier.draw("a house"))
+
+
+def test_parts_joined_by_and_steer_together(atelier: Atelier) -> None:
+    both = atelier.draw("a fox AND a house")
+    assert differ(both, atelier.draw("a fox"))
+    assert not differ(atelier.draw("a fox AND a house :0"), atelier.draw("a fox"))
+    half = atelier.draw("a fox :0.5 AND a fox :0.5")
+    assert not differ(half, atelier.draw("a fox"))
+
+
+def test_and_steers_without_guidance_too(atelier: Atelier) -> None:
+    unguided = atelier.draw("a fox", guidance_scale=1)
+    assert not differ(atelier.draw("a fox AND a house :0", guidance_scale=1), unguided)
+
+
+@pytest.mark.parametrize("emphasis", ["no_norm", "ignore", "none"])
+def test_modes_of_emphasis_draw_other_pictures(atelier: Atelier, emphasis: str) -> None:
+    text = "a (red:1.8) fox"
+    assert differ(atelier.draw(text), atelier.draw(text, emphasis=emphasis))
+    if emphasis == "ignore":
+        assert not differ(atelier.draw(text, emphasis=emphasis), atelier.draw("a red fox"))
+
+
+def test_eta_is_the_share_of_fresh_noise(atelier: Atelier) -> None:
+    ancestral = atelier.draw(scheduler="euler_ancestral")
+    assert not differ(atelier.draw(scheduler="euler_ancestral", eta=1), ancestral)
+    assert not differ(atelier.draw(scheduler="euler_ancestral", eta=0), atelier.draw())
+
+
+def test_a_variation_goes_from_one_seed_to_the_other(atelier: Atelier) -> None:
+    ours, theirs = atelier.draw(seed=1), atelier.draw(seed=2)
+    assert not differ(atelier.draw(seed=1, variation_seed=2, variation_strength=0), ours)
+    assert not differ(atelier.draw(seed=1, variation_seed=2, variation_strength=1), theirs)
+    between = atelier.draw(seed=1, variation_seed=2, variation_strength=0.3)
+    assert differ(between, ours)
+    assert differ(between, theirs)
+
+
+def test_with_a_variation_its_seed_counts_on(atelier: Atelier) -> None:
+    """As in A1111: all pictures have the first seed."""
+    fields: dict[str, Any] = {"variation_strength": 0.3, "seed": 1}
+    _, second = atelier.draw_all(variation_seed=5, num_images=2, **fields)
+    assert not differ(second, atelier.draw(variation_seed=6, **fields))
+
+
+def test_numbers_of_a_gpu_are_others_than_those_of_a_cpu(atelier: Atelier) -> None:
+    assert differ(atelier.draw(rng="gpu"), atelier.draw(rng="cpu"))
+
+
+def test_a_seed_resized_is_not_the_seed_at_that_size(atelier: Atelier) -> None:
+    wide = atelier.draw(width=96, seed_resize_from=(64, 64))
+    assert differ(wide, atelier.draw(width=96))
+
+
+@pytest.mark.parametrize("upscaler", [*LATENT_MODES, "lanczos", "demo-x2"])
+def test_every_upscaler_leads_to_a_hires_picture_of_its_own(
+    atelier: Atelier, upscaler: str
+) -> None:
+    hires = {"scale": 1.5, "upscaler": upscaler, "num_inference_steps": 3, "strength": 0.5}
+    picture = atelier.draw(hires=hires)
+    assert picture.size == (96, 96)
+    assert atelier.steps("hires") == (3, 3)
+    if upscaler != "latent":
+        assert differ(picture, atelier.draw(hires={**hires, "upscaler": "latent"}))
+
+
+def test_a_hires_pass_to_other_proportions_is_cropped(atelier: Atelier) -> None:
+    for upscaler in ("latent", "lanczos"):
+        hires = {"width": 128, "height": 96, "upscaler": upscaler, "num_inference_steps": 2}
+        assert atelier.draw(hires=hires).size == (128, 96)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"scheduler": "DPM++ 2M Karras"},
+        {"prompt": "a house"},
+        {"negative_prompt": "grey"},
+        {"prompt": "a red fox <lora:demo-one:1>"},
+        {"loras": [{"name": "demo-one"}]},
+        {"checkpoint": "other"},
+    ],
+    ids=str,
+)
+def test_a_hires_pass_has_settings_of_its_own(atelier: Atelier, own: dict[str, Any]) -> None:
+    hires: dict[str, Any] = {"scale": 1.5, "num_inference_steps": 3}
+    plain = atelier.draw(hires=hires)
+    assert differ(plain, atelier.draw(hires={**hires, **own}))
+    assert not differ(plain, atelier.draw(hires=hires)), "nothing of it is left"
+
+
+def test_a_hires_pass_may_be_drawn_by_another_family(atelier: Atelier) -> None:
+    hires = {"scale": 2, "upscaler": "lanczos", "checkpoint": "demo-xl", "num_inference_steps": 2}
+    assert atelier.draw(hires=hires).size == (128, 128)
+
+
+@pytest.mark.parametrize("fill", ["original", "fill", "latent_noise", "latent_nothing"])
+def test_what_is_not_masked_stays_to_the_byte(atelier: Atelier, fill: str) -> None:
+    start = photo()
+    inpaint = {"mask_image": atelier.put(mask()), "fill": fill, "mask_blur": 2}
+    drawn = atelier.draw(image=atelier.put(start), inpaint=inpaint, strength=0.8)
+    change = np.abs(pixels(drawn) - pixels(start)).max(axis=2)
+    outside = np.asarray(mask((8, 8, 56, 56))) == 0
+    assert change[outside].max() == 0
+    assert change[24:40, 24:40].max() > 5
+
+
+def test_fills_draw_different_pictures(atelier: Atelier) -> None:
+    drawn = [
+        atelier.draw(
+            image=atelier.put(photo()),
+            inpaint={"mask_image": atelier.put(mask()), "fill": fill},
+            strength=0.6,
+        )
+        for fill in ("original", "fill", "latent_noise", "latent_nothing")
+    ]
+    for place, one in enumerate(drawn):
+        assert all(differ(one, other) for other in drawn[place + 1 :])
+
+
+def test_only_masked_draws_the_region_at_full_size_and_keeps_the_rest(atelier: Atelier) -> None:
+    start = photo(160, 120)
+    white = Image.new("L", start.size)
+    white.paste(255, (40, 40, 64, 64))
+    inpaint = {
+        **{"mask_image": atelier.put(white), "only_masked": True, "padding": 8, "mask_blur": 0},
+    }
+    drawn = atelier.draw(image=atelier.put(start), inpaint=inpaint, strength=0.9)
+    assert drawn.size == start.size
+    change = np.abs(pixels(drawn) - pixels(start)).max(axis=2)
+    assert change[np.asarray(white) == 0].max() == 0
+    assert change[44:60, 44:60].max() > 5
+
+
+def test_an_inverted_mask_draws_the_rest(atelier: Atelier) -> None:
+    start = photo()
+    inpaint = {"mask_image": atelier.put(mask()), "invert": True, "mask_blur": 0}
+    drawn = atelier.draw(image=atelier.put(start), inpaint=inpaint, strength=0.8)
+    assert np.array_equal(pixels(drawn)[24:40, 24:40], pixels(start)[24:40, 24:40])
+
+
+@pytest.mark.parametrize(
+    "resize_mode", ["just_resize", "crop_and_resize", "resize_and_fill", "latent"]
+)
+def test_resize_modes_fit_a_picture_of_other_proportions(
+    atelier: Atelier, resize_mode: str
+) -> None:
+    start = atelier.put(photo(120, 72))
+    drawn = atelier.draw(image=start, strength=0.3, resize_mode=resize_mode)
+    assert drawn.size == (SIDE, SIDE)
+    if resize_mode != "just_resize":
+        assert differ(drawn, atelier.draw(image=start, strength=0.3))
+
+
+def test_a_picture_hardly_changes_at_low_strength(atelier: Atelier) -> None:
+    start = photo()
+    near, far = (
+        atelier.draw(image=atelier.put(start), strength=strength, num_inference_steps=20)
+        for strength in (0.05, 0.95)
+    )
+    distances = [np.abs(pixels(drawn) - pixels(start)).mean() for drawn in (near, far)]
+    assert distances[0] < distances[1]
+
+
+def test_a_refiner_takes_over_late(atelier: Atelier) -> None:
+    plain = atelier.draw(num_inference_steps=8)
+    early, late = (
+        atelier.draw(num_inference_steps=8, refiner_checkpoint="other", refiner_switch_at=at)
+        for at in (0.1, 0.8)
+    )
+    assert differ(late, plain)
+    distances = [np.abs(pixels(drawn) - pixels(plain)).mean() for drawn in (late, early)]
+    assert distances[0] < distances[1]
+    never = atelier.draw(num_inference_steps=4, refiner_checkpoint="other", refiner_switch_at=0.999)
+    assert not differ(never, atelier.draw(num_inference_steps=4)), "its turn does not come"
+
+
+def test_sdxls_refiner_goes_on_where_the_base_stopped(atelier: Atelier) -> None:
+    plain = atelier.draw(checkpoint="demo-xl")
+    refined = atelier.draw(
+        checkpoint="demo-xl", refiner_checkpoint="xl-refiner", refiner_switch_at=0.5
+    )
+    assert differ(refined, plain)
+    assert atelier.steps("denoise") == (4, 4)
