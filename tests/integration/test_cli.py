@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,15 @@ def test_what_a_picture_says_and_nobody_can_do_is_told(shell: Shell) -> None:
     assert "not used: ENSD: 31337" in done.stderr
 
 
-def test_a_job_is_watched_into_a_file(shell: Shell) -> None:
-    slow = ("--steps", "40", "--width", "256", "--height", "192")
-    job_id = shell("generate", "a fox", *slow, "--no-wait").strip()
-    assert "succeeded" in shell("status", job_id, "--preview", "look.png")
-    assert shape(shell.folder / "look.png") == ("PNG", (256, 192))
+def test_a_job_is_watched_into_a_file(shell: Shell, fleet: TestFleet) -> None:
+    job_id = shell("generate", "a fox", *SLOW, "--no-wait").strip()
+    look = shell.folder / "look.png"
+    with ThreadPoolExecutor() as pool:
+        watching = pool.submit(shell.run, "status", job_id, "--preview", look.name)
+        wait_for(look.exists, TIMEOUT_S, "a preview is in the file")
+        assert shape(look) == ("PNG", (512, 512))
+        fleet.client.job(job_id).cancel()
+        assert watching.result().returncode == 4
 
 
 def test_upscale_enlarges_a_file(shell: Shell) -> None:

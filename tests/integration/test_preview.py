@@ -1,6 +1,7 @@
 """Previews through a real fleet."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ TIMEOUT_S = 60
 
 @pytest.fixture
 def job(fleet: TestFleet) -> Job:
-    """A job of two pictures that takes a few seconds."""
+    """A job of two pictures that takes a while."""
     wanted = GenerateRequest(
-        prompt="a red fox", num_inference_steps=50, width=256, height=192, num_images=2
+        prompt="a red fox", num_inference_steps=150, width=256, height=192, num_images=2
     )
     return fleet.client.generate(wanted)
 
@@ -45,7 +46,11 @@ def test_no_preview_is_made_while_nobody_asks(fleet: TestFleet, job: Job) -> Non
 
 def test_a_job_is_followed_into_a_file(job: Job, tmp_path: Path) -> None:
     file = tmp_path / "preview.png"
-    follow(Console(quiet=True), job, "drawing", TIMEOUT_S, preview=file)
-    with Image.open(file) as picture:
-        assert picture.size == (2 * 256, 192)
+    with ThreadPoolExecutor() as pool:
+        followed = pool.submit(follow, Console(quiet=True), job, "drawing", TIMEOUT_S, preview=file)
+        wait_for(file.exists, TIMEOUT_S, "a preview is in the file")
+        with Image.open(file) as picture:
+            assert picture.size == (2 * 256, 192)
+        job.cancel()
+        followed.result()
     assert [each.name for each in tmp_path.iterdir()] == ["preview.png"]
