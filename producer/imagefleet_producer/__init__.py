@@ -30,6 +30,9 @@ from imagefleet_shared.errors import (
     UnsupportedSize,
     WorkerFailure,
 )
+from imagefleet_shared.image_files import read_parameters
+from imagefleet_shared.infotext import Parsed
+from imagefleet_shared.infotext import parse as parse_parameters
 from imagefleet_shared.parts import (
     HiresPass,
     ImageRef,
@@ -62,6 +65,10 @@ __all__ = [  # noqa: RUF022 — in groups, to be read as a table of contents
     "TextualInversion",
     "UpscalePass",
     "UpscaleRequest",
+    # Requests from pictures
+    "Parsed",
+    "parse_parameters",
+    "read_parameters",
     # What comes back
     "ImageResult",
     "JobResult",

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from imagefleet_shared.image_files import encode_image
 from localfleet.environment import child_environment
 from tests.fleet import TestFleet, wait_for
 
@@ -117,6 +119,42 @@ def test_every_option_reaches_the_request(shell: Shell) -> None:
     assert (asked["upscale"]["upscaler"], asked["upscale"]["scale"]) == ("demo-x2", 2)
     [image] = result["images"]
     assert (image["width"], image["height"]) == (384, 192)
+
+
+def test_a_picture_is_drawn_again_and_options_win_over_it(shell: Shell) -> None:
+    drawing = ("a fox <lora:demo-one:0.5>", *QUICK, "--hires", "1.5", "--hires-steps", "2")
+    first = shell.json("generate", *drawing, "--scheduler", "DPM++ 2M Karras")
+    [file] = first["files"]
+    again = shell.json("generate", "--from", file, "--out", "again")
+    with (
+        Image.open(shell.folder / file) as old,
+        Image.open(shell.folder / again["files"][0]) as new,
+    ):
+        assert old.tobytes() == new.tobytes()
+    other = shell.json("generate", "an owl", "--from", file, "--hires", "0", "--format", "webp")
+    asked = other["request"]
+    assert (asked["prompt"], asked["hires"], asked["seed"]) == ("an owl", None, 7)
+    assert (asked["scheduler"], asked["sigma_schedule"]) == ("dpmpp_2m", "karras")
+
+
+def test_what_a_picture_says_and_nobody_can_do_is_told(shell: Shell) -> None:
+    text = "a fox\nSteps: 2, Sampler: Euler, Schedule type: Karras, Size: 64x64, ENSD: 31337"
+    content = encode_image(Image.new("RGB", (8, 8)), "jpeg", text)
+    (shell.folder / "theirs.jpg").write_bytes(content)
+    done = shell.run("generate", "--from", "theirs.jpg")
+    assert done.returncode == 0, done.stderr
+    assert "not used: ENSD: 31337" in done.stderr
+
+
+def test_a_job_is_watched_into_a_file(shell: Shell, fleet: TestFleet) -> None:
+    job_id = shell("generate", "a fox", *SLOW, "--no-wait").strip()
+    look = shell.folder / "look.png"
+    with ThreadPoolExecutor() as pool:
+        watching = pool.submit(shell.run, "status", job_id, "--preview", look.name)
+        wait_for(look.exists, TIMEOUT_S, "a preview is in the file")
+        assert shape(look) == ("PNG", (512, 512))
+        fleet.client.job(job_id).cancel()
+        assert watching.result().returncode == 4
 
 
 def test_upscale_enlarges_a_file(shell: Shell) -> None:

@@ -1,5 +1,6 @@
 """The command line where no fleet is needed: help, refusals, and a fleet that is not there."""
 
+import json
 import time
 from pathlib import Path
 
@@ -90,6 +91,11 @@ def test_an_upscale_with_redis_down_is_told_too(cli: CliRunner, picture: str) ->
         (["--upscale", "9"], ["scale", "9"]),
         (["--format", "gif"], ["gif", "png"]),
         (["--unheard-of"], ["unheard-of"]),
+        (["--hires-steps", "3"], ["scale", "width"]),
+        (["--mask-blur", "3"], ["mask_image"]),
+        (["--seed-resize-from", "64"], ["seed_resize_from"]),
+        (["--preview", "look.xyz"], ["look.xyz", ".png"]),
+        (["--from", "picture.gone"], ["picture.gone"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -101,6 +107,26 @@ def test_a_request_that_cannot_be_ends_with_2_and_its_reason(
     assert result.stdout == ""
     for word in words:
         assert word in result.stderr
+
+
+def test_nothing_to_draw_ends_with_2(cli: CliRunner, picture: str) -> None:
+    result = cli.invoke(app, ["generate"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("InvalidRequest: give a prompt")
+    result = cli.invoke(app, ["generate", "--from", picture])
+    assert result.exit_code == 2
+    assert "carries no text" in result.stderr
+
+
+def test_schedulers_are_listed_without_a_fleet(cli: CliRunner) -> None:
+    result = cli.invoke(app, ["models", "--schedulers"])
+    assert result.exit_code == 0
+    for word in ("dpmpp_2m_sde", "DPM++ 2M SDE", "sgm_uniform", "SGM Uniform"):
+        assert word in result.stdout
+    listed = json.loads(cli.invoke(app, ["models", "--schedulers", "--json"]).stdout)
+    by_name = {row["name"]: row for row in listed["schedulers"]}
+    assert by_name["ddim"]["sigma_schedules"] == ["automatic"]
+    assert by_name["euler_ancestral"]["label"] == "Euler a"
 
 
 @pytest.mark.parametrize("command", ["upscale", "generate"])
