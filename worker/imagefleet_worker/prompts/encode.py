@@ -55,7 +55,8 @@ def windows_of(
         InvalidRequest: a weight is no finite number, or two inversions have the same token.
     """
     # SDXL's two tokenizers have the same vocabulary: they differ in the padding only.
-    windows = lay_out(warm.pipeline.tokenizer, text, inversions, settings.emphasis)
+    tokenizer = _text_encoders(warm)[0].tokenizer
+    windows = lay_out(tokenizer, text, inversions, settings.emphasis)
     check_length(windows, settings.max_tokens)
     return windows
 
