@@ -19,7 +19,7 @@ class ModelInfo(Frozen):
     kind: str
     """`checkpoint`, `lora`, `embedding` or `upscaler`."""
     family: str | None
-    """Architecture of a checkpoint, or the one that an adapter is for: `sd1` or `sdxl`."""
+    """Architecture of a checkpoint, or the one that an adapter is for: `sd1`, `sdxl`, …"""
     forms: tuple[str, ...]
     """A LoRA's kinds (`lora`, `loha`, ...), or an embedding's number of vectors."""
     trigger_words: tuple[str, ...]

@@ -53,9 +53,11 @@ def encode_pictures(
 
 def made_with(job: ResolvedGenerate, models: ModelStore) -> infotext.Models:
     """The models of a picture, with their hashes."""
+    checkpoint, *others = [look.checkpoint for look in job.looks]
+    digests = {other.name: models.sha256(other) for other in others}
     return infotext.Models(
-        checkpoint=job.look.checkpoint.name,
-        checkpoint_sha256=models.sha256(job.look.checkpoint),
+        checkpoint=checkpoint.name,
+        checkpoint_sha256=models.sha256(checkpoint),
         loras={
             lora.file.name: models.sha256(lora.file) or ""
             for look in job.looks
@@ -66,6 +68,7 @@ def made_with(job: ResolvedGenerate, models: ModelStore) -> infotext.Models:
             for look in job.looks
             for inversion in look.inversions
         },
+        other_checkpoints={name: digest for name, digest in digests.items() if digest},
     )
 
 

@@ -187,7 +187,7 @@ class Resolver:
         if checkpoint.family == look.checkpoint.family:
             own = replace(look, checkpoint=checkpoint)
         else:
-            # SDXL's refiner is another network: no LoRA is for it, and A1111 gives it no embeddings.
+            # SDXL's refiner is another network: no LoRA is for it, A1111 gives it no embeddings.
             own = replace(look, checkpoint=checkpoint, loras=(), inversions=())
         return Refiner(own, request.refiner_switch_at)
 
