@@ -142,7 +142,7 @@ def redrawn(pipeline: Any, start: Image.Image | torch.Tensor, executed: int, **f
             mode = pipeline.vae.encode(pixels).latent_dist.mode()
         start = mode * pipeline.vae.config.scaling_factor
     steps = fields.get("num_inference_steps", STEPS)
-    return drawn(pipeline, image=start, strength=(executed + 0.01) / steps, **fields)
+    return drawn(pipeline, image=start, strength=min(1.0, (executed + 0.01) / steps), **fields)
 
 
 def request(**fields: object) -> GenerateRequest:
