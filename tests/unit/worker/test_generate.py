@@ -1,79 +1,21 @@
 """What a request's fields do to a picture, drawn by a real studio on small random models."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from imagefleet_shared.fields import LATENT_MODES
-from imagefleet_shared.parts import ImageRef
 from imagefleet_shared.samplers import SCHEDULER_LABELS, SchedulerName
-from imagefleet_shared.status import Stage
-from imagefleet_shared.storage import FileStore
-from imagefleet_worker.app import make_studio
-from imagefleet_worker.generate import Studio
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.stages import Stages
-from tests.jobs import resolved
-from tools.make_demo_checkpoint import write_demo_checkpoint
-
-SIDE = 64
-
-
-class Atelier:
-    """Draws requests in this process; equal requests are drawn once."""
-
-    def __init__(self, models: ModelStore, studio: Studio, store: FileStore) -> None:
-        self._models, self._studio, self._store = models, studio, store
-        self.told: list[tuple[Stage, int, int]] = []
-
-    def draw(self, prompt: str = "a red fox", **fields: object) -> Image.Image:
-        [picture] = self.draw_all(prompt, **fields)
-        return picture
-
-    def draw_all(self, prompt: str = "a red fox", **fields: object) -> list[Image.Image]:
-        settings: dict[str, Any] = {
-            **{"num_inference_steps": 4, "width": SIDE, "height": SIDE, "seed": 1},
-            **fields,
-        }
-        job = resolved(self._models, self._store, prompt=prompt, **settings)
-        self.told = []
-        stages = Stages([lambda stage, step, steps: self.told.append((stage, step, steps))])
-        [pictures] = self._studio.render([job], stages)
-        return pictures
-
-    def steps(self, stage: Stage) -> tuple[int, int]:
-        """Of a stage of the last job: the steps it had, and those that it took."""
-        told = [(step, steps) for at, step, steps in self.told if at == stage]
-        return told[-1][1], max(step for step, _ in told)
-
-    def put(self, picture: Image.Image) -> ImageRef:
-        file = BytesIO()
-        picture.save(file, "PNG")
-        content = file.getvalue()
-        key = f"inputs/{hash(content)}.png"
-        self._store.put_new(key, content, "image/png")
-        return ImageRef(key=key)
+from tests.atelier import SIDE, Atelier, mask, open_atelier, photo
 
 
 @pytest.fixture(scope="module")
 def atelier(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Atelier:
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("checkpoints", "loras", "embeddings", "upscalers"):
-        (folder / name).mkdir()
-        for file in (demo_models / name).iterdir():
-            (folder / name / file.name).write_bytes(file.read_bytes())
-    write_demo_checkpoint(folder / "checkpoints/other.safetensors", "sd1", seed=7)
-    write_demo_checkpoint(folder / "checkpoints/xl-refiner.safetensors", "sdxl_refiner", seed=3)
-    models = ModelStore(folder)
-    studio = make_studio(WorkerSettings(verify_every=1), models, torch.device("cpu"))
-    return Atelier(models, studio, FileStore(tmp_path_factory.mktemp("store")))
+    return open_atelier(demo_models, tmp_path_factory.mktemp("atelier"))
 
 
 def pixels(picture: Image.Image) -> NDArray[np.int16]:
@@ -84,17 +26,6 @@ def differ(one: Image.Image, other: Image.Image) -> bool:
     """Whether two pictures differ by more than rounding."""
     assert one.size == other.size
     return bool(np.abs(pixels(one) - pixels(other)).max() > 2)
-
-
-def photo(width: int = SIDE, height: int = SIDE) -> Image.Image:
-    coarse = np.random.default_rng(3).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def mask(box: tuple[int, int, int, int] = (16, 16, 48, 48)) -> Image.Image:
-    white = Image.new("L", (SIDE, SIDE))
-    white.paste(255, box)
-    return white
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULER_LABELS)

@@ -1,0 +1,86 @@
+"""Pictures drawn in this process by a real studio, and what they start from."""
+
+from io import BytesIO
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imagefleet_shared.parts import ImageRef
+from imagefleet_shared.status import Stage
+from imagefleet_shared.storage import FileStore
+from imagefleet_worker.app import make_studio
+from imagefleet_worker.generate import Studio
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.stages import Stages
+from tests.jobs import resolved
+from tools.make_demo_checkpoint import write_demo_checkpoint
+
+SIDE = 64
+"""Of a picture, in pixels, unless it is told."""
+
+
+class Atelier:
+    """Draws requests in this process."""
+
+    def __init__(self, models: ModelStore, studio: Studio, store: FileStore) -> None:
+        self._models, self._studio, self._store = models, studio, store
+        self.told: list[tuple[Stage, int, int]] = []
+
+    def draw(self, prompt: str = "a red fox", **fields: object) -> Image.Image:
+        [picture] = self.draw_all(prompt, **fields)
+        return picture
+
+    def draw_all(self, prompt: str = "a red fox", **fields: object) -> list[Image.Image]:
+        settings: dict[str, Any] = {
+            **{"num_inference_steps": 4, "width": SIDE, "height": SIDE, "seed": 1},
+            **fields,
+        }
+        job = resolved(self._models, self._store, prompt=prompt, **settings)
+        self.told = []
+        stages = Stages([lambda stage, step, steps: self.told.append((stage, step, steps))])
+        [pictures] = self._studio.render([job], stages)
+        return pictures
+
+    def steps(self, stage: Stage) -> tuple[int, int]:
+        """Of a stage of the last job: the steps it had, and those that it took."""
+        told = [(step, steps) for at, step, steps in self.told if at == stage]
+        return told[-1][1], max(step for step, _ in told)
+
+    def put(self, picture: Image.Image) -> ImageRef:
+        file = BytesIO()
+        picture.save(file, "PNG")
+        content = file.getvalue()
+        key = f"inputs/{hash(content)}.png"
+        self._store.put_new(key, content, "image/png")
+        return ImageRef(key=key)
+
+
+def open_atelier(demo_models: Path, folder: Path) -> Atelier:
+    """One with the demo's models, another SD 1.x checkpoint (`other`) and a refiner (`xl-refiner`).
+
+    Args:
+        folder: empty, for the models and the pictures.
+    """
+    copytree(demo_models, folder / "models")
+    checkpoints = folder / "models/checkpoints"
+    write_demo_checkpoint(checkpoints / "other.safetensors", "sd1", seed=7)
+    write_demo_checkpoint(checkpoints / "xl-refiner.safetensors", "sdxl_refiner", seed=3)
+    models = ModelStore(folder / "models")
+    studio = make_studio(WorkerSettings(verify_every=1), models, torch.device("cpu"))
+    return Atelier(models, studio, FileStore(folder / "store"))
+
+
+def photo(width: int = SIDE, height: int = SIDE) -> Image.Image:
+    coarse = np.random.default_rng(3).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def mask(box: tuple[int, int, int, int] = (16, 16, 48, 48)) -> Image.Image:
+    white = Image.new("L", (SIDE, SIDE))
+    white.paste(255, box)
+    return white

@@ -1,0 +1,41 @@
+"""Pictures stay what they were; a change that means to change them draws them anew."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.atelier import Atelier, open_atelier
+from tests.golden_pictures import FOLDER, REQUESTS, draw
+
+# The same weights and steps give nearly the same picture on every machine: kernels round otherwise.
+LEAST_PSNR_DB = 32
+
+
+@pytest.fixture(scope="module")
+def atelier(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Atelier:
+    return open_atelier(demo_models, tmp_path_factory.mktemp("atelier"))
+
+
+def psnr_db(one: Image.Image, other: Image.Image) -> float:
+    difference = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+    return float(10 * np.log10(255**2 / max(float((difference**2).mean()), 1e-9)))
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_picture_is_as_it_was(atelier: Atelier, name: str, tmp_path: Path) -> None:
+    golden, drawn = Image.open(FOLDER / f"{name}.png").convert("RGB"), draw(atelier, name)
+    assert drawn.size == golden.size
+    similarity = psnr_db(drawn, golden)
+    if similarity < LEAST_PSNR_DB:
+        both = Image.new("RGB", (2 * golden.width, golden.height))
+        both.paste(golden, (0, 0))
+        both.paste(drawn, (golden.width, 0))
+        both.save(tmp_path / f"{name}.png")
+        pytest.fail(f"{name}: {similarity:.1f} dB; was and is: {tmp_path / name}.png")
+
+
+def test_every_golden_picture_has_its_request_and_differs_from_the_others() -> None:
+    assert {file.stem for file in FOLDER.iterdir()} == set(REQUESTS)
+    assert len({file.read_bytes() for file in FOLDER.iterdir()}) == len(REQUESTS)
