@@ -11,6 +11,10 @@ import numpy as np
 
 from imagefleet_shared.errors import InvalidRequest
 
+from .schedule import parse_schedule
+
+__all__ = ["BREAK", "parse_attention", "parse_schedule"]
+
 BREAK = ("BREAK", -1.0)
 """The piece that ends a window. A BREAK inside brackets has another weight and is a mere word."""
 
