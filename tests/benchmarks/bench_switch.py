@@ -7,7 +7,8 @@ feed-forward blocks. Seconds are CPU seconds on one thread, the least of some ru
 on the machine matters little, and waiting for a disk does not count.
 
 - floor: bytes of the changed weights over the copy bandwidth, measured before.
-- restore: all adapters off. change: from one cached set to another. same: the set that is on.
+- restore: all adapters off. change: from one set to another, their files parsed before. back: to a
+  set that was on before and whose merged weights are kept. same: the set that is on.
 - cold: a change with files to read, to hash and to parse.
 - diffusers: `load_lora_weights`, `fuse_lora`, `unfuse_lora` and `unload_lora_weights`, all four,
   with the tensors in memory; from files ("cold"); and fuse and unfuse alone.
@@ -98,7 +99,7 @@ def time_ours(
 ) -> dict[str, float]:
     """`paths` has one file more than a set has adapters."""
     naming = Naming(family, {"unet": unet})
-    state = MergedState({"unet": unet}, device_budget_bytes=0, verify_every=2**60)
+    state = MergedState({"unet": unet}, device_budget_bytes=0, copies_bytes=0, verify_every=2**60)
 
     def load(some: Sequence[Path]) -> list[Adapter]:
         return [load_adapter(path, naming).adapter for path in some]
@@ -128,6 +129,20 @@ def time_ours(
     }
 
 
+def time_back(unet: UNet2DConditionModel, family: Family, paths: Sequence[Path]) -> float:
+    """Seconds of a change to a set whose merged weights are kept."""
+    naming = Naming(family, {"unet": unet})
+    state = MergedState(
+        {"unet": unet}, device_budget_bytes=0, copies_bytes=2**40, verify_every=2**60
+    )
+    known = scaled([load_adapter(path, naming).adapter for path in paths])
+    seconds: list[float] = []
+    for _ in range(4):
+        seconds.append(least_cpu_s(lambda: state.switch(known), 1))
+        state.switch(())
+    return min(seconds[1:])
+
+
 def measure(family: Family, quick: bool, bytes_per_s: float) -> Iterator[Row]:
     """A row for each rank and number of LoRAs."""
     unet = random_unet(family, quick)
@@ -137,6 +152,7 @@ def measure(family: Family, quick: bool, bytes_per_s: float) -> Iterator[Row]:
             for seed, path in enumerate(paths):
                 write_lora(path, unet, rank, seed)
             for count in (1,) if quick else (1, 2, 3):
+                back_s = time_back(unet, family, paths[:count])
                 ours = time_ours(unet, family, paths[: count + 1], times=3)
                 theirs = time_diffusers(unet, family, paths[:count], _SCALE, times=2)
                 gc.collect()
@@ -147,10 +163,12 @@ def measure(family: Family, quick: bool, bytes_per_s: float) -> Iterator[Row]:
                     "loras": count,
                     "floor_s": floor_s,
                     **ours,
+                    "back_s": back_s,
                     **theirs,
                     "restore/floor": ours["restore_s"] / floor_s,
                     "change/floor": ours["change_s"] / floor_s,
                     "diffusers/change": theirs["diffusers_s"] / ours["change_s"],
+                    "diffusers/back": theirs["diffusers_s"] / back_s,
                     "diffusers/same": theirs["diffusers_s"] / ours["same_s"],
                     "diffusers/cold": theirs["diffusers_cold_s"] / ours["cold_s"],
                 }

@@ -57,6 +57,7 @@ def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.devi
         vram=settings.vram,
         budget_bytes=int(settings.pipeline_cache_gb * 1e9),
         originals_bytes=int(settings.originals_gb * 1e9),
+        copies_bytes=int(settings.merged_cache_gb * 1e9),
         verify_every=settings.verify_every,
     )
     upscalers = UpscalerCache(

@@ -25,6 +25,9 @@ CORRUPTED = Counter(
 ADAPTER_HITS = Gauge("imagefleet_adapter_cache_hits", "Adapters found there.", ["place"])
 ADAPTER_MISSES = Gauge("imagefleet_adapter_cache_misses", "Adapters brought there.", ["place"])
 ADAPTER_BYTES = Gauge("imagefleet_adapter_cache_bytes", "Memory that adapters take.", ["place"])
+MERGED_BYTES = Gauge(
+    "imagefleet_merged_cache_bytes", "Memory of kept merged weights of the pipeline used last."
+)
 ORIGINALS_BYTES = Gauge(
     "imagefleet_originals_bytes", "Memory of saved weights of the pipeline used last.", ["place"]
 )

@@ -48,6 +48,8 @@ class WorkerSettings(BaseSettings):
     originals_gb: float = Field(default=8, ge=0)
     """Saved copies of weights that LoRAs touched stay on the GPU up to this size, then in host
     memory, GB."""
+    merged_cache_gb: float = Field(default=2, ge=0)
+    """On the CPU: weights with the LoRA sets of earlier jobs are kept up to this size, GB."""
     verify_every: int = Field(default=50, ge=1)
     """Of the changes of LoRAs, each so many-th is checked bit for bit against the saved weights."""
     queues: Annotated[tuple[JobKind, ...], NoDecode] = ("generate", "upscale")

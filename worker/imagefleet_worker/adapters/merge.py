@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imagefleet_shared.errors import IncompatibleAdapter
+from imagefleet_worker.adapters.copies import MergedCopies
 from imagefleet_worker.adapters.delta import Adapter, Component, Target, named
 from imagefleet_worker.adapters.originals import Originals, SavedBytes, StateCorrupted
 from imagefleet_worker.adapters.sums import grouped, rowwise_terms, write_in_rows, write_merged
@@ -41,6 +42,7 @@ class MergedState:
     Args:
         components: to merge into. Their parameters may be moved between devices, not replaced.
         device_budget_bytes: for saved originals on the device; see `Originals`.
+        copies_bytes: for merged weights of sets that may come back; see `MergedCopies`.
         verify_every: of the switches that restore something, each so many-th is verified.
     """
 
@@ -49,6 +51,7 @@ class MergedState:
         components: Mapping[Component, nn.Module],
         *,
         device_budget_bytes: int,
+        copies_bytes: int,
         verify_every: int,
     ) -> None:
         self._parameters = {
@@ -57,6 +60,7 @@ class MergedState:
             for name, parameter in module.named_parameters()
         }
         self._originals = Originals(device_budget_bytes)
+        self._copies = MergedCopies(copies_bytes)
         self._verify_every = verify_every
         self._restores = 0
         self._state: State | None = ()
@@ -66,6 +70,11 @@ class MergedState:
     @property
     def saved_bytes(self) -> SavedBytes:
         return self._originals.saved_bytes
+
+    @property
+    def copied_bytes(self) -> int:
+        """Memory that merged weights of sets which may come back take."""
+        return self._copies.size_bytes
 
     @property
     def on_text_encoders(self) -> Terms:
@@ -99,7 +108,12 @@ class MergedState:
         self._state = None
         try:
             self._restore(restored)
-            self._rewrite({target: terms[target] for target in rewritten}, adapters)
+            changed = {target: terms[target] for target in rewritten}
+            if copies := self._copies.find(state):
+                self._copy_back(changed, copies)
+            else:
+                self._rewrite(changed, adapters)
+                self._copies.keep(state, {target: self._weight(target) for target in terms})
         except BaseException:
             self._restore(list(self._held))
             self._state = ()
@@ -131,10 +145,19 @@ class MergedState:
             if self._restores % self._verify_every == 0 and (differing := self._differing()):
                 raise StateCorrupted(f"not as saved after a restore: {named(differing)}")
 
+    def _copy_back(self, terms: Mapping[Target, Terms], copies: Mapping[Target, Tensor]) -> None:
+        self._held.update(dict.fromkeys(terms))
+        for target in terms:
+            self._weight(target).copy_(copies[target])
+        self._held.update(terms)
+
+    def _weight(self, target: Target) -> Tensor:
+        return self._parameters[target].detach()
+
     def _rewrite(self, terms: Mapping[Target, Terms], adapters: Mapping[str, Adapter]) -> None:
         for target in terms:
             self._originals.save(target, self._parameters[target])
-        parameters = {target: self._parameters[target].detach() for target in terms}
+        parameters = {target: self._weight(target) for target in terms}
         rowwise = {
             target: deltas
             for target in terms

@@ -86,5 +86,6 @@ class AdapterSwitcher:
             metrics.ADAPTER_HITS.labels(place).set(of_place.hits)
             metrics.ADAPTER_MISSES.labels(place).set(of_place.misses)
             metrics.ADAPTER_BYTES.labels(place).set(of_place.size_bytes)
+        metrics.MERGED_BYTES.set(warm.merged.copied_bytes)
         metrics.ORIGINALS_BYTES.labels("device").set(saved.device)
         metrics.ORIGINALS_BYTES.labels("pinned").set(saved.pinned)

@@ -88,6 +88,8 @@ class PipelineCache:
         vram: see above.
         budget_bytes: for all warm pipelines together; one alone may be larger.
         originals_bytes: for the saved weights of each pipeline on the device; see `Originals`.
+        copies_bytes: for the merged weights of each pipeline on the CPU; see `MergedCopies`. A GPU
+            merges in the time of some copies, and has better use for the memory.
         verify_every: see `MergedState`.
     """
 
@@ -100,6 +102,7 @@ class PipelineCache:
         vram: Vram,
         budget_bytes: int,
         originals_bytes: int,
+        copies_bytes: int,
         verify_every: int,
     ) -> None:
         self._store = store
@@ -109,6 +112,7 @@ class PipelineCache:
         self._vram: Vram = vram
         self._budget_bytes = budget_bytes
         self._originals_bytes = originals_bytes
+        self._copies_bytes = copies_bytes if device.type == "cpu" else 0
         self._verify_every = verify_every
         # Least recently used first.
         self._warm: OrderedDict[ModelFile, WarmPipeline] = OrderedDict()
@@ -191,6 +195,7 @@ class PipelineCache:
             merged=MergedState(
                 adaptable,
                 device_budget_bytes=self._originals_bytes,
+                copies_bytes=self._copies_bytes,
                 verify_every=self._verify_every,
             ),
         )

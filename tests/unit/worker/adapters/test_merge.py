@@ -52,7 +52,7 @@ def state(modules: Modules) -> MergedState:
 
 
 def _state(modules: Modules, verify_every: int = 1) -> MergedState:
-    return MergedState(modules, device_budget_bytes=0, verify_every=verify_every)
+    return MergedState(modules, device_budget_bytes=0, copies_bytes=0, verify_every=verify_every)
 
 
 def _copies(modules: Modules) -> dict[Target, Tensor]:
