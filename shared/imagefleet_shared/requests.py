@@ -108,11 +108,10 @@ class GenerateRequest(RequestPart):
                 self.hires.sigma_schedule or self.sigma_schedule,
             )
         if self.image is None:
-            for field in ("strength", "inpaint"):
-                if getattr(self, field) is not None:
-                    raise InvalidRequest(f"{field} is for img2img: give an image with it")
-            if self.resize_mode != "just_resize":
-                raise InvalidRequest("resize_mode is for img2img: give an image with it")
+            for field in ("strength", "resize_mode", "inpaint"):
+                value = getattr(self, field)
+                if value != type(self).model_fields[field].default:
+                    raise InvalidRequest(f"{field} {value!r} is for img2img: give an image with it")
         return self
 
 

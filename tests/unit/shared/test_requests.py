@@ -167,8 +167,15 @@ def test_latent_is_an_upscaler_of_hires_only() -> None:
 
 
 def test_strength_goes_with_an_image() -> None:
-    with pytest.raises(InvalidRequest, match="strength is for img2img"):
+    with pytest.raises(InvalidRequest, match=r"strength 0\.5 is for img2img"):
         generate(strength=0.5)
+
+
+def test_resize_modes_and_masks_go_with_an_image() -> None:
+    with pytest.raises(InvalidRequest, match="resize_mode 'latent' is for img2img"):
+        generate(resize_mode="latent")
+    with pytest.raises(InvalidRequest, match=r"inpaint .*inputs/x\.png.* is for img2img"):
+        generate(inpaint=Inpaint(mask_image=IMAGE))
 
 
 @pytest.mark.parametrize("model", MODELS)
