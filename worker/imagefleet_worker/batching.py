@@ -9,7 +9,7 @@ from PIL import Image
 
 from .looks import Look
 from .prompts.plan import needs_negative
-from .resolve import ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from .ready import ResolvedGenerate, ResolvedJob, ResolvedUpscale
 from .sampling.noise import Seeds
 
 T = TypeVar("T")

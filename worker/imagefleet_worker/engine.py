@@ -19,7 +19,7 @@ from imagefleet_shared.status import Stage
 
 from . import metrics
 from .batching import together
-from .resolve import ResolvedJob, ResolvedUpscale
+from .ready import ResolvedJob, ResolvedUpscale
 from .stages import NOBODY, AllEnded, Stages, Tell, Viewer
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from .passes import Steps, draw
 from .prompts.cache import PromptEncoder
 from .prompts.encode import TextSettings
 from .prompts.guide import Guide, PlannedPicture
-from .resolve import Hires, Refiner, ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from .ready import Hires, Refiner, ResolvedGenerate, ResolvedJob, ResolvedUpscale
 from .sampling.noise import Noise
 from .settings import WorkerSettings
 from .stages import Stages

@@ -45,6 +45,11 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
+def scaled(length: int, scale: float) -> int:
+    """A side enlarged, in whole pixels."""
+    return max(1, round(length * scale))
+
+
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """Decode a caller's PNG, JPEG or WebP to 8-bit RGB, upright by its EXIF orientation.
 

@@ -16,7 +16,7 @@ from imagefleet_shared.fields import ImageFormat
 from imagefleet_shared.image_files import encode_image
 
 from .models.store import ModelStore
-from .resolve import ResolvedGenerate, ResolvedJob
+from .ready import ResolvedGenerate, ResolvedJob
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from imagefleet_worker.app import make_studio
 from imagefleet_worker.batching import batch_key, pixels_of, together
 from imagefleet_worker.engine import Engine, Rendered, Renderer
 from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.resolve import ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from imagefleet_worker.ready import ResolvedGenerate, ResolvedJob, ResolvedUpscale
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.stages import Stages
 from tests.jobs import resolved

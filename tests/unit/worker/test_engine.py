@@ -17,7 +17,7 @@ from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
 from imagefleet_worker.engine import Engine, Rendered
 from imagefleet_worker.lease import HandBack
-from imagefleet_worker.resolve import ResolvedJob, ResolvedUpscale
+from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale
 from imagefleet_worker.stages import Stages, Tell
 
 PICTURE = Image.new("RGB", (2, 2))

@@ -38,7 +38,7 @@ def models(demo: bytes, tmp_path: Path) -> Path:
 
 def cache_of(models: Path, budget_bytes: int = PLENTY, vram: Vram = "high") -> PipelineCache:
     return PipelineCache(
-        ModelStore(models), CPU, torch.float32, "sdpa", vram, budget_bytes, 2**40, 1
+        ModelStore(models), CPU, torch.float32, "sdpa", vram, budget_bytes, 2**40, 0, 1
     )
 
 

@@ -48,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(models: Path) -> PipelineCache:
-    return PipelineCache(ModelStore(models), CPU, torch.float32, "sdpa", "high", 2**40, 2**40, 1)
+    return PipelineCache(ModelStore(models), CPU, torch.float32, "sdpa", "high", 2**40, 2**40, 0, 1)
 
 
 @pytest.fixture(params=["refiner", "refiner-folder"])

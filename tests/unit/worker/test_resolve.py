@@ -20,8 +20,10 @@ from imagefleet_shared.errors import (
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import FileStore
+from imagefleet_worker.images import scaled
 from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.resolve import ResolvedGenerate, ResolvedUpscale, Resolver, scaled
+from imagefleet_worker.ready import ResolvedGenerate, ResolvedUpscale
+from imagefleet_worker.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 from tests.jobs import record
 

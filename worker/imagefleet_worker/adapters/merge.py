@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from imagefleet_shared.errors import IncompatibleAdapter
-from imagefleet_worker.adapters.copies import MergedCopies
 from imagefleet_worker.adapters.delta import Adapter, Component, Target, named
 from imagefleet_worker.adapters.originals import Originals, SavedBytes, StateCorrupted
 from imagefleet_worker.adapters.sums import grouped, rowwise_terms, write_in_rows, write_merged
 from imagefleet_worker.adapters.wanted import ScaledAdapter, State, Terms, state_of, terms_of
+from imagefleet_worker.kept import Kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class MergedState:
     Args:
         components: to merge into. Their parameters may be moved between devices, not replaced.
         device_budget_bytes: for saved originals on the device; see `Originals`.
-        copies_bytes: for merged weights of sets that may come back; see `MergedCopies`.
+        copies_bytes: for merged weights of sets that were on: one that comes back costs a copy.
         verify_every: of the switches that restore something, each so many-th is verified.
     """
 
@@ -60,7 +60,7 @@ class MergedState:
             for name, parameter in module.named_parameters()
         }
         self._originals = Originals(device_budget_bytes)
-        self._copies = MergedCopies(copies_bytes)
+        self._copies: Kept[State, Mapping[Target, Tensor]] = Kept(_size_bytes, copies_bytes)
         self._verify_every = verify_every
         self._restores = 0
         self._state: State | None = ()
@@ -74,7 +74,7 @@ class MergedState:
     @property
     def copied_bytes(self) -> int:
         """Memory that merged weights of sets which may come back take."""
-        return self._copies.size_bytes
+        return self._copies.stats.size_bytes
 
     @property
     def on_text_encoders(self) -> Terms:
@@ -113,7 +113,7 @@ class MergedState:
                 self._copy_back(changed, copies)
             else:
                 self._rewrite(changed, adapters)
-                self._copies.keep(state, {target: self._weight(target) for target in terms})
+                self._keep_copies(state, terms)
         except BaseException:
             self._restore(list(self._held))
             self._state = ()
@@ -150,6 +150,11 @@ class MergedState:
         for target in terms:
             self._weight(target).copy_(copies[target])
         self._held.update(terms)
+
+    def _keep_copies(self, state: State, targets: Collection[Target]) -> None:
+        merged = {target: self._weight(target) for target in targets}
+        if self._copies.fits(_size_bytes(merged)):
+            self._copies.keep(state, {target: weight.clone() for target, weight in merged.items()})
 
     def _weight(self, target: Target) -> Tensor:
         return self._parameters[target].detach()
@@ -220,3 +225,7 @@ def applied(state: MergedState, wanted: Collection[ScaledAdapter]) -> Generator[
         yield state.switch(wanted)
     finally:
         state.switch(())
+
+
+def _size_bytes(weights: Mapping[Target, Tensor]) -> int:
+    return sum(weight.nbytes for weight in weights.values())

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from .cache import AdapterCache, CacheStats
+from ..kept import Kept, KeptStats
 from .delta import Adapter
 from .kinds.factors import Factors
 
@@ -18,8 +18,8 @@ K = TypeVar("K", bound=Hashable)
 class ShelfStats:
     """Counters of both places; a device hit asks nothing of the host."""
 
-    host: CacheStats
-    device: CacheStats
+    host: KeptStats
+    device: KeptStats
 
 
 class AdapterShelf(Generic[K]):
@@ -43,8 +43,8 @@ class AdapterShelf(Generic[K]):
     ) -> None:
         self._load = load
         self._device = device
-        self._host: AdapterCache[K, Adapter] = AdapterCache(self._read, _size, host_bytes)
-        self._on_device: AdapterCache[K, Adapter] = AdapterCache(self._move, _size, device_bytes)
+        self._host: Kept[K, Adapter] = Kept(_size, host_bytes)
+        self._on_device: Kept[K, Adapter] = Kept(_size, device_bytes)
 
     @property
     def stats(self) -> ShelfStats:
@@ -52,7 +52,12 @@ class AdapterShelf(Generic[K]):
 
     def get(self, key: K) -> Adapter:
         """The adapter of that key; raises what `load` raises."""
-        return self._host.get(key) if self._device.type == "cpu" else self._on_device.get(key)
+        if self._device.type == "cpu":
+            return self._on_host(key)
+        return self._on_device.get(key, lambda: self._moved(key))
+
+    def _on_host(self, key: K) -> Adapter:
+        return self._host.get(key, lambda: self._read(key))
 
     def _read(self, key: K) -> Adapter:
         adapter = self._load(key)
@@ -60,10 +65,8 @@ class AdapterShelf(Generic[K]):
             return adapter
         return mapped(adapter, lambda tensor: tensor.pin_memory())
 
-    def _move(self, key: K) -> Adapter:
-        return mapped(
-            self._host.get(key), lambda tensor: tensor.to(self._device, non_blocking=True)
-        )
+    def _moved(self, key: K) -> Adapter:
+        return mapped(self._on_host(key), lambda tensor: tensor.to(self._device, non_blocking=True))
 
 
 def mapped(adapter: Adapter, change: Callable[[Tensor], Tensor]) -> Adapter:

@@ -88,7 +88,7 @@ class PipelineCache:
         vram: see above.
         budget_bytes: for all warm pipelines together; one alone may be larger.
         originals_bytes: for the saved weights of each pipeline on the device; see `Originals`.
-        copies_bytes: for the merged weights of each pipeline on the CPU; see `MergedCopies`. A GPU
+        copies_bytes: for the merged weights of each pipeline on the CPU; see `MergedState`. A GPU
             merges in the time of some copies, and has better use for the memory.
         verify_every: see `MergedState`.
     """

@@ -1,11 +1,10 @@
 """Encoded texts, kept so that a text that many jobs have is encoded once."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..adapters.cache import CacheStats
 from ..adapters.wanted import Terms
+from ..kept import Kept, KeptStats
 from ..models.pipelines import WarmPipeline
 from ..models.store import ModelFile
 from .chunks import inversions_in
@@ -37,21 +36,11 @@ class PromptEncoder:
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        # Least recently used first.
-        self._kept: OrderedDict[_Key, EncodedText] = OrderedDict()
-        self._size_bytes = 0
-        self._hits = 0
-        self._misses = 0
+        self._kept: Kept[_Key, EncodedText] = Kept(lambda text: text.size_bytes, budget_bytes)
 
     @property
-    def stats(self) -> CacheStats:
-        return CacheStats(
-            hits=self._hits,
-            misses=self._misses,
-            entries=len(self._kept),
-            size_bytes=self._size_bytes,
-        )
+    def stats(self) -> KeptStats:
+        return self._kept.stats
 
     def encode(
         self,
@@ -76,25 +65,8 @@ class PromptEncoder:
         windows = windows_of(warm, text, inversions, settings)
         adapters = warm.merged.on_text_encoders
         key = _Key(text, inversions_in(windows), settings, warm.file, adapters)
-        if key in self._kept:
-            self._hits += 1
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        self._misses += 1
-        encoded = encode_windows(warm, windows, settings)
-        self._keep(key, encoded)
-        return encoded
+        return self._kept.get(key, lambda: encode_windows(warm, windows, settings))
 
     def clear(self) -> None:
         """Keep nothing: for when the weights were found not to be what they should have been."""
         self._kept.clear()
-        self._size_bytes = 0
-
-    def _keep(self, key: _Key, encoded: EncodedText) -> None:
-        if encoded.size_bytes > self._budget_bytes:
-            return
-        while self._size_bytes + encoded.size_bytes > self._budget_bytes:
-            _, evicted = self._kept.popitem(last=False)
-            self._size_bytes -= evicted.size_bytes
-        self._kept[key] = encoded
-        self._size_bytes += encoded.size_bytes

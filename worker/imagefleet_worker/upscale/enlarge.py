@@ -5,8 +5,7 @@ from PIL import Image
 from imagefleet_shared.fields import LANCZOS
 from imagefleet_shared.parts import UpscalePass
 
-from ..images import from_unit_range, resize, to_unit_range
-from ..resolve import scaled
+from ..images import from_unit_range, resize, scaled, to_unit_range
 from ..stages import Stages
 from .cache import UpscalerCache
 

@@ -3,49 +3,10 @@
 import pytest
 import torch
 
-from imagefleet_worker.adapters.copies import MergedCopies
-from imagefleet_worker.adapters.delta import Target
 from imagefleet_worker.adapters.merge import MergedState
 from imagefleet_worker.adapters.wanted import ScaledAdapter
 from tests.random_adapters import Fuse, linear_targets, random_mixture
 from tests.weights import differing, small_modules, tensors_of
-
-WEIGHT = Target("unet", "weight")
-
-
-def weights(value: float) -> dict[Target, torch.Tensor]:
-    return {WEIGHT: torch.full((16,), value)}
-
-
-def state(name: str) -> tuple[tuple[str, float, float], ...]:
-    return ((name, 1.0, 1.0),)
-
-
-def test_a_copy_is_what_was_given_whatever_becomes_of_that() -> None:
-    copies, merged = MergedCopies(10**6), weights(1.0)
-    copies.keep(state("a"), merged)
-    merged[WEIGHT].zero_()
-    kept = copies.find(state("a"))
-    assert kept is not None
-    assert torch.equal(kept[WEIGHT], torch.ones(16))
-    assert copies.find(state("b")) is None
-
-
-def test_the_set_used_longest_ago_makes_room() -> None:
-    copies = MergedCopies(2 * 64)
-    for name in ("a", "b"):
-        copies.keep(state(name), weights(1.0))
-    copies.find(state("a"))
-    copies.keep(state("c"), weights(1.0))
-    assert [name for name in "abc" if copies.find(state(name))] == ["a", "c"]
-    assert copies.size_bytes == 2 * 64
-
-
-def test_a_set_larger_than_the_budget_is_not_kept() -> None:
-    copies = MergedCopies(63)
-    copies.keep(state("a"), weights(1.0))
-    assert copies.find(state("a")) is None
-    assert copies.size_bytes == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -74,3 +35,16 @@ def test_a_set_that_comes_back_is_copied_and_not_computed(dtype: torch.dtype) ->
     assert merged.copied_bytes > 0
     merged.switch(())
     assert not differing(modules, pristine)
+
+
+def test_a_set_that_takes_more_than_there_is_room_for_is_computed_each_time() -> None:
+    modules, fuse = small_modules("sd1", torch.float32), Fuse()
+    adapter = random_mixture("one", modules, linear_targets("unet", modules["unet"])[:9], 1, fuse)
+    wanted = [ScaledAdapter(adapter=adapter, unet_scale=1, text_encoder_scale=1)]
+    merged = MergedState(modules, device_budget_bytes=0, copies_bytes=1000, verify_every=1)
+    merged.switch(wanted)
+    assert merged.copied_bytes == 0
+    merged.switch(())
+    fuse.left = 0
+    with pytest.raises(type(fuse.error)):
+        merged.switch(wanted)

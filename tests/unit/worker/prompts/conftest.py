@@ -14,7 +14,7 @@ from imagefleet_worker.models.store import ModelStore
 def warm_pipelines(demo_models: Path) -> dict[Family, WarmPipeline]:
     store = ModelStore(demo_models)
     cache = PipelineCache(
-        store, torch.device("cpu"), torch.float32, "sdpa", "high", 2**40, 2**40, 1
+        store, torch.device("cpu"), torch.float32, "sdpa", "high", 2**40, 2**40, 0, 1
     )
     return {"sd1": cache.get("demo"), "sdxl": cache.get("demo-xl")}
 
