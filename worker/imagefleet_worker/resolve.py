@@ -14,7 +14,7 @@ from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import ObjectStore
 
 from .defaults import filled, first_steps, hires_steps, seeds_of
-from .hires_size import HiresSize, hires_size
+from .hires_size import hires_size
 from .images import decode_image, decode_mask, scaled
 from .inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
 from .looks import Look, LookFinder
@@ -60,9 +60,11 @@ class Resolver:
         width, height = request.width or 0, request.height or 0
         _limit("picture", width, height, self._settings.max_pixels)
         hires = self._hires(request, checkpoint, width, height) if request.hires else None
+        start = self._start(request, source, hires) if source else None
         if request.upscale:
-            size = hires.size if hires else HiresSize(width, height)
-            self._check_upscale(request.upscale, size.width, size.height)
+            size = (hires.size.width, hires.size.height) if hires else (width, height)
+            whole = start.overlay if start and start.region else None
+            self._check_upscale(request.upscale, *(whole.size if whole else size))
         look = self._look(request, checkpoint)
         job = ResolvedGenerate(
             request=request,
@@ -71,7 +73,7 @@ class Resolver:
             height=height,
             seeds=seeds_of(request),
             steps=first_steps(request),
-            start=self._start(request, source, hires) if source else None,
+            start=start,
             refiner=self._refiner(request, look),
             hires=hires,
             upscale=request.upscale,

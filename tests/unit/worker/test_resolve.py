@@ -156,6 +156,24 @@ def test_limits_are_exact(make: MakeResolver) -> None:
         drawing(make(), hires=HiresPass(scale=4), upscale=UpscalePass(scale=3))
 
 
+def test_where_only_a_region_is_drawn_the_whole_picture_is_enlarged(
+    make: MakeResolver, store: FileStore
+) -> None:
+    mask = BytesIO()
+    white = Image.new("L", (600, 600))
+    white.paste(255, (10, 10, 80, 80))
+    white.save(mask, "PNG")
+    store.put_new("inputs/mask.png", mask.getvalue(), "image/png")
+    fields = {
+        "image": put(store, 600, 600),
+        "inpaint": {"mask_image": {"key": "inputs/mask.png"}, "only_masked": True},
+        **{"width": 64, "height": 64},
+    }
+    drawing(make(), **fields, upscale=UpscalePass(scale=1.5))
+    with pytest.raises(UnsupportedSize, match="upscaled picture 1200x1200"):
+        drawing(make(), **fields, upscale=UpscalePass(scale=2))
+
+
 def test_unknown_names_are_refused_with_those_that_are_known(make: MakeResolver) -> None:
     with pytest.raises(UnknownCheckpoint, match="'fox'; known: demo, demo-xl"):
         drawing(make(), checkpoint="fox")
