@@ -25,7 +25,6 @@ from tools.make_demo_checkpoint import write_demo_checkpoint
 
 CPU = torch.device("cpu")
 LIMIT = 1000
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 NEGATIVES, PROMPTS = ["", "blurry"], ["a photo of a cat", "A red hat, on a dog; 4k"]
 
 
@@ -103,8 +102,10 @@ def test_prompts_are_encoded_as_diffusers_does(
     )
 
     # Each text has a run of its own here: the last bits are another batch's.
-    torch.testing.assert_close(ours, torch.cat([negative_hidden, hidden]), **CLOSE)
-    torch.testing.assert_close(pooled_of_ours, torch.cat([negative_pooled, pooled]), **CLOSE)
+    torch.testing.assert_close(ours, torch.cat([negative_hidden, hidden]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        pooled_of_ours, torch.cat([negative_pooled, pooled]), rtol=1e-4, atol=1e-5
+    )
 
 
 def evaluated(unet: Any, hidden: Tensor, added: dict[str, Tensor] | None) -> Tensor:  # noqa: ANN401
@@ -143,7 +144,7 @@ def test_the_unet_is_told_and_says_what_diffusers_own_does(
 
     assert added is not None
     theirs_embeds = named["added_cond_kwargs"]["text_embeds"]
-    torch.testing.assert_close(added["text_embeds"], theirs_embeds, **CLOSE)
+    torch.testing.assert_close(added["text_embeds"], theirs_embeds, rtol=1e-4, atol=1e-5)
     assert torch.equal(added["time_ids"], named["added_cond_kwargs"]["time_ids"])
     ours = warm.pipeline.unet(
         *given,
@@ -151,7 +152,7 @@ def test_the_unet_is_told_and_says_what_diffusers_own_does(
         added_cond_kwargs=added,
         return_dict=False,
     )[0]
-    torch.testing.assert_close(ours, made, **CLOSE)
+    torch.testing.assert_close(ours, made, rtol=1e-4, atol=1e-5)
 
 
 def test_the_aesthetic_score_and_the_prompt_change_what_it_says(warm: WarmPipeline) -> None:

@@ -164,7 +164,7 @@ def test_where_only_a_region_is_drawn_the_whole_picture_is_enlarged(
     white.paste(255, (10, 10, 80, 80))
     white.save(mask, "PNG")
     store.put_new("inputs/mask.png", mask.getvalue(), "image/png")
-    fields = {
+    fields: dict[str, Any] = {
         "image": put(store, 600, 600),
         "inpaint": {"mask_image": {"key": "inputs/mask.png"}, "only_masked": True},
         **{"width": 64, "height": 64},
