@@ -22,8 +22,7 @@ from imagefleet_producer import (
     UpscaleRequest,
 )
 
-STEPS = 20
-GUIDANCE = 4.0
+_SETTINGS = {"checkpoint": "demo", "num_inference_steps": 20, "guidance_scale": 4.0}
 _COLUMNS = 4
 _CELL_PX = 256
 _LABEL_PX = 44
@@ -42,7 +41,7 @@ class Exhibit:
 
 
 def _request(prompt: str, seed: int, **fields: object) -> GenerateRequest:
-    values = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, **fields}
+    values = {**_SETTINGS, **fields}
     return GenerateRequest.model_validate({"prompt": prompt, "seed": seed, **values})
 
 

@@ -14,9 +14,9 @@ from transformers import CLIPTextModel
 
 from imagefleet_worker.models.single_file import load_single_file
 from tools.training.captions import LENGTH, any_caption, tokenizer
-from tools.training.loop import device
+from tools.training.loop import device, placed
 from tools.training.pictures import Scene, Style, any_pose, draw
-from tools.training.train_unet import encoded
+from tools.training.train_unet import encoded, offset_noise
 
 
 class Frozen(NamedTuple):
@@ -37,7 +37,7 @@ class Shown(NamedTuple):
 def load(checkpoint: Path) -> Frozen:
     """The checkpoint's parts, float32, without gradients."""
     pipeline = load_single_file(checkpoint, device(), torch.float32).pipeline
-    unet = cast(UNet2DConditionModel, pipeline.unet).to(memory_format=torch.channels_last)
+    unet = placed(cast(UNet2DConditionModel, pipeline.unet))
     return Frozen(unet, cast(CLIPTextModel, pipeline.text_encoder), pipeline.vae)
 
 
@@ -78,5 +78,5 @@ def batch_of(examples: Sequence[Shown], size: int, seed: int, step: int) -> Batc
         [each.scene for each in chosen],
         [any_caption(random, each.scene) for each in chosen],
         torch.tensor([random.randrange(1000) for _ in chosen]),
-        torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)),
+        offset_noise(latents.shape, torch.Generator().manual_seed(step)),
     )

@@ -90,7 +90,7 @@ def features(picture: Image.Image) -> Features:
     return np.concatenate([edges.ravel(), _COLOUR_SHARE * colours.ravel()]).astype(np.float32)
 
 
-def _cells(planes: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+def _cells(planes: NDArray[np.floating], cells: int) -> NDArray[np.float32]:
     """`(planes, side, side)` to means of overlapping cells, `(planes, cells, cells)`."""
     shrunk = [
         Image.fromarray(plane).resize((cells, cells), Image.Resampling.HAMMING) for plane in planes

@@ -1,13 +1,20 @@
-"""What all trainings share: a schedule that may be cut short, averaged weights, resumable state."""
+"""What all trainings share: a schedule that may be cut short, averaged weights, resumable state.
 
+Two or more processes train together if torch's variables say so (`RANK`, `WORLD_SIZE`,
+`MASTER_ADDR`, `MASTER_PORT`): where other programs compete for the cores, processes that meet once
+a step get further than threads that meet in every layer.
+"""
+
+import os
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 SAVE_EVERY_S = 120
 _WARMUP_STEPS = 100
@@ -30,6 +37,16 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def placed(module: _Module) -> _Module:
+    """The module on the device, its pictures with channels last."""
+    nn.Module.to(module, device())
+    nn.Module.to(module, memory_format=torch.channels_last)
+    return module
+
+
 def learning_rate(plan: Plan, step: int) -> float:
     """Warm-up, then constant, then down to zero over the last quarter.
 
@@ -48,16 +65,24 @@ def train(
 ) -> dict[str, nn.Module]:
     """Train the modules' parameters that ask for gradients, in place.
 
+    Of several processes all return the same, and the first one keeps the state.
+
     Args:
         modules: the modules by name, on their device.
-        loss_of: the loss at a step. Must draw its random numbers from the step alone, lest a
-            resumed training differ.
+        loss_of: the loss for a number, which is the step, or one of the step's numbers where
+            there are several processes. Must draw its random numbers from it alone, lest a resumed
+            training differ.
         plan: how long and how fast.
         state: file that is written every two minutes and read at the start, if it is there.
 
     Returns:
         Copies of the modules with the averaged weights.
     """
+    together = "RANK" in os.environ
+    if together:
+        distributed.init_process_group("gloo")
+    rank = distributed.get_rank() if together else 0
+    processes = distributed.get_world_size() if together else 1
     averaged = {name: deepcopy(module) for name, module in modules.items()}
     pairs = [
         (own, mean)
@@ -97,9 +122,11 @@ def train(
     for step in range(first, plan.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(plan, step)
-        loss = loss_of(step)
+        loss = loss_of(step * processes + rank)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if together:
+            _share_gradients([own for own, _ in pairs], processes)
         nn.utils.clip_grad_norm_([own for own, _ in pairs], 1.0)
         optimiser.step()
         with torch.no_grad():
@@ -112,8 +139,19 @@ def train(
             wall_s = spent_s + time.monotonic() - started
             print(f"step {step + 1} loss {total / _LOG_EVERY:.5f} {wall_s:.0f} s", flush=True)
             total = 0.0
-        if time.monotonic() - saved_at > SAVE_EVERY_S:
+        if rank == 0 and time.monotonic() - saved_at > SAVE_EVERY_S:
             save(step + 1)
             saved_at = time.monotonic()
-    save(plan.steps)
+    if rank == 0:
+        save(plan.steps)
     return averaged
+
+
+def _share_gradients(parameters: list[nn.Parameter], processes: int) -> None:
+    """Give every process the mean of all gradients."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= processes
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

@@ -32,8 +32,8 @@ def learned_scenes() -> tuple[list[Scene], list[Scene]]:
     return [s for s in scenes if s.tint is None], [s for s in scenes if s.tint]
 
 
-def examination() -> list[Scene]:
-    """The scenes held out, in a fixed order that mixes subjects."""
-    scenes = [scene for scene in every_scene() if held_out(scene)]
+def examination(*, tinted: bool) -> list[Scene]:
+    """The scenes held out, natural or tinted, in a fixed order that mixes subjects."""
+    scenes = [s for s in every_scene() if held_out(s) and (s.tint is not None) == tinted]
     Random(0).shuffle(scenes)
     return scenes

@@ -27,8 +27,8 @@ from tools.training.scenes import learned_scenes
 from tools.training.subjects import BACKGROUNDS, TINTS
 from tools.training.train_unet import denoising_loss
 
-_BATCH = 16
-_PICTURES = 320
+_BATCH = 12
+_PICTURES = 160
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ RECIPES = {
         subject=None,
         style="blueprint",
         text_encoder=False,
-        plan=Plan(steps=400, learning_rate=2e-3, ema=0.99),
+        plan=Plan(steps=300, learning_rate=2e-3, ema=0.99),
         seed=11,
     ),
     "snowman": Recipe(
@@ -61,7 +61,7 @@ RECIPES = {
         subject="snowman",
         style="plain",
         text_encoder=True,
-        plan=Plan(steps=400, learning_rate=2e-3, ema=0.99),
+        plan=Plan(steps=300, learning_rate=2e-3, ema=0.99),
         seed=12,
     ),
     "sticker": Recipe(
@@ -70,7 +70,7 @@ RECIPES = {
         subject=None,
         style="sticker",
         text_encoder=False,
-        plan=Plan(steps=400, learning_rate=2e-3, ema=0.99),
+        plan=Plan(steps=300, learning_rate=1e-3, ema=0.99),
         seed=13,
     ),
 }
@@ -89,7 +89,7 @@ def scenes_of(recipe: Recipe) -> list[Scene]:
         for tint in (*[None] * len(TINTS), *TINTS)
         if tint != background
     ]
-    return scenes * (_PICTURES // len(scenes))
+    return scenes * max(1, _PICTURES // len(scenes))
 
 
 def loss_of(frozen: Frozen, examples: list[Shown], seed: int, step: int) -> Tensor:

@@ -10,15 +10,17 @@ import argparse
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from imagefleet_worker.models.architecture import packaged_config
+from imagefleet_worker.models.architecture import Config, packaged_config
 from tools.training.companions import NARROW, WIDE, add_companions, widened
-from tools.training.loop import Plan, device, train
+from tools.training.loop import Plan, placed, train
 from tools.training.pictures import SIDE_PX, Scene, Style, any_pose, draw
 from tools.training.subjects import BACKGROUNDS, SUBJECTS, TINTS
 
@@ -39,7 +41,7 @@ _KL = 3e-4
 
 def new_autoencoder(first: int) -> AutoencoderKL:
     """The architecture: SD's, factor 8, with so many channels in full resolution."""
-    config = {
+    config: Config = {
         **packaged_config("sd1", "vae"),
         "sample_size": SIDE_PX,
         "block_out_channels": [first, 64, 64, 128],
@@ -58,17 +60,17 @@ def narrow_autoencoder() -> AutoencoderKL:
     return autoencoder
 
 
-def load_narrow(folder: Path) -> AutoencoderKL:
+def load_narrow(folder: Path, name: str = "autoencoder.pt") -> AutoencoderKL:
     """The trained autoencoder, frozen; its latents are those of the checkpoint's."""
     autoencoder = narrow_autoencoder()
-    autoencoder.load_state_dict(torch.load(folder / "autoencoder.pt", weights_only=True))
-    return autoencoder.to(device()).eval().requires_grad_(False)
+    autoencoder.load_state_dict(torch.load(folder / name, weights_only=True))
+    return placed(autoencoder).eval().requires_grad_(False)
 
 
 def load_wide(folder: Path) -> AutoencoderKL:
-    """The trained autoencoder as the checkpoint has it, on the CPU."""
+    """The autoencoder with its final decoder as the checkpoint has it, on the CPU."""
     autoencoder = new_autoencoder(WIDE)
-    narrow = load_narrow(folder).cpu().state_dict()
+    narrow = load_narrow(folder, "decoder.pt").cpu().state_dict()
     autoencoder.load_state_dict(widened(narrow, autoencoder.state_dict()))
     return autoencoder.eval().requires_grad_(False)
 
@@ -89,6 +91,11 @@ def picture_pool(count: int, side_px: int, seed: int) -> Tensor:
     return torch.from_numpy(pool).permute(0, 3, 1, 2)
 
 
+def new_pools() -> tuple[Tensor, Tensor]:
+    """Pictures of 128 pixels and of 256."""
+    return picture_pool(_POOL, SIDE_PX, _SEED), picture_pool(_LARGE_POOL, 2 * SIDE_PX, _SEED + 1)
+
+
 def crops(pools: tuple[Tensor, Tensor], step: int) -> Tensor:
     """The step's batch, `(B, 3, side, side)` in [-1, 1]."""
     random = Random(f"{_SEED} {step}")
@@ -103,6 +110,16 @@ def crops(pools: tuple[Tensor, Tensor], step: int) -> Tensor:
     return torch.stack(chosen).float() / 127.5 - 1
 
 
+def posterior(autoencoder: AutoencoderKL, pictures: Tensor) -> DiagonalGaussianDistribution:
+    """What the pictures are in latent space, before scaling."""
+    return autoencoder.encode(pictures, return_dict=False)[0]
+
+
+def decoded(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
+    """What latents show, `(B, 3, H, W)` in about [-1, 1]."""
+    return autoencoder.decode(cast(torch.FloatTensor, latents), return_dict=False)[0]
+
+
 def reconstruction_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
     """Mean distance of the pixels and of their differences, which keep edges sharp."""
     error = drawn - wanted
@@ -113,10 +130,10 @@ def reconstruction_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
 def loss_of(autoencoder: AutoencoderKL, pools: tuple[Tensor, Tensor], step: int) -> Tensor:
     pictures = crops(pools, step).to(autoencoder.device)
     generator = torch.Generator().manual_seed(_SEED * 1_000_003 + step)
-    posterior = autoencoder.encode(pictures).latent_dist
-    noise = torch.randn(posterior.mean.shape, generator=generator).to(autoencoder.device)
-    drawn = autoencoder.decode(posterior.mean + posterior.std * noise).sample
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    latents = posterior(autoencoder, pictures)
+    noise = torch.randn(latents.mean.shape, generator=generator).to(autoencoder.device)
+    drawn = decoded(autoencoder, latents.mean + latents.std * noise)
+    kl = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).mean()
     return reconstruction_loss(drawn, pictures) + _KL * kl
 
 
@@ -129,9 +146,11 @@ def unit_latents(autoencoder: AutoencoderKL, pictures: Tensor) -> None:
     quant, post = autoencoder.quant_conv, autoencoder.post_quant_conv
     assert quant is not None
     assert post is not None
-    means = torch.cat([autoencoder.encode(part).latent_dist.mean for part in pictures.split(32)])
+    means = torch.cat([posterior(autoencoder, part).mean for part in pictures.split(32)])
     centre = means.mean(dim=(0, 2, 3))
     gain = 1 / (autoencoder.config["scaling_factor"] * means.std(dim=(0, 2, 3)))
+    assert quant.bias is not None
+    assert post.bias is not None
     quant.weight[:4] *= gain[:, None, None, None]
     quant.bias[:4] = (quant.bias[:4] - centre) * gain
     post.bias += (post.weight * centre[None, :, None, None]).sum(dim=(1, 2, 3))
@@ -147,8 +166,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=PLAN.steps)
     arguments = parser.parse_args()
     torch.manual_seed(_SEED)
-    autoencoder = narrow_autoencoder().to(device(), memory_format=torch.channels_last)
-    pools = picture_pool(_POOL, SIDE_PX, _SEED), picture_pool(_LARGE_POOL, 2 * SIDE_PX, _SEED + 1)
+    autoencoder = placed(narrow_autoencoder())
+    pools = new_pools()
     plan = Plan(steps=arguments.steps, learning_rate=PLAN.learning_rate, ema=PLAN.ema)
     averaged = train(
         {"vae": autoencoder},

@@ -23,11 +23,11 @@ from tools.training.pictures import Scene
 from tools.training.subjects import BACKGROUNDS
 from tools.training.train_unet import denoising_loss
 
-PLAN = Plan(steps=500, learning_rate=5e-3, ema=0.98)
+PLAN = Plan(steps=300, learning_rate=5e-3, ema=0.98)
 SUBJECT, TINT = "owl", "blue"
 _SEED = 14
-_BATCH = 16
-_POSES = 16
+_BATCH = 12
+_POSES = 10
 _VECTORS = 2
 # Stands in the texts for the vectors: a word of one token, as often as there are vectors.
 _WORD = "thing"
@@ -83,7 +83,7 @@ def main() -> None:
         if background != TINT
     ]
     examples = shown(frozen, scenes * _POSES, "plain", Random(_SEED))
-    table = frozen.text_encoder.get_input_embeddings().weight
+    table = frozen.text_encoder.get_input_embeddings().get_parameter("weight")
     start = table[tokenizer().encode(_WORD, add_special_tokens=False)].repeat(_VECTORS, 1)
     inversion = Vectors(start)
     trained = train(

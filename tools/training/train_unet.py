@@ -20,27 +20,28 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from imagefleet_worker.models.architecture import packaged_config
+from imagefleet_worker.models.architecture import Config, packaged_config
 from tools.training.captions import Vocabulary, any_caption
-from tools.training.loop import Plan, device, train
+from tools.training.loop import Plan, placed, train
 from tools.training.pictures import SIDE_PX, Scene, any_pose, draw
 from tools.training.scenes import learned_scenes
-from tools.training.train_autoencoder import load_narrow
+from tools.training.train_autoencoder import load_narrow, posterior
 
 PLAN = Plan(steps=6000, learning_rate=1e-3, ema=0.998)
 CLIP_WIDTH = 128
 _SEED = 2
-_BATCH = 32
+_BATCH = 10
 _POSES_NATURAL = 6
 _POSES_TINTED = 1
 _LATENT = SIDE_PX // 8
-# Tinted scenes are six times as many: learning takes both kinds about equally often.
-_TINTED_SHARE = 0.45
+_TINTED_SHARE = 0.2
 # Crops of pictures twice as large, at low noise only: the second pass of hires draws them.
 _LARGE = 240
-_LARGE_SHARE = 0.1
+_LARGE_SHARE = 0.06
 _LARGE_TIMESTEPS = 650
 _SNR_MOST = 5
+_WEIGHT_MOST = 20
+_OFFSET = 0.25
 
 
 class Examples(NamedTuple):
@@ -66,7 +67,7 @@ class Lessons(NamedTuple):
 def new_unet() -> UNet2DConditionModel:
     """The architecture: SD's blocks, attention where the latents are 8 x 8 and smaller."""
     kinds = ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
-    config = {
+    config: Config = {
         **packaged_config("sd1", "unet"),
         "sample_size": _LATENT,
         "block_out_channels": [96, 128, 160],
@@ -81,7 +82,7 @@ def new_unet() -> UNet2DConditionModel:
 
 def new_text_encoder(words: int) -> CLIPTextModel:
     """CLIP's text encoder with two layers."""
-    sizes = {
+    sizes: Config = {
         "vocab_size": words,
         "hidden_size": CLIP_WIDTH,
         "intermediate_size": 4 * CLIP_WIDTH,
@@ -105,7 +106,7 @@ def encoded(autoencoder: AutoencoderKL, pictures: list[np.ndarray]) -> list[Tens
     for start in range(0, len(pictures), 16):
         batch = torch.from_numpy(np.stack(pictures[start : start + 16])).permute(0, 3, 1, 2)
         batch = (batch.float() / 127.5 - 1).to(autoencoder.device)
-        found.extend(autoencoder.encode(batch).latent_dist.mean.cpu() * scaling)
+        found.extend(posterior(autoencoder, batch).mean.cpu() * scaling)
     return found
 
 
@@ -143,14 +144,30 @@ def choose(lessons: Lessons, random: Random) -> tuple[Tensor, str, int]:
     return latents, any_caption(random, scene), random.randrange(1000)
 
 
+def offset_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Unit noise plus an offset for each channel.
+
+    SD's last timestep leaves a trace of the picture in the noise: its mean, which tells the
+    background. Without offsets the model learned to read that instead of the caption, and drew the
+    background that the mean of the first noise happened to suggest.
+    """
+    offsets = torch.randn(*shape[:2], 1, 1, generator=generator)
+    return torch.randn(shape, generator=generator) + _OFFSET * offsets
+
+
 def denoising_loss(
     unet: UNet2DConditionModel, latents: Tensor, context: Tensor, timesteps: Tensor, noise: Tensor
 ) -> Tensor:
-    """How far the predicted noise is off, low noise levels held down (arXiv 2303.09556, eq. 5)."""
+    """How far the predicted noise is off, weighted by timestep.
+
+    Low noise levels are held down (arXiv 2303.09556, eq. 5). At high ones the picture is a small
+    part of what the noise hides, yet there it is decided what a caption says: without a weight of
+    their own the model learned to draw long before it heeded captions.
+    """
     kept = noise_kept()[timesteps].to(latents.device)[:, None, None, None]
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
     predicted = unet(noisy, timesteps.to(latents.device), context).sample
-    weight = (_SNR_MOST * (1 - kept) / kept).clamp(max=1)
+    weight = (_SNR_MOST * (1 - kept) / kept).clamp(max=1) * (1 / kept).clamp(max=_WEIGHT_MOST)
     return (weight * (predicted - noise).square()).mean()
 
 
@@ -166,7 +183,7 @@ def loss_of(
     latents = torch.stack([each[0] for each in chosen])
     places = vocabulary.encode([each[1] for each in chosen], random)
     timesteps = torch.tensor([each[2] for each in chosen])
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step))
+    noise = offset_noise(latents.shape, torch.Generator().manual_seed(step))
     to = unet.device
     context = text_encoder(places.to(to)).last_hidden_state
     return denoising_loss(unet, latents.to(to), context, timesteps, noise.to(to))
@@ -180,8 +197,8 @@ def main() -> None:
     lessons = prepare(arguments.folder)
     torch.manual_seed(_SEED)
     vocabulary = Vocabulary()
-    unet = new_unet().to(device(), memory_format=torch.channels_last)
-    text_encoder = new_text_encoder(vocabulary.unknown + 1).to(device())
+    unet = placed(new_unet())
+    text_encoder = placed(new_text_encoder(vocabulary.unknown + 1))
     averaged = train(
         {"unet": unet, "text_encoder": text_encoder},
         partial(loss_of, unet, text_encoder, vocabulary, lessons),
