@@ -9,6 +9,7 @@ All jobs are enqueued at once; the sheet is `gallery.png` in the folder.
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -25,7 +26,8 @@ from imagefleet_producer import (
 _SETTINGS = {"checkpoint": "demo", "num_inference_steps": 20, "guidance_scale": 4.0}
 _COLUMNS = 4
 _CELL_PX = 256
-_LABEL_PX = 44
+_LABEL_PX = 52
+_LINE_LETTERS = 46
 _GAP_PX = 10
 _PAPER = (255, 255, 255)
 _INK = (40, 40, 48)
@@ -45,7 +47,7 @@ def _request(prompt: str, seed: int, **fields: object) -> GenerateRequest:
     return GenerateRequest.model_validate({"prompt": prompt, "seed": seed, **values})
 
 
-_HIRES = HiresPass(scale=2, upscaler="demo-x2", strength=0.4, num_inference_steps=10)
+_HIRES = HiresPass(scale=2, upscaler="demo-x2", strength=0.2, num_inference_steps=8)
 _ENLARGED = _request("a butterfly on a yellow background", 3)
 
 EXHIBITS = (
@@ -87,7 +89,8 @@ def hang(pictures: list[tuple[str, str, Image.Image]]) -> Image.Image:
         cell = picture.convert("RGB").resize((_CELL_PX, _CELL_PX), Image.Resampling.NEAREST)
         sheet.paste(cell, (left, top))
         pen.text((left, top + _CELL_PX + 4), title, _INK, ImageFont.load_default(15))
-        pen.text((left, top + _CELL_PX + 23), prompt, _INK, ImageFont.load_default(11))
+        words = fill(prompt, _LINE_LETTERS)
+        pen.text((left, top + _CELL_PX + 23), words, _INK, ImageFont.load_default(11))
     return sheet
 
 

@@ -35,7 +35,7 @@ from tools.training.pictures import Scene
 from tools.training.subjects import NEVER_TOGETHER
 
 Row = dict[str, str | float]
-_ADAPTER_PICTURES = 48
+_ADAPTER_PICTURES = 24
 
 
 def rows(artist: Artist, scenes: int) -> list[Row]:

@@ -37,6 +37,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def processes() -> int:
+    """How many train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -78,11 +83,10 @@ def train(
     Returns:
         Copies of the modules with the averaged weights.
     """
-    together = "RANK" in os.environ
+    together = processes() > 1
     if together:
         distributed.init_process_group("gloo")
     rank = distributed.get_rank() if together else 0
-    processes = distributed.get_world_size() if together else 1
     averaged = {name: deepcopy(module) for name, module in modules.items()}
     pairs = [
         (own, mean)
@@ -122,11 +126,11 @@ def train(
     for step in range(first, plan.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(plan, step)
-        loss = loss_of(step * processes + rank)
+        loss = loss_of(step * processes() + rank)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if together:
-            _share_gradients([own for own, _ in pairs], processes)
+            _share_gradients([own for own, _ in pairs])
         nn.utils.clip_grad_norm_([own for own, _ in pairs], 1.0)
         optimiser.step()
         with torch.no_grad():
@@ -147,11 +151,11 @@ def train(
     return averaged
 
 
-def _share_gradients(parameters: list[nn.Parameter], processes: int) -> None:
+def _share_gradients(parameters: list[nn.Parameter]) -> None:
     """Give every process the mean of all gradients."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
-    flat /= processes
+    flat /= processes()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))

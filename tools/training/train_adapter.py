@@ -52,7 +52,7 @@ RECIPES = {
         subject=None,
         style="blueprint",
         text_encoder=False,
-        plan=Plan(steps=300, learning_rate=2e-3, ema=0.99),
+        plan=Plan(steps=240, learning_rate=2e-3, ema=0.99),
         seed=11,
     ),
     "snowman": Recipe(
@@ -61,7 +61,7 @@ RECIPES = {
         subject="snowman",
         style="plain",
         text_encoder=True,
-        plan=Plan(steps=300, learning_rate=2e-3, ema=0.99),
+        plan=Plan(steps=240, learning_rate=2e-3, ema=0.99),
         seed=12,
     ),
     "sticker": Recipe(
@@ -70,7 +70,7 @@ RECIPES = {
         subject=None,
         style="sticker",
         text_encoder=False,
-        plan=Plan(steps=300, learning_rate=1e-3, ema=0.99),
+        plan=Plan(steps=240, learning_rate=1e-3, ema=0.99),
         seed=13,
     ),
 }

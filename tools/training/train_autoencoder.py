@@ -24,7 +24,7 @@ from tools.training.loop import Plan, placed, train
 from tools.training.pictures import SIDE_PX, Scene, Style, any_pose, draw
 from tools.training.subjects import BACKGROUNDS, SUBJECTS, TINTS
 
-PLAN = Plan(steps=5000, learning_rate=1.5e-3, ema=0.998)
+PLAN = Plan(steps=1100, learning_rate=1.5e-3, ema=0.998)
 _SEED = 1
 _POOL = 2400
 _LARGE_POOL = 300

@@ -25,7 +25,7 @@ from tools.training.train_autoencoder import (
     reconstruction_loss,
 )
 
-PLAN = Plan(steps=1000, learning_rate=1e-3, ema=0.995)
+PLAN = Plan(steps=420, learning_rate=1e-3, ema=0.995)
 # Other crops than the autoencoder's own training had.
 _FIRST_STEP = 1_000_000
 # The UNet's latents are never quite right: the decoder learns to bear a little noise in them.

@@ -22,15 +22,16 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from imagefleet_worker.models.architecture import Config, packaged_config
 from tools.training.captions import Vocabulary, any_caption
-from tools.training.loop import Plan, placed, train
+from tools.training.loop import Plan, placed, processes, train
 from tools.training.pictures import SIDE_PX, Scene, any_pose, draw
 from tools.training.scenes import learned_scenes
 from tools.training.train_autoencoder import load_narrow, posterior
 
-PLAN = Plan(steps=6000, learning_rate=1e-3, ema=0.998)
+PLAN = Plan(steps=1720, learning_rate=1e-3, ema=0.998)
 CLIP_WIDTH = 128
 _SEED = 2
-_BATCH = 10
+# Of all processes together.
+_BATCH = 50
 _POSES_NATURAL = 6
 _POSES_TINTED = 1
 _LATENT = SIDE_PX // 8
@@ -179,7 +180,7 @@ def loss_of(
     step: int,
 ) -> Tensor:
     random = Random(f"{_SEED} {step}")
-    chosen = [choose(lessons, random) for _ in range(_BATCH)]
+    chosen = [choose(lessons, random) for _ in range(_BATCH // processes())]
     latents = torch.stack([each[0] for each in chosen])
     places = vocabulary.encode([each[1] for each in chosen], random)
     timesteps = torch.tensor([each[2] for each in chosen])

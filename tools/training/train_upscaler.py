@@ -23,7 +23,7 @@ from tools.training.loop import Plan, device, train
 from tools.training.pictures import SIDE_PX, Style, any_pose, draw
 from tools.training.scenes import learned_scenes
 
-PLAN = Plan(steps=1500, learning_rate=1e-3, ema=0.995)
+PLAN = Plan(steps=800, learning_rate=1e-3, ema=0.995)
 _SEED = 3
 _POOL = 800
 _STYLES: tuple[Style, ...] = ("plain", "plain", "plain", "sticker", "blueprint")
