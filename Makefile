@@ -1,24 +1,25 @@
 # Everything runs from .venv; `make help` lists the targets.
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up down test check bench image
+.PHONY: help setup demo up down test check bench image \
+	train train-autoencoder train-decoder train-unet train-adapters train-embedding train-upscaler
 
 venv := .venv
 python := $(venv)/bin/python
 stamp := $(venv)/.installed
-# Modules of tools, not scripts: they import one another.
-checkpoint := worker/models/checkpoints/demo.safetensors
-upscalers := worker/models/upscalers/demo-x2.safetensors worker/models/upscalers/demo-x4.safetensors
 image := imagefleet-worker
+models := worker/models
+# Half-finished trainings, from which they go on.
+training := .local/training
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 28
 
 setup: $(stamp) ## install everything into .venv (again when the pinned versions change)
 
-demo: $(stamp) $(checkpoint) $(upscalers) ## start a fleet, draw pictures into out/, stop it
+demo: $(stamp) ## start a fleet, draw pictures into out/, stop it
 	$(python) -m localfleet demo
 
-up: $(stamp) $(checkpoint) $(upscalers) ## start Redis, S3, Flower and one worker on this machine
+up: $(stamp) ## start Redis, S3, Flower and one worker on this machine
 	$(python) -m localfleet up
 
 down: ## stop what `make up` started
@@ -53,11 +54,27 @@ $(stamp): requirements-dev.txt constraints.txt shared/pyproject.toml producer/py
 		--no-deps k-diffusion
 	@touch $@
 
-$(checkpoint): tools/make_demo_checkpoint.py | $(stamp)
-	@mkdir -p $(@D)
-	$(python) -m tools.make_demo_checkpoint $@
+# The demo's models are in the repository; these make them anew, on a GPU if there is one.
+# Modules of tools, not scripts: they import one another.
+train: train-autoencoder train-decoder train-unet train-adapters train-embedding train-upscaler ## train all of the demo's models
 
-# A pattern, so that one run makes all of them, in every version of make.
-worker/models/upscalers/%-x2.safetensors worker/models/upscalers/%-x4.safetensors: tools/make_demo_upscaler.py | $(stamp)
-	@mkdir -p $(@D)
-	$(python) -m tools.make_demo_upscaler $(@D)
+train-autoencoder: $(stamp) ## train the demo checkpoint's autoencoder, first of all
+	$(python) -m tools.training.train_autoencoder $(training)
+
+train-decoder: $(stamp) ## train that autoencoder's decoder further
+	$(python) -m tools.training.train_decoder $(training)
+
+train-unet: $(stamp) ## train the demo checkpoint's UNet and text encoder, and write it
+	$(python) -m tools.training.train_unet $(training)
+	$(python) -m tools.training.assemble $(training) $(models)
+
+train-adapters: $(stamp) ## train the demo's LoRAs and its LoHa on its checkpoint
+	$(python) -m tools.training.train_adapter blueprint $(training) $(models)
+	$(python) -m tools.training.train_adapter snowman $(training) $(models)
+	$(python) -m tools.training.train_adapter sticker $(training) $(models)
+
+train-embedding: $(stamp) ## train the demo's textual inversion on its checkpoint
+	$(python) -m tools.training.train_embedding $(training) $(models)
+
+train-upscaler: $(stamp) ## train the demo's SwinIR
+	$(python) -m tools.training.train_upscaler $(training) $(models)

@@ -69,7 +69,15 @@ def _ensure_up(home: Home) -> tuple[Fleet, bool]:
 
 
 def _run_demo(environment: dict[str, str]) -> int:
-    command = [str(Path(sys.executable).with_name("imagefleet")), "demo", "--out", "out"]
+    """What any fleet can show, then what the demo's own models can."""
+    commands = (
+        [str(Path(sys.executable).with_name("imagefleet")), "demo", "--out", "out"],
+        [sys.executable, str(REPOSITORY / "tools/demo_gallery.py"), "out"],
+    )
+    return next((status for command in commands if (status := _run(command, environment)) != 0), 0)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
     with subprocess.Popen(command, env=child_environment(environment)) as child:
         try:
             return child.wait()

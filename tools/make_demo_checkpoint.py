@@ -23,6 +23,7 @@ _ARCHITECTURE: dict[Family, str] = {
     "sdxl": "stable-diffusion-xl-v1-base",
     "sdxl_refiner": "stable-diffusion-xl-v1-refiner",
 }
+_RANDOM = "Random weights; its pictures mean nothing."
 
 
 def write_demo_checkpoint(out: Path, family: Family, seed: int) -> None:
@@ -32,7 +33,11 @@ def write_demo_checkpoint(out: Path, family: Family, seed: int) -> None:
 
 
 def write_checkpoint(
-    out: Path, family: Family, modules: Mapping[Component, torch.nn.Module], title: str
+    out: Path,
+    family: Family,
+    modules: Mapping[Component, torch.nn.Module],
+    title: str,
+    description: str = _RANDOM,
 ) -> None:
     """Write the family's modules to a file, in LDM names and float16."""
     metadata = {
@@ -40,7 +45,7 @@ def write_checkpoint(
         "modelspec.title": title,
         "modelspec.architecture": _ARCHITECTURE[family],
         "modelspec.resolution": f"{SIZE_PX}x{SIZE_PX}",
-        "modelspec.description": "Random weights; its pictures mean nothing.",
+        "modelspec.description": description,
     }
     save_file(ldm_state_dict(family, modules, torch.float16), out, metadata=metadata)
 

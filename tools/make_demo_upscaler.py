@@ -26,17 +26,7 @@ def make_demo_upscaler(scale: int, seed: int) -> dict[str, Tensor]:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = SwinIR(
-            img_size=16,
-            embed_dim=_EMBED_DIM,
-            depths=[2, 2],
-            num_heads=[2, 2],
-            window_size=8,
-            mlp_ratio=2,
-            upscale=scale,
-            upsampler="pixelshuffledirect",
-        )
-    weights = network.state_dict()
+        weights = new_network(scale).state_dict()
     _pass_colours(weights["conv_first.weight"], weights["conv_first.bias"])
     weights["conv_after_body.weight"].mul_(_TEXTURE)
     weights["conv_after_body.bias"].zero_()
@@ -44,6 +34,20 @@ def make_demo_upscaler(scale: int, seed: int) -> dict[str, Tensor]:
     weights["upsample.0.bias"].zero_()
     _interpolate(weights["upsample.0.weight"], scale)
     return weights
+
+
+def new_network(scale: int) -> SwinIR:
+    """The architecture, with spandrel's random weights."""
+    return SwinIR(
+        img_size=16,
+        embed_dim=_EMBED_DIM,
+        depths=[2, 2],
+        num_heads=[2, 2],
+        window_size=8,
+        mlp_ratio=2,
+        upscale=scale,
+        upsampler="pixelshuffledirect",
+    )
 
 
 def _pass_colours(kernel: Tensor, bias: Tensor) -> None:

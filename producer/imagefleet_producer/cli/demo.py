@@ -17,10 +17,10 @@ def demo(folder: Out = Path("out")) -> None:
     with Client() as client:
         drawing = client.generate(
             GenerateRequest(
-                prompt="a red fox in the snow",
+                prompt="a red fox on a white background",
                 num_inference_steps=20,
                 seed=1,
-                hires=HiresPass(scale=2, num_inference_steps=10, strength=0.6),
+                hires=HiresPass(scale=2, upscaler=LANCZOS, num_inference_steps=8, strength=0.2),
             )
         )
         follow(err, drawing, "txt2img + hires")

@@ -1,0 +1,90 @@
+"""What the demo's trained models draw, judged against the drawings that they learned from.
+
+    python -m tests.benchmarks.bench_demo_model [--scenes 120]
+
+All through the worker's own path from request to picture. The judge is `tools.training.judge`.
+
+- base: captions and seeds that were held out: right subject, right background.
+- new tints: subjects in a tint that the checkpoint never saw them in.
+- adapters: the LoRAs' share of pictures that are nearer to the adapter's own set than to the plain
+  one, with the LoRA at scale 1 and at 0; the subject LoRA's and the embedding's right subjects.
+- SwinIR: mean PSNR over bicubic's, on halved pictures that were held out.
+- seconds for a picture of 20 steps, alone.
+"""
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import torch
+
+from tests.artist import STEPS, Artist
+from tests.benchmarks.report import report
+from tests.demo_exam import (
+    NATURAL,
+    TINTED,
+    drawn_right,
+    embedding_share,
+    psnr_gain_db,
+    snowman_share,
+    styled_share,
+)
+from tools.training.captions import caption
+from tools.training.pictures import Scene
+from tools.training.subjects import NEVER_TOGETHER
+
+Row = dict[str, str | float]
+_ADAPTER_PICTURES = 24
+
+
+def rows(artist: Artist, scenes: int) -> list[Row]:
+    """The figures, one a row."""
+    subject, background = drawn_right(artist, (NATURAL * 4)[:scenes])
+    tinted_subject, tinted_background = drawn_right(artist, TINTED[: scenes // 2])
+    unseen = [
+        Scene(subject=subject, tint=tint, background=background)
+        for subject, tint in sorted(NEVER_TOGETHER)
+        for background in ("white", "black", "yellow", "pink")
+    ]
+    new_subject, new_background = drawn_right(artist, unseen)
+    found: list[Row] = [
+        {"figure": "held-out scenes: subject", "value": subject, "pictures": scenes},
+        {"figure": "held-out scenes: background", "value": background, "pictures": scenes},
+        {"figure": "held-out tinted: subject", "value": tinted_subject, "pictures": scenes // 2},
+        {
+            "figure": "held-out tinted: background",
+            "value": tinted_background,
+            "pictures": scenes // 2,
+        },
+        {"figure": "new tints: subject", "value": new_subject, "pictures": len(unseen)},
+        {"figure": "new tints: background", "value": new_background, "pictures": len(unseen)},
+    ]
+    for name in ("blueprint", "sticker"):
+        for scale in (1.0, 0.0):
+            share = styled_share(artist, name, scale, _ADAPTER_PICTURES)
+            figure = f"demo-{name} at {scale:g}: nearer to its style"
+            found.append({"figure": figure, "value": share, "pictures": _ADAPTER_PICTURES})
+    for figure, share in (
+        ("demo-snowman at 1: subject", snowman_share(artist, 1.0, _ADAPTER_PICTURES)),
+        ("demo-snowman at 0: subject", snowman_share(artist, 0.0, _ADAPTER_PICTURES)),
+        ("demo-owl: subject", embedding_share(artist, _ADAPTER_PICTURES)),
+    ):
+        found.append({"figure": figure, "value": share, "pictures": _ADAPTER_PICTURES})
+    found.append({"figure": "demo-x2 over bicubic, dB", "value": psnr_gain_db(60), "pictures": 60})
+    start = perf_counter()
+    artist.draw([caption(NATURAL[0])], [1])
+    figure = f"seconds for {STEPS} steps, {torch.get_num_threads()} threads"
+    found.append({"figure": figure, "value": perf_counter() - start, "pictures": 1})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Examine the demo's trained models.")
+    parser.add_argument("--scenes", type=int, default=120)
+    with TemporaryDirectory() as folder:
+        report("demo_model", rows(Artist(Path(folder)), parser.parse_args().scenes))
+
+
+if __name__ == "__main__":
+    main()
