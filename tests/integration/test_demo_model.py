@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from imagefleet_producer import HiresPass, LoRA
+from imagefleet_shared.samplers import SCHEDULER_LABELS
 from tests.artist import Artist
 from tests.demo_exam import (
     FIRST_SEED,
@@ -30,10 +31,7 @@ from tools.training.subjects import BACKGROUNDS, SUBJECTS
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
 
 # All but LCM, which is for models that were distilled for it.
-SCHEDULERS = (
-    *("euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lms"),
-    *("dpmpp_2m", "dpmpp_2m_sde", "ddim", "unipc"),
-)
+SCHEDULERS = [name for name in SCHEDULER_LABELS if name != "lcm"]
 
 
 @pytest.fixture(scope="module")
