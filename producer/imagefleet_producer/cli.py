@@ -245,7 +245,7 @@ def demo(folder: Out = Path("out")) -> None:
                 prompt="a red fox on a white background",
                 num_inference_steps=20,
                 seed=1,
-                hires=HiresPass(scale=2, upscaler=LANCZOS, num_inference_steps=8, strength=0.2),
+                hires=HiresPass(scale=2, upscaler=LANCZOS, num_inference_steps=8, strength=0.1),
             )
         )
         follow(err, drawing, "txt2img + hires")

@@ -98,7 +98,7 @@ def test_a_negative_prompt_keeps_a_colour_away(artist: Artist) -> None:
 
 def test_a_hires_pass_keeps_what_the_first_pass_drew(artist: Artist) -> None:
     scenes = NATURAL[:6]
-    hires = HiresPass(scale=2, upscaler="demo-x2", strength=0.2, num_inference_steps=8)
+    hires = HiresPass(scale=2, upscaler="demo-x2", strength=0.1, num_inference_steps=8)
     prompts = [caption(scene) for scene in scenes]
     pictures = artist.draw(prompts, range(FIRST_SEED, FIRST_SEED + 6), hires=hires)
     assert {picture.size for picture in pictures} == {(256, 256)}
