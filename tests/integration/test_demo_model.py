@@ -26,8 +26,12 @@ from tools.training.judge import judge
 from tools.training.pictures import Scene, Style, any_pose, draw
 from tools.training.subjects import BACKGROUNDS, SUBJECTS
 
-# spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
+pytestmark = [
+    # spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
+    # diffusers' KDPM2 schedulers on NumPy 2.
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
 
 # All but LCM, which is for models that were distilled for it.
 SCHEDULERS = (
