@@ -41,8 +41,8 @@ def right(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> tuple[flo
     return subjects / len(scenes), backgrounds / len(scenes)
 
 
-def styled(picture: Image.Image, scene: Scene, style: Style) -> bool:
-    """Whether the picture is nearer to the scene in the style than to the plain scene."""
+def lean(picture: Image.Image, scene: Scene, style: Style) -> float:
+    """How much farther the picture is from the scene in the style than from the plain scene."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
 
     def distance(other: Style) -> float:
@@ -50,19 +50,28 @@ def styled(picture: Image.Image, scene: Scene, style: Style) -> bool:
         colours = np.abs(np.asarray(wanted, dtype=np.float32) - pixels).mean() / 255
         return float(np.linalg.norm(features(wanted) - features(picture))) + float(colours)
 
-    return distance(style) < distance("plain")
+    return distance(style) - distance("plain")
 
 
-def styled_share(artist: Artist, name: Style, scale: float, count: int) -> float:
-    """The share of pictures that are nearer to the LoRA's style than to the plain one."""
-    scenes = (NATURAL * 3)[:count]
-    pictures = artist.draw(
-        [caption(scene) for scene in scenes],
-        range(FIRST_SEED, FIRST_SEED + count),
-        loras=[LoRA(name=f"demo-{name}", scale=scale)],
-    )
-    found = [styled(*pair, name) for pair in zip(pictures, scenes, strict=True)]
-    return sum(found) / count
+def styled_shares(artist: Artist, name: Style, count: int) -> dict[str, float]:
+    """Shares of pictures: nearer to the style than to the plain scene, at scale 0 and at scale 1;
+    and moved towards the style, from scale 0 to scale 1.
+
+    No scene is on white, where a sticker's border is not seen.
+    """
+    scenes = [scene for scene in NATURAL * 3 if scene.background != "white"][:count]
+    prompts = [caption(scene) for scene in scenes]
+    leans: dict[float, list[float]] = {}
+    for scale in (0.0, 1.0):
+        loras = [LoRA(name=f"demo-{name}", scale=scale)]
+        pictures = artist.draw(prompts, range(FIRST_SEED, FIRST_SEED + count), loras=loras)
+        leans[scale] = [lean(*pair, name) for pair in zip(pictures, scenes, strict=True)]
+    pairs = list(zip(leans[0.0], leans[1.0], strict=True))
+    return {
+        "nearer at 0": sum(before < 0 for before, _ in pairs) / count,
+        "nearer at 1": sum(after < 0 for _, after in pairs) / count,
+        "moved": sum(after < before for before, after in pairs) / count,
+    }
 
 
 def snowman_share(artist: Artist, scale: float, count: int) -> float:

@@ -47,18 +47,18 @@ def _request(prompt: str, seed: int, **fields: object) -> GenerateRequest:
     return GenerateRequest.model_validate({"prompt": prompt, "seed": seed, **values})
 
 
-_HIRES = HiresPass(scale=2, upscaler="demo-x2", strength=0.2, num_inference_steps=8)
-_ENLARGED = _request("a butterfly on a yellow background", 3)
+_HIRES = HiresPass(scale=2, upscaler="demo-x2", strength=0.1, num_inference_steps=8)
+_ENLARGED = _request("a rocket on a purple background", 3)
 
 EXHIBITS = (
     Exhibit("plain", _request("a fox on a blue background", 1)),
     Exhibit("plain", _request("a slice of pizza on a green background", 2)),
-    Exhibit("plain, tinted", _request("a purple octopus on a yellow background", 3)),
-    Exhibit("plain, tinted", _request("a green car on a pink background", 4)),
-    Exhibit("demo-blueprint, LoRA", _request("a castle <lora:demo-blueprint:1>", 5)),
+    Exhibit("plain, tinted", _request("a red fox on a white background", 1)),
+    Exhibit("plain, tinted", _request("a blue frog on a black background", 1)),
+    Exhibit("demo-blueprint, LoRA", _request("a soccer ball <lora:demo-blueprint:1>", 5)),
     Exhibit(
         "demo-sticker, LoHa",
-        _request("a strawberry on a purple background <lora:demo-sticker:1>", 6),
+        _request("an umbrella on a blue background <lora:demo-sticker:1>", 6),
     ),
     Exhibit(
         "demo-snowman, LoRA",
@@ -69,7 +69,7 @@ EXHIBITS = (
         "two adapters",
         _request("a snowman on a red background <lora:demo-snowman:1> <lora:demo-sticker:0.8>", 9),
     ),
-    Exhibit("hires x2", _request("a panda on a green background", 10, hires=_HIRES)),
+    Exhibit("hires x2", _request("a house on a purple background", 1, hires=_HIRES)),
     Exhibit("the next at 128 x 128", _ENLARGED),
 )
 """The last one is enlarged too."""

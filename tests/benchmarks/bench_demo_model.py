@@ -6,8 +6,9 @@ All through the worker's own path from request to picture. The judge is `tools.t
 
 - base: captions and seeds that were held out: right subject, right background.
 - new tints: subjects in a tint that the checkpoint never saw them in.
-- adapters: the LoRAs' share of pictures that are nearer to the adapter's own set than to the plain
-  one, with the LoRA at scale 1 and at 0; the subject LoRA's and the embedding's right subjects.
+- styles: pictures that are nearer to the LoRA's own set than to the plain one, with the LoRA at
+  scale 0 and at 1, and those that it moved that way.
+- the subject LoRA's and the embedding's right subjects.
 - SwinIR: mean PSNR over bicubic's, on halved pictures that were held out.
 - seconds for a picture of 20 steps, alone.
 """
@@ -28,7 +29,7 @@ from tests.demo_exam import (
     embedding_share,
     psnr_gain_db,
     snowman_share,
-    styled_share,
+    styled_shares,
 )
 from tools.training.captions import caption
 from tools.training.pictures import Scene
@@ -61,9 +62,8 @@ def rows(artist: Artist, scenes: int) -> list[Row]:
         {"figure": "new tints: background", "value": new_background, "pictures": len(unseen)},
     ]
     for name in ("blueprint", "sticker"):
-        for scale in (1.0, 0.0):
-            share = styled_share(artist, name, scale, _ADAPTER_PICTURES)
-            figure = f"demo-{name} at {scale:g}: nearer to its style"
+        for what, share in styled_shares(artist, name, _ADAPTER_PICTURES).items():
+            figure = f"demo-{name}, its style: {what}"
             found.append({"figure": figure, "value": share, "pictures": _ADAPTER_PICTURES})
     for figure, share in (
         ("demo-snowman at 1: subject", snowman_share(artist, 1.0, _ADAPTER_PICTURES)),

@@ -20,15 +20,19 @@ from tests.demo_exam import (
     psnr_gain_db,
     right,
     snowman_share,
-    styled_share,
+    styled_shares,
 )
 from tools.training.captions import caption
 from tools.training.judge import judge
 from tools.training.pictures import Scene, Style, any_pose, draw
 from tools.training.subjects import BACKGROUNDS, SUBJECTS
 
-# spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
+pytestmark = [
+    # spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),
+    # diffusers' KDPM2 schedulers on NumPy 2.
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
 
 # All but LCM, which is for models that were distilled for it.
 SCHEDULERS = [name for name in SCHEDULER_LABELS if name != "lcm"]
@@ -96,7 +100,7 @@ def test_a_negative_prompt_keeps_a_colour_away(artist: Artist) -> None:
 
 def test_a_hires_pass_keeps_what_the_first_pass_drew(artist: Artist) -> None:
     scenes = NATURAL[:6]
-    hires = HiresPass(scale=2, upscaler="demo-x2", strength=0.2, num_inference_steps=8)
+    hires = HiresPass(scale=2, upscaler="demo-x2", strength=0.1, num_inference_steps=8)
     prompts = [caption(scene) for scene in scenes]
     pictures = artist.draw(prompts, range(FIRST_SEED, FIRST_SEED + 6), hires=hires)
     assert {picture.size for picture in pictures} == {(256, 256)}
@@ -107,8 +111,9 @@ def test_a_hires_pass_keeps_what_the_first_pass_drew(artist: Artist) -> None:
 
 @pytest.mark.parametrize("style", ["blueprint", "sticker"])
 def test_a_style_moves_pictures_to_its_own_set(artist: Artist, style: Style) -> None:
-    assert styled_share(artist, style, 0.0, 12) <= 1 / 12
-    assert styled_share(artist, style, 1.0, 24) >= 0.85
+    shares = styled_shares(artist, style, 20)
+    assert shares["moved"] >= 0.9, shares
+    assert shares["nearer at 1"] >= shares["nearer at 0"] + 0.5, shares
 
 
 def test_a_lora_at_scale_0_leaves_the_picture_as_it_was(artist: Artist) -> None:
