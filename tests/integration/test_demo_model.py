@@ -70,7 +70,11 @@ def test_another_seed_draws_another_picture_of_the_same(artist: Artist) -> None:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_sampler_draws_what_is_asked(artist: Artist, scheduler: str) -> None:
-    subjects, backgrounds = drawn_right(artist, NATURAL[:8], scheduler=scheduler)
+    # PLMS extrapolates over four steps: steps as large as the others bear make it overshoot.
+    steps = 40 if scheduler == "plms" else 20
+    subjects, backgrounds = drawn_right(
+        artist, NATURAL[:8], scheduler=scheduler, num_inference_steps=steps
+    )
     assert subjects >= 6 / 8
     assert backgrounds >= 7 / 8
 
