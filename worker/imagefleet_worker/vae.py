@@ -2,8 +2,8 @@
 
 Some VAEs overflow in half precision, SDXL's first release among them, and decode to pictures that
 are no numbers. Others of the same architecture do not, and no file says which it is: so every VAE
-starts in the worker's dtype, and one that overflows goes on in float32 for as long as its
-checkpoint stays warm.
+starts in the worker's dtype, and one that overflows goes on in float32, its weights as they were
+rounded, for as long as its checkpoint stays warm. Pictures drawn before that stay as they are.
 """
 
 import logging

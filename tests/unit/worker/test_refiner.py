@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imagefleet_shared.errors import CorruptFile, IncompatibleAdapter
-from imagefleet_worker.adapters.formats import load_adapter
+from imagefleet_worker.adapters.formats import describe, load_adapter
 from imagefleet_worker.conditions import added_conditions
 from imagefleet_worker.models.diffusers_folder import folder_family
 from imagefleet_worker.models.pipelines import PipelineCache, WarmPipeline
@@ -22,6 +22,8 @@ from imagefleet_worker.models.single_file import load_single_file
 from imagefleet_worker.models.store import ModelStore
 from tests.conditioning import encode
 from tools.make_demo_checkpoint import write_demo_checkpoint
+
+from .prompts import reference
 
 CPU = torch.device("cpu")
 LIMIT = 1000
@@ -108,6 +110,20 @@ def test_prompts_are_encoded_as_diffusers_does(
     )
 
 
+@pytest.mark.parametrize("clip_skip", [None, 1])
+def test_weighted_prompts_agree_with_a1111s_algorithm(
+    clip_skip: int | None, warm: WarmPipeline
+) -> None:
+    text = "a (cat:1.3) BREAK [blurry], a (red:1.4) hat on a (((dog)))" + " very" * 80
+    encoded = encode(warm, [text], clip_skip, LIMIT)
+    hidden, pooled = reference.conditioning(warm, text, clip_skip)
+
+    assert pooled is not None
+    assert encoded.pooled is not None
+    torch.testing.assert_close(encoded.hidden[0], hidden, rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoded.pooled[0], pooled, rtol=0, atol=1e-5)
+
+
 def evaluated(unet: Any, hidden: Tensor, added: dict[str, Tensor] | None) -> Tensor:  # noqa: ANN401
     noise = torch.randn(1, 4, 12, 16, generator=torch.Generator().manual_seed(0))
     latents = noise.repeat(len(hidden), 1, 1, 1)
@@ -184,6 +200,20 @@ def test_no_adapter_fits_a_refiner(warm: WarmPipeline, tmp_path: Path) -> None:
 
     with pytest.raises(IncompatibleAdapter, match="does not fit the SDXL refiner checkpoint"):
         load_adapter(path, warm.naming)
+
+
+def test_a_lora_for_a_refiner_is_told_by_the_width_of_its_context(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    block = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    save_file(
+        {
+            f"{block}.lora_down.weight": torch.ones(4, 1280),
+            f"{block}.lora_up.weight": torch.ones(768, 4),
+        },
+        path,
+    )
+
+    assert describe(path).family == "sdxl_refiner"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from imagefleet_worker.models.pipelines import WarmPipeline
 from .reference_parser import pieces
 
 START, END, COMMA = 49406, 49407, 267
+_ENCODERS = {"sd1": ("",), "sdxl": ("", "_2"), "sdxl_refiner": ("_2",)}
 
 
 @dataclass
@@ -81,7 +82,7 @@ def conditioning(
     parts: list[Tensor] = []
     pooled = None
     given = inversions or {}
-    for suffix in ("", "_2") if warm.family == "sdxl" else ("",):
+    for suffix in _ENCODERS[warm.family]:
         # Copies, so that nothing can be left behind in the pipeline.
         encoder: Any = copy.deepcopy(getattr(warm.pipeline, f"text_encoder{suffix}"))
         tokenizer: Any = getattr(warm.pipeline, f"tokenizer{suffix}")
@@ -116,7 +117,7 @@ def conditioning(
 def layer(
     warm: WarmPipeline, encoder: nn.Module, output: ModelOutput, clip_skip: int | None
 ) -> Tensor:
-    if warm.family == "sdxl":
+    if warm.family != "sd1":
         return output["hidden_states"][-(2 + (clip_skip or 0))]
     if clip_skip is None:
         return output["last_hidden_state"]
