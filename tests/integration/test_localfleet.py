@@ -8,6 +8,7 @@ import textwrap
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -137,7 +138,11 @@ class TestS3:
 
 def listening_addresses(pid: int) -> set[str]:
     """IP addresses on which the process listens for TCP; IPv6 in raw hex."""
-    links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    links: list[str] = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        # A connection may be closed in between.
+        with suppress(FileNotFoundError):
+            links.append(str(fd.readlink()))
     sockets = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
     found: set[str] = set()
     for table in ("tcp", "tcp6"):
