@@ -23,7 +23,10 @@ from .requests import Request
 from .results import JobResult
 from .status import JobStatus, Stage
 
-MAX_ATTEMPTS = 3
+MAX_FAULTS = 3
+"""Workers lost while they were at work on a job, before it is given up."""
+MAX_ATTEMPTS = 9
+"""Of a job in all, those included in which it only waited for its turn."""
 FIRST_CHECK_S = 5
 """After publishing, how long a message may take to be leased before anybody asks where it is."""
 OUTAGE_S = 60
@@ -234,7 +237,8 @@ class Ledger:
                 routing.queue_list(routing.QUEUES[job.kind], job.priority),
             ],
             args=self._args(
-                job_id, MAX_ATTEMPTS, FIRST_CHECK_S, self._ttl_s, routing.SEQUENCE_HEADER
+                *(job_id, MAX_FAULTS, FIRST_CHECK_S, self._ttl_s, routing.SEQUENCE_HEADER),
+                MAX_ATTEMPTS,
             ),
         )
         return Wakeup(job_id, job.kind, job.priority, int(sequence)) if sequence else None

@@ -118,7 +118,9 @@ return status
 """
 
 # KEYS: job, open, sequence, dead, list of the job's queue and priority.
-# ARGV: id, channel, attempts allowed, next check after s, ttl s, sequence header.
+# ARGV: id, channel, faults allowed, next check after s, ttl s, sequence header, attempts allowed.
+# A fault is a worker lost while it was at work on the job. One lost while the job waited for its
+# turn says nothing of the job: else who waits beside a job that kills workers would end with it.
 # A queued job's message is surely lost when the oldest message of its list was published later:
 # the list is first in, first out. A popped message that nobody leased looks the same, and a second
 # message for a job does no harm: the lease is given once.
@@ -136,8 +138,10 @@ if status == 'running' and get('cancel') ~= '' then
     finish(ARGV[1], ARGV[2], 'canceled', 'error', error('JobCanceled', ARGV[1]), ARGV[5])
     return 0
 elseif status == 'running' then
-    if tonumber(get('attempt')) >= tonumber(ARGV[3]) then
-        local poison = error('PoisonJob', ARGV[1], ARGV[3])
+    local attempts, faults = tonumber(get('attempt')), tonumber(get('faults') or 0)
+    if get('stage') ~= 'queued' then faults = redis.call('HINCRBY', job, 'faults', 1) end
+    if faults >= tonumber(ARGV[3]) or attempts >= tonumber(ARGV[7]) then
+        local poison = error('PoisonJob', ARGV[1], attempts)
         finish(ARGV[1], ARGV[2], 'failed', 'error', poison, ARGV[5])
         redis.call('LPUSH', KEYS[4], ARGV[1])
         return 0

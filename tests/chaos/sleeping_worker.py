@@ -37,10 +37,12 @@ class Sleeper:
         name, order = job.request.prompt.split()
         with self._runs.open("a") as runs:
             runs.write(f"{name}\n")
-        if order == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        steps = 1 if order == "hang" else round(float(order) / STEP_S)
+        steps = 1 if order in ("die", "hang") else round(float(order) / STEP_S)
         stages.begin("denoise", steps)
+        if order == "die":
+            # At work, and the ledger knows it.
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         for _ in range(steps):
             time.sleep(10_000 if order == "hang" else STEP_S)
             stages.step()

@@ -10,7 +10,7 @@ from redis import Redis
 from imagefleet_shared import routing
 from imagefleet_shared.broker import connect, make_celery, publish
 from imagefleet_shared.errors import InvalidRequest, JobCanceled, JobNotFound, JobTimeout, PoisonJob
-from imagefleet_shared.ledger import MAX_ATTEMPTS, PREVIEW_TTL_S, WATCHED_S, Ledger
+from imagefleet_shared.ledger import MAX_ATTEMPTS, MAX_FAULTS, PREVIEW_TTL_S, WATCHED_S, Ledger
 from imagefleet_shared.records import Lease
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.results import JobResult, Timings
@@ -137,13 +137,39 @@ def test_a_lost_lease_is_freed_and_its_holder_can_change_nothing(
 
 def test_a_job_that_loses_every_worker_is_poison(ledger: Ledger, redis: Redis) -> None:
     submit(ledger)
+    for fault in range(MAX_FAULTS):
+        ledger.renew([(lease(ledger), "denoise", 1, 2)])
+        make_due(redis)
+        assert len(ledger.reconcile()) == (1 if fault < MAX_FAULTS - 1 else 0)
+    with pytest.raises(PoisonJob):
+        ledger.read("job").result()
+    assert redis.lrange(routing.DEAD_KEY, 0, -1) == ["job"]
+
+
+def test_a_job_that_waited_in_the_workers_it_lost_is_not_at_fault(
+    ledger: Ledger, redis: Redis
+) -> None:
+    """One that waited beside a job that hung three workers was given up with it."""
+    submit(ledger)
     for attempt in range(MAX_ATTEMPTS):
         lease(ledger)
         make_due(redis)
         assert len(ledger.reconcile()) == (1 if attempt < MAX_ATTEMPTS - 1 else 0)
-    with pytest.raises(PoisonJob):
+    with pytest.raises(PoisonJob, match=str(MAX_ATTEMPTS)):
         ledger.read("job").result()
-    assert redis.lrange(routing.DEAD_KEY, 0, -1) == ["job"]
+
+
+def test_faults_and_waiting_are_counted_apart(ledger: Ledger, redis: Redis) -> None:
+    submit(ledger)
+    for _ in range(MAX_FAULTS):
+        lease(ledger)
+        make_due(redis)
+        ledger.reconcile()
+    for _ in range(MAX_FAULTS - 1):
+        ledger.renew([(lease(ledger), "load", 0, 0)])
+        make_due(redis)
+        assert len(ledger.reconcile()) == 1
+    assert ledger.read("job").status is JobStatus.QUEUED
 
 
 def test_a_job_handed_back_does_not_count_as_an_attempt(ledger: Ledger) -> None:
