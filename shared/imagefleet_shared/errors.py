@@ -144,7 +144,7 @@ class BrokerUnavailable(WorkerFailure):
 
 
 class PoisonJob(WorkerFailure):
-    """The job took its worker down on every attempt; it is kept in the dead-letter list."""
+    """Worker after worker was lost with the job; it is kept in the dead-letter list."""
 
     def __init__(self, job_id: str, attempts: int) -> None:
         ImagefleetError.__init__(self, job_id, attempts)

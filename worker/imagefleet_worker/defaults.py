@@ -11,7 +11,7 @@ from .models.store import ModelFile
 from .passes import Steps
 from .sampling.noise import Seeds
 
-DEFAULT_STRENGTH = 0.75
+_DEFAULT_STRENGTH = 0.75
 # With strength 1, A1111 too leaves a thousandth of the picture.
 _MOST_STRENGTH = 0.999
 
@@ -32,7 +32,7 @@ def filled(
     if request.variation_strength and request.variation_seed is None:
         decided["variation_seed"] = _seed_of(f"{job_id} variation")
     if source and request.strength is None:
-        decided["strength"] = DEFAULT_STRENGTH
+        decided["strength"] = _DEFAULT_STRENGTH
     if request.hires and request.hires.num_inference_steps is None:
         steps = {"num_inference_steps": request.num_inference_steps}
         decided["hires"] = request.hires.model_copy(update=steps)
