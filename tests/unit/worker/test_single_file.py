@@ -1,6 +1,7 @@
 """Single-file checkpoints: what loads, equal to its source bit for bit, and what is refused."""
 
 import json
+import pickle
 import socket
 import zipfile
 from collections.abc import Callable
@@ -369,6 +370,13 @@ def test_a_damaged_file_is_refused(content: bytes, message: str, tmp_path: Path)
 
     with pytest.raises(CorruptFile, match=message):
         load(path)
+
+
+def test_no_zip_and_no_pickled_table_starts_with_a_headers_length() -> None:
+    starts = [b"PK\x03\x04\0\0\0\0"]
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        starts += [pickle.dumps(table, protocol)[:8] for table in ({"": 0}, {"a": "b"}, [{"": 0}])]
+    assert all(int.from_bytes(start, "little") > MAX_HEADER_BYTES for start in starts)
 
 
 def test_a_truncated_checkpoint_is_refused(checkpoints: dict[Family, Path], tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ _CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}
 _CONTEXT = re.compile(r"attn2[._](processor[._])?to_[kv]\Z")
 _INPUT_LAST = {"lora_down", "hada_w1_b", "diff"}
 
-# The first row that matches any key wins.
+# The first row that matches any key wins. Transformers without a UNet (SD 3, PixArt) have many
+# blocks too, but not within a numbered layer of another.
 _KEYS = [
     (r"double_blocks|single_blocks|single_transformer_blocks", "flux"),
-    (r"joint_blocks|add_q_proj|lora_te3_|text_encoder_3\.", "sd3"),
-    (r"^lora_te[12]_|^text_encoder_2\.|clip_g\.|transformer_blocks[._][1-9]", "sdxl"),
+    (r"joint_blocks|add_q_proj|lora_te3_|text_encoder_3\.|t5xxl\.", "sd3"),
+    (r"^lora_te[12]_|^text_encoder_2\.|clip_g\.|\d[._]transformer_blocks[._][1-9]", "sdxl"),
+    # SD 1.x's text encoder has 12 layers, SD 2.x's 23.
+    (r"^lora_te_text_model_encoder_layers_(1[2-9]|2\d)_", "sd2"),
     (r"down_blocks[._]0[._]attentions|input_blocks[._][12][._]1[._]|^lora_te_", "sd1"),
 ]
 # kohya's and Stability's own names; each tried on the start of the value.

@@ -60,7 +60,7 @@ def load_adapter(path: Path, naming: Naming) -> AdapterFile:
     header = read_header(path) if is_safetensors(path) else None
     # Before gigabytes are read: a whole checkpoint may lie in the wrong folder.
     if header is not None and not _kinds(_shapes(header)):
-        raise CorruptFile(f"{path.name} holds no adapter")
+        raise CorruptFile(f"{path.name} holds no adapter of a known kind")
     file = read_tensors(path)
     metadata = {} if header is None else header.metadata
     faults = Faults()
@@ -82,7 +82,7 @@ def load_adapter(path: Path, naming: Naming) -> AdapterFile:
     if error is not None:
         raise error
     if not deltas:
-        raise CorruptFile(f"{path.name} holds no adapter")
+        raise CorruptFile(f"{path.name} holds no adapter of a known kind")
     size_bytes = sum(delta.size_bytes for delta in deltas.values())
     adapter = Adapter(file.sha256, MappingProxyType(deltas), size_bytes)
     return AdapterFile(adapter=adapter, embeddings=embeddings, metadata=metadata)

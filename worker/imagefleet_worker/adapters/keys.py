@@ -12,14 +12,16 @@ from imagefleet_worker.models.ldm_keys import OPEN_CLIP_PREFIXES, UNET_PREFIX, l
 _UNET_PREFIXES = (
     "",
     "lora_unet_",
+    "oft_unet_",
     "unet_",
     "lycoris_",
     "diffusion_model_",
     "model_diffusion_model_",
 )
 
-# With dots as underscores, as in `_flat`. A bare text encoder ("") is only told apart from others
-# where there is just one.
+# With dots as underscores, as in `_flat`. kohya's OFT has a prefix of its own; `clip_l` with no
+# more is the open model initiative's, which OneTrainer can write. A bare text encoder ("") is only
+# told apart from others where there is just one.
 _PREFIXES: dict[Family, dict[Component, tuple[str, ...]]] = {
     "sd1": {
         "unet": _UNET_PREFIXES,
@@ -30,6 +32,7 @@ _PREFIXES: dict[Family, dict[Component, tuple[str, ...]]] = {
             "lycoris_",
             "text_encoders_clip_l_transformer_",
             "clip_l_transformer_",
+            "clip_l_",
             "cond_stage_model_transformer_",
         ),
     },
@@ -41,6 +44,7 @@ _PREFIXES: dict[Family, dict[Component, tuple[str, ...]]] = {
             "text_encoder_1_",
             "text_encoders_clip_l_transformer_",
             "clip_l_transformer_",
+            "clip_l_",
             "conditioner_embedders_0_transformer_",
         ),
         "text_encoder_2": (
@@ -48,6 +52,7 @@ _PREFIXES: dict[Family, dict[Component, tuple[str, ...]]] = {
             "text_encoder_2_",
             "text_encoders_clip_g_transformer_",
             "clip_g_transformer_",
+            "clip_g_",
             "conditioner_embedders_1_model_",
         ),
     },

@@ -10,7 +10,9 @@ from pydantic import BaseModel, NonNegativeInt, TypeAdapter
 
 from imagefleet_shared.errors import CorruptFile, FileUnavailable
 
-MAX_HEADER_BYTES = 8 * 2**20
+MAX_HEADER_BYTES = 64 * 2**20
+"""LoRA trainers write every tag of the training set into the header: tens of megabytes for hundreds
+of thousands of pictures. Above this a zip's first bytes could be a length (`_header_text`)."""
 # Full SDXL has 2 515 tensors; a file with far more is no checkpoint and would cost memory to
 # describe.
 MAX_TENSORS = 20_000
@@ -92,8 +94,8 @@ def read_header(path: Path) -> Header:
 def _header_text(stream: BinaryIO, name: str) -> bytes:
     start = stream.read(_LENGTH_BYTES)
     length = int.from_bytes(start, "little")
-    # A zip or a pickle read as a length is always larger than the limit, because its third and
-    # fourth bytes are not both zero; so a real header length is never mistaken for one of them.
+    # Read as a length a zip's first bytes are 67 324 752 or more, and so are those of a pickle that
+    # holds a table: a real header's length is never mistaken for one of them.
     if len(start) == _LENGTH_BYTES and 0 < length <= MAX_HEADER_BYTES:
         text = stream.read(length)
         if len(text) < length:

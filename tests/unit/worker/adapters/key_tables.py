@@ -1,7 +1,10 @@
-"""Key-to-shape tables of adapter files as trainers write them, kept short in `fixtures/`.
+"""Key-to-shape tables of adapter files, kept short in `fixtures/`.
 
-A line is a key and a shape (`-` for a number). Braces stand for every one of a list (`{q,k,v,out}`)
-or of a range (`{0..11}`).
+The comments at a table's top say what sort of file it is and which public list of a real file its
+names are from, or that none was found; patterns seen in a part of a list are carried on to every
+block of the network that they are for. A line is a key and a shape; a number is `-` where any will
+do, or `true` or `false`. Braces stand for every one of a list (`{q,k,v,out}`) or of a range
+(`{0..11}`).
 """
 
 import itertools
@@ -14,30 +17,47 @@ from safetensors.torch import save_file
 _FIXTURES = Path(__file__).parent / "fixtures"
 _BRACES = re.compile(r"\{([^}]*)\}")
 
+_NUMBERS = {"-": torch.tensor(1.0), "true": torch.tensor(1), "false": torch.tensor(0)}
+
 TABLES = sorted(path.stem for path in _FIXTURES.glob("*.txt"))
 
 
 def key_table(name: str) -> dict[str, tuple[int, ...]]:
     """The table's shapes by key."""
-    table: dict[str, tuple[int, ...]] = {}
-    for line in (_FIXTURES / f"{name}.txt").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            continue
-        pattern, shape = line.split(" ")
-        sizes = () if shape == "-" else tuple(int(size) for size in shape.split(","))
-        for key in _expanded(pattern):
-            assert key not in table, key
-            table[key] = sizes
-    return table
+    return {
+        key: () if shape in _NUMBERS else tuple(int(size) for size in shape.split(","))
+        for key, shape in _lines(name).items()
+    }
+
+
+def sources(name: str) -> str:
+    """The comments at the top of the table."""
+    lines = (_FIXTURES / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("# "))
 
 
 def write_table(path: Path, name: str) -> None:
-    """Write a file of the table's tensors, all zero but for alphas of 1, in float16."""
+    """Write a file of the table's tensors: float16 zeros, and the numbers that it has."""
+    shapes = key_table(name)
     tensors = {
-        key: torch.zeros(shape, dtype=torch.float16) if shape else torch.tensor(1.0)
-        for key, shape in key_table(name).items()
+        key: _NUMBERS[shape].clone()
+        if shape in _NUMBERS
+        else torch.zeros(shapes[key], dtype=torch.float16)
+        for key, shape in _lines(name).items()
     }
     save_file(tensors, path)
+
+
+def _lines(name: str) -> dict[str, str]:
+    lines: dict[str, str] = {}
+    for line in (_FIXTURES / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            continue
+        pattern, shape = line.split(" ")
+        for key in _expanded(pattern):
+            assert key not in lines, key
+            lines[key] = shape
+    return lines
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -413,19 +413,35 @@ def test_float64_beyond_float32_is_not_finite() -> None:
     assert not is_finite(torch.tensor([1e300], dtype=torch.float64))
 
 
+KINDS = {
+    "sd1_kohya_locon": ("locon", "lora"),
+    "sd1_lycoris_full": ("full",),
+    "sd1_lycoris_ia3": ("ia3",),
+    "sd1_lycoris_loha": ("loha",),
+    "sd1_lycoris_norm": ("norm",),
+    "sd1_lycoris_wrapper": ("loha",),
+    "sd1_peft_lokr": ("lokr",),
+    "sdxl_kohya_oft": ("oft",),
+    "sdxl_kohya_outer_layers": ("locon", "lora"),
+    "sdxl_lcm_lora": ("locon", "lora"),
+    "sdxl_lycoris_dora": ("dora", "locon", "lora"),
+    "sdxl_lycoris_loha": ("loha",),
+    "sdxl_lycoris_lokr": ("lokr",),
+    "sdxl_onetrainer_dora": ("dora", "lora"),
+    "sdxl_onetrainer_omi": ("dora", "lora"),
+}
+"""All others are plain LoRAs."""
+# Middle and upper blocks in diffusers' names are the same in SD 1.x and SD 2.x.
+FAMILY_UNTOLD = {"sd1_peft_lokr"}
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_a_description_needs_the_header_alone(tmp_path: Path, table: str) -> None:
     path = tmp_path / "real.safetensors"
     write_table(path, table)
     description = describe(path)
-    assert description.family == table.split("_")[0]
-    kinds = {
-        "sd1_kohya_locon": ("locon", "lora"),
-        "sdxl_lycoris_loha": ("loha",),
-        "sd1_lycoris_wrapper": ("loha",),
-        "sdxl_onetrainer_dora": ("dora", "lora"),
-    }
-    assert description.kinds == kinds.get(table, ("lora",))
+    assert description.family == (None if table in FAMILY_UNTOLD else table.split("_")[0])
+    assert description.kinds == KINDS.get(table, ("lora",))
     assert (description.trigger_words, description.bundles_embeddings) == ((), False)
 
 
@@ -480,6 +496,11 @@ def test_trigger_words_come_from_the_metadata(
             "sdxl",
         ),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", {}, "sd1"),
+        # Other models' transformers have as many blocks as SDXL's, but no UNet round them.
+        ("transformer.transformer_blocks.10.attn.to_q.lora_A.weight", {}, None),
+        ("lycoris_transformer_blocks_3_attn_to_k.lora_down.weight", {}, None),
+        ("unet.mid_block.attentions.0.transformer_blocks.9.attn1.to_q.lora_A.weight", {}, "sdxl"),
+        ("unet.middle_block.1.transformer_blocks.9.attn1.to_q.lora_down.weight", {}, "sdxl"),
         # As wide as SD 2.x's text encoder.
         (
             "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",

@@ -13,7 +13,7 @@ from imagefleet_worker.adapters.keys import Naming
 from imagefleet_worker.adapters.parts import split_key
 from imagefleet_worker.models.families import Family
 from tests.full_size import full_size_modules
-from tests.unit.worker.adapters.key_tables import TABLES, key_table
+from tests.unit.worker.adapters.key_tables import TABLES, key_table, sources
 
 SD1_ATTENTION, SD1_RESNETS, CLIP_L, BIG_G = 192, 86, 72, 192
 SDXL_ATTENTION, SDXL_RESNETS = 722, 66
@@ -21,15 +21,31 @@ SDXL_ATTENTION, SDXL_RESNETS = 722, 66
 MODULES = {
     "sd1_attention_processor": 128,
     "sd1_diffusers_0_17": 48 + 4 + 1,
-    "sd1_kohya_lora": SD1_ATTENTION + CLIP_L,
+    "sd1_kohya_ldm_lora": SD1_ATTENTION + 8,
     "sd1_kohya_locon": SD1_ATTENTION + SD1_RESNETS + CLIP_L,
+    "sd1_kohya_lora": SD1_ATTENTION + CLIP_L,
+    "sd1_kohya_no_alpha": 16 * 9,
+    "sd1_lycoris_full": 33,
+    "sd1_lycoris_ia3": 16 * 5 + 12 * 3,
+    "sd1_lycoris_loha": SD1_ATTENTION + SD1_RESNETS + CLIP_L,
+    "sd1_lycoris_norm": 16 * 4,
     "sd1_lycoris_wrapper": SD1_ATTENTION + SD1_RESNETS,
+    "sd1_peft_lokr": 22,
     "sd1_peft_wrapped": SD1_ATTENTION,
+    "sdxl_attention_processor": 560,
     "sdxl_comfy_lora": SDXL_ATTENTION + CLIP_L + BIG_G,
+    "sdxl_diffusers_0_19": 560 + 48 + 128,
     "sdxl_kohya_lora": SDXL_ATTENTION + CLIP_L + BIG_G,
+    "sdxl_kohya_oft": 560,
+    "sdxl_kohya_outer_layers": 7,
+    "sdxl_lcm_lora": SDXL_ATTENTION + SDXL_RESNETS,
+    "sdxl_lycoris_dora": SDXL_ATTENTION + SDXL_RESNETS + CLIP_L + BIG_G,
     "sdxl_lycoris_loha": SDXL_ATTENTION + SDXL_RESNETS + CLIP_L + BIG_G,
+    "sdxl_lycoris_lokr": BIG_G,
     "sdxl_onetrainer_dora": SDXL_ATTENTION + CLIP_L + BIG_G,
+    "sdxl_onetrainer_omi": SDXL_ATTENTION + CLIP_L + BIG_G + 1,
     "sdxl_peft_dreambooth": 560 + 48 + 128,
+    "sdxl_slider": 280,
 }
 
 
@@ -62,6 +78,11 @@ def test_every_table_is_tested() -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
+def test_a_table_says_where_it_is_from(table: str) -> None:
+    assert ("source: github.com/" in sources(table)) != ("no list of a real file" in sources(table))
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_every_module_of_a_real_file_has_a_weight_of_its_own(table: str) -> None:
     names = module_names(table)
     targets = {naming(family_of_table(table)).target(name, "weight") for name in names}
@@ -76,6 +97,7 @@ def test_every_module_of_a_real_file_has_a_weight_of_its_own(table: str) -> None
         ("sd1", "sd1_kohya_lora", "sd1_peft_wrapped"),
         ("sdxl", "sdxl_kohya_lora", "sdxl_onetrainer_dora"),
         ("sdxl", "sdxl_kohya_lora", "sdxl_comfy_lora"),
+        ("sdxl", "sdxl_kohya_oft", "sdxl_attention_processor"),
     ],
 )
 def test_the_same_layers_in_two_namings_are_the_same_weights(
@@ -87,6 +109,25 @@ def test_the_same_layers_in_two_namings_are_the_same_weights(
     )
     assert one >= other
     assert {target.component for target in one - other if target} <= {"text_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("family", "larger", "smaller", "others"),
+    [
+        ("sd1", "sd1_kohya_locon", "sd1_kohya_ldm_lora", SD1_RESNETS - 8 + CLIP_L),
+        ("sdxl", "sdxl_lycoris_dora", "sdxl_lcm_lora", CLIP_L + BIG_G),
+        ("sdxl", "sdxl_onetrainer_omi", "sdxl_kohya_lora", 1),
+    ],
+)
+def test_the_layers_of_a_smaller_file_are_among_those_of_a_larger_one(
+    family: Family, larger: str, smaller: str, others: int
+) -> None:
+    one, other = (
+        {naming(family).target(name, "weight") for name in module_names(table)}
+        for table in (larger, smaller)
+    )
+    assert one >= other
+    assert len(one - other) == others
 
 
 def test_ldm_block_names_mean_what_diffusers_takes_them_for() -> None:
@@ -120,6 +161,13 @@ PATHS: list[tuple[Family, str, Component, str]] = [
     ("sd1", "lora_te.text_model.final_layer_norm", "text_encoder", "final_layer_norm"),
     ("sd1", "text_model.encoder.layers.3.mlp.fc1", "text_encoder", "encoder.layers.3.mlp.fc1"),
     ("sd1", "text_encoder.encoder.layers.3.mlp.fc1", "text_encoder", "encoder.layers.3.mlp.fc1"),
+    ("sd1", "oft_unet_mid_block_attentions_0_proj_in", "unet", "mid_block.attentions.0.proj_in"),
+    (
+        "sd1",
+        "clip_l.text_model.encoder.layers.3.mlp.fc1",
+        "text_encoder",
+        "encoder.layers.3.mlp.fc1",
+    ),
     ("sdxl", "lora_unet_label_emb_0_0", "unet", "add_embedding.linear_1"),
     ("sdxl", "lora_unet_time_embed_2", "unet", "time_embedding.linear_2"),
     ("sdxl", "lora_te2_text_projection", "text_encoder_2", "text_projection"),

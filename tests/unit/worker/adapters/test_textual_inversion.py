@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from imagefleet_shared.errors import CorruptFile, FileUnavailable, IncompatibleAdapter
 from imagefleet_worker.adapters.textual_inversion import (
     Embedding,
+    TextEncoder,
     bundled_embeddings,
     check_fit,
     load_embedding,
@@ -92,6 +93,36 @@ def test_sdxl_has_vectors_for_both_encoders(tmp_path: Path, content: bytes) -> N
     assert_vectors(embedding, {"text_encoder": L, "text_encoder_2": G})
 
 
+REAL: list[tuple[str, dict[str, tuple[int, ...]], dict[TextEncoder, int]]] = [
+    # github.com/invoke-ai/InvokeAI at 8e71a8a: test_embedding.safetensors of its tests.
+    ("InvokeAI's", {"emb_params": (5, 768)}, {"text_encoder": 768}),
+    # github.com/huggingface/diffusers pull request 4903 (fofr/sdxl-2004): keys; two tokens.
+    (
+        "a replicate trainer's",
+        {"text_encoders_0": (2, 768), "text_encoders_1": (2, 1280)},
+        {"text_encoder": 768, "text_encoder_2": 1280},
+    ),
+    # The same, issue 8854 (unaestheticXL_Jug6), and pull request 6977 (web_y2k_emb): keys.
+    (
+        "A1111's for SDXL",
+        {"clip_g": (8, 1280), "clip_l": (8, 768)},
+        {"text_encoder": 768, "text_encoder_2": 1280},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "widths"), [real[1:] for real in REAL], ids=[r[0] for r in REAL]
+)
+def test_a_real_file_fits_its_checkpoint(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], widths: dict[TextEncoder, int]
+) -> None:
+    content = save({key: torch.zeros(shape) for key, shape in shapes.items()})
+    embedding = load_embedding(written(tmp_path, content))
+    check_fit(embedding, widths)
+    assert embedding.length == next(iter(shapes.values()))[0]
+
+
 def test_a_single_vector_may_lack_its_first_dimension(tmp_path: Path) -> None:
     assert_vectors(
         load_embedding(written(tmp_path, pickled({"<toy>": L[0]}))), {"text_encoder": L[:1]}
@@ -159,6 +190,11 @@ def test_a_pickle_with_code_is_refused_and_not_run(
         save({"clip_l": L, "clip_g": G, "more": L + 1}),
         save({"clip_l": L, "clip_g": G[:2]}),
         save({"clip_l": L, "text_encoders_0": L + 1}),
+        # SD 3's and Flux's third encoder, and vectors put in behind the encoder (OneTrainer).
+        save({"clip_l": L, "clip_g": G, "t5xxl": L + 1}),
+        save({"clip_l": L, "t5": L + 1}),
+        save({"emb_params": L, "emb_params_out": L + 1}),
+        save({"clip_l": L, "clip_g": G, "clip_l_out": L + 1, "clip_g_out": G + 1}),
         save({"lora_unet_a.lora_down.weight": L, "lora_unet_a.lora_up.weight": G}),
         save({"emb_params": L.long()}),
         save({"emb_params": L[:, :0]}),
