@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from PIL import Image
 
 from imagefleet_shared.broker import publish
 from imagefleet_shared.errors import ImagefleetError, StorageUnavailable, WorkerFailure
@@ -20,8 +21,10 @@ from imagefleet_shared.storage import ObjectStore
 from . import metrics
 from .engine import Engine
 from .lease import HandBack, HeldJob, LeaseKeeper, LeaseLost
+from .making import Made, make
 from .models.store import ModelStore
 from .pictures import Picture, Spool, encode_pictures
+from .ready import ResolvedJob
 from .resolve import Resolver
 
 log = logging.getLogger(__name__)
@@ -99,28 +102,28 @@ class Delivery:
                 return JobResult.model_validate_json(finished)
         resolved = self._patiently(held, lambda: self._resolver.resolve(job))
         ready = monotonic()
-        pictures, drawn, rendered = self._spool.find(job.id), None, ready
-        if pictures is None:
-            drawn = self._engine.render(resolved, held.tell, held)
-            rendered = monotonic()
-            held.tell("store", 0, len(drawn.images))
-            pictures = encode_pictures(resolved, drawn.images, self._models, self._png_level)
-        images = self._store_pictures(held, folder, pictures)
+        kept = self._spool.find(job.id)
+        made = Made.before(kept) if kept else make(resolved, self._engine, held, self._encode)
+        held.tell("store", 0, len(made.pictures))
+        images = self._store_pictures(held, folder, made.pictures)
         result = JobResult(
             job_id=job.id,
             request=resolved.request,
             images=tuple(images),
             timings=Timings(
                 queue_s=max(0.0, job.leased_s - job.submitted_s),
-                engine_wait_s=ready - leased + (drawn.waited_s if drawn else 0),
-                stages_s=drawn.stages_s if drawn else {},
-                batch_jobs=drawn.batch_jobs if drawn else 0,
-                store_s=monotonic() - rendered,
+                engine_wait_s=ready - leased + made.waited_s,
+                stages_s=made.stages_s,
+                batch_jobs=made.batch_jobs,
+                store_s=monotonic() - made.drawn_s,
             ),
             worker=self._worker,
             attempt=job.progress.attempt,
         )
         return self._publish_manifest(held, folder, result)
+
+    def _encode(self, job: ResolvedJob, images: Sequence[Image.Image]) -> list[Picture]:
+        return encode_pictures(job, images, self._models, self._png_level)
 
     def _store_pictures(
         self, held: HeldJob, folder: str, pictures: Sequence[Picture]

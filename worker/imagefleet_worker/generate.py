@@ -26,6 +26,7 @@ from .ready import Hires, Refiner, ResolvedGenerate, ResolvedJob, ResolvedUpscal
 from .sampling.noise import Noise
 from .settings import WorkerSettings
 from .stages import Stages
+from .upscale.alpha import with_alpha
 from .upscale.enlarge import Enlarger
 from .vae import decode, encode_images
 
@@ -56,8 +57,14 @@ class Studio:
             AllEnded: no job is to go on.
         """
         if isinstance(jobs[0], ResolvedUpscale):
-            return [[self._enlarger.enlarge(jobs[0].image, jobs[0].request, stages)]]
+            return [[self._upscale(jobs[0], stages)]]
         return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), stages)
+
+    def _upscale(self, job: ResolvedUpscale, stages: Stages) -> Image.Image:
+        """RGB, or RGBA where the input has transparency."""
+        colours = self._enlarger.enlarge(job.picture.image, job.request, stages)
+        alpha = job.picture.alpha
+        return with_alpha(colours, alpha, job.request) if alpha else colours
 
     def _generate(self, batch: Batch, stages: Stages) -> list[list[Image.Image]]:
         shared = batch.shared

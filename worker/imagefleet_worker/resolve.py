@@ -1,13 +1,13 @@
 """A request, the worker's defaults and the files on disk made into a job with nothing optional."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import replace
 
 from PIL import Image
 
 from imagefleet_shared.errors import InvalidRequest, UnknownCheckpoint, UnsupportedSize
-from imagefleet_shared.fields import LANCZOS, LATENT_MODES
-from imagefleet_shared.image_files import read_parameters
+from imagefleet_shared.fields import LATENT_MODES, PIXEL_MODES
 from imagefleet_shared.parts import ImageRef, UpscalePass
 from imagefleet_shared.records import JobRecord
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
@@ -15,12 +15,14 @@ from imagefleet_shared.storage import ObjectStore
 
 from .defaults import filled, first_steps, hires_steps, seeds_of
 from .hires_size import hires_size
-from .images import decode_image, decode_mask, scaled
+from .images import decode_image, decode_mask
 from .inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
 from .looks import Look, LookFinder
 from .models.store import ModelFile, ModelStore
-from .ready import Hires, Refiner, ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from .ready import Hires, Refiner, ResolvedGenerate, Upload, UpscaleJob
 from .settings import WorkerSettings
+from .upscale.inputs import decode_upscale_input
+from .upscale.size import upscale_size
 
 
 class Resolver:
@@ -32,7 +34,7 @@ class Resolver:
         self._store = store
         self._looks = LookFinder(models, settings.max_prompt_tokens)
 
-    def resolve(self, job: JobRecord) -> ResolvedJob:
+    def resolve(self, job: JobRecord) -> ResolvedGenerate | UpscaleJob:
         """Make a job ready.
 
         Raises:
@@ -81,11 +83,19 @@ class Resolver:
         _require_used(request, job.looks)
         return job
 
-    def _upscale(self, request: UpscaleRequest) -> ResolvedUpscale:
-        content = self._fetch(request.image)
-        image = decode_image(content, self._settings.max_output_pixels)
-        self._check_upscale(request, image.width, image.height)
-        return ResolvedUpscale(request, image, read_parameters(content))
+    def _upscale(self, request: UpscaleRequest) -> UpscaleJob:
+        self._check_upscalers(request)
+        uploads: list[Upload] = []
+        room = self._settings.max_output_pixels
+        for place, image in enumerate(request.images):
+            with _named(f"images[{place}]"):
+                content = self._fetch(image)
+                picture = decode_upscale_input(content, self._settings.max_output_pixels)
+                width, height = picture.image.size
+                self._check_upscaled_size(request, width, height)
+            room -= width * height
+            uploads.append(Upload(content, width, height, picture if room >= 0 else None))
+        return UpscaleJob(request, tuple(uploads))
 
     def _checkpoint(self, name: str | None) -> ModelFile:
         name = name or self.default_checkpoint()
@@ -139,7 +149,7 @@ class Resolver:
         assert hires is not None, "called where there is a hires pass"
         size = hires_size(width, height, hires)
         _limit("hires picture", size.width, size.height, self._settings.max_pixels)
-        if hires.upscaler not in (*LATENT_MODES, LANCZOS):
+        if hires.upscaler not in (*LATENT_MODES, *PIXEL_MODES):
             self._models.find("upscaler", hires.upscaler)
         if hires.checkpoint:
             first, checkpoint = checkpoint, self._checkpoint(hires.checkpoint)
@@ -175,10 +185,18 @@ class Resolver:
         return prepared
 
     def _check_upscale(self, upscale: UpscalePass, width: int, height: int) -> None:
-        if upscale.upscaler != LANCZOS:
-            self._models.find("upscaler", upscale.upscaler)
-        width, height = scaled(width, upscale.scale), scaled(height, upscale.scale)
-        _limit("upscaled picture", width, height, self._settings.max_output_pixels)
+        self._check_upscalers(upscale)
+        self._check_upscaled_size(upscale, width, height)
+
+    def _check_upscalers(self, upscale: UpscalePass) -> None:
+        for name in (upscale.upscaler, upscale.upscaler_2):
+            if name and name not in PIXEL_MODES:
+                self._models.find("upscaler", name)
+
+    def _check_upscaled_size(self, upscale: UpscalePass, width: int, height: int) -> None:
+        size = upscale_size(width, height, upscale)
+        limit = self._settings.max_output_pixels
+        _limit("upscaled picture", size.enlarged_width, size.enlarged_height, limit)
 
 
 def _require_used(request: GenerateRequest, looks: Iterable[Look]) -> None:
@@ -199,6 +217,18 @@ def _require_same_latents(field: str, checkpoint: ModelFile, first: ModelFile) -
             f"{field} {checkpoint.name!r} is {checkpoint.family}; it cannot go on with the latents "
             f"of {first.name!r}, which is {first.family}"
         )
+
+
+@contextmanager
+def _named(what: str) -> Generator[None]:
+    """Let refusals say which picture of the request they are about."""
+    try:
+        yield
+    except UnsupportedSize as error:
+        subject, *sizes = error.args
+        raise UnsupportedSize(f"{what}: {subject}", *sizes) from error
+    except InvalidRequest as error:
+        raise type(error)(f"{what}: {error}") from error
 
 
 def _limit(what: str, width: int, height: int, max_pixels: int) -> None:

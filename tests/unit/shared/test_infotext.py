@@ -54,7 +54,7 @@ def test_everything_stands_in_the_order_of_a1111() -> None:
             eta=0.5,
             emphasis="no_norm",
             refiner_checkpoint="fine",
-            upscale=UpscalePass(),
+            upscale=UpscalePass(scale=2),
         )
     )
     assert list(told) == [
@@ -186,7 +186,9 @@ def test_an_upscale_is_told_as_postprocessing() -> None:
     assert told["Postprocess upscale by"] == "2.5"
     assert told["Postprocess upscaler"] == "demo-x2"
     assert "Postprocess tile size" not in told
-    assert settings(text(upscale=UpscalePass(tile_size=64)))["Postprocess tile size"] == "64"
+    assert (
+        settings(text(upscale=UpscalePass(scale=2, tile_size=64)))["Postprocess tile size"] == "64"
+    )
 
 
 @pytest.mark.parametrize("name", ['odd, "name"', "line\nbreak", "naïve狐,", '"quoted"', "{x}"])
@@ -236,7 +238,7 @@ def test_embeddings_under_words_of_their_own_are_told() -> None:
 
 
 def test_an_enlarged_picture_keeps_what_was_told_of_it() -> None:
-    enlarge = UpscaleRequest(image=ImageRef(key="x.png"), upscaler="demo-x4", scale=4)
+    enlarge = UpscaleRequest(images=(ImageRef(key="x.png"),), upscaler="demo-x4", scale=4)
     steps = "Postprocess upscale by: 4, Postprocess upscaler: demo-x4"
     assert upscaled(enlarge, None) == steps
     assert upscaled(enlarge, "") == steps

@@ -37,8 +37,8 @@ def test_a_prompt_alone_is_enough() -> None:
     [
         ("generate", generate(seed=2**32 - 1, width=64, height=8192, num_images=16)),
         ("generate", generate(image=IMAGE, strength=1, hires=HiresPass(scale=8))),
-        ("generate", generate(prompt="狐 \N{FOX FACE} \\ \n", upscale=UpscalePass())),
-        ("upscale", UpscaleRequest(image=IMAGE, upscaler="demo-x2", scale=1.01)),
+        ("generate", generate(prompt="狐 \N{FOX FACE} \\ \n", upscale=UpscalePass(scale=2))),
+        ("upscale", UpscaleRequest(images=(IMAGE,), upscaler="demo-x2", scale=1.01)),
     ],
 )
 def test_a_request_survives_its_record(
@@ -100,7 +100,7 @@ def test_what_could_be_a_path_is_no_model_name(name: str) -> None:
     for make in (
         lambda: generate(checkpoint=name),
         lambda: HiresPass(scale=2, upscaler=name),
-        lambda: UpscalePass(upscaler=name),
+        lambda: UpscalePass(scale=2, upscaler=name),
     ):
         with pytest.raises(InvalidRequest, match="is not a model name"):
             make()
@@ -144,26 +144,26 @@ def test_a_hires_pass_has_either_a_scale_or_a_size(fields: dict[str, Any]) -> No
         HiresPass(**fields)
 
 
-@pytest.mark.parametrize("scale", [1, 0.5, 8.1, -2])
-def test_enlarging_is_by_more_than_1_and_up_to_8(scale: float) -> None:
+@pytest.mark.parametrize("scale", [0.99, 0.5, 8.1, -2])
+def test_enlarging_is_by_1_and_up_to_8(scale: float) -> None:
     for make in (
         lambda: HiresPass(scale=scale),
         lambda: UpscalePass(scale=scale),
-        lambda: UpscaleRequest(image=IMAGE, scale=scale),
+        lambda: UpscaleRequest(images=(IMAGE,), scale=scale),
     ):
         with pytest.raises(InvalidRequest, match=f"scale: .*given {scale}"):
             make()
 
 
 def test_tiles_overlap_by_less_than_half() -> None:
-    UpscalePass(tile_size=64, tile_overlap=31)
+    UpscalePass(scale=2, tile_size=64, tile_overlap=31)
     with pytest.raises(InvalidRequest, match="less than half of tile_size 64, given 32"):
-        UpscalePass(tile_size=64, tile_overlap=32)
+        UpscalePass(scale=2, tile_size=64, tile_overlap=32)
 
 
 def test_latent_is_an_upscaler_of_hires_only() -> None:
     with pytest.raises(InvalidRequest, match="'latent' is for hires only"):
-        UpscalePass(upscaler="latent")
+        UpscalePass(scale=2, upscaler="latent")
 
 
 def test_strength_goes_with_an_image() -> None:

@@ -1,5 +1,6 @@
 """Upscalers at work: precision, tiles and cancel, with real, tiny networks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from imagefleet_shared.errors import CorruptFile, JobCanceled
 from imagefleet_worker.upscale.models import Upscaler, load_upscaler
+from imagefleet_worker.upscale.tiles import Tiling
 from tools.make_demo_upscaler import make_demo_upscaler
 
 # spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
@@ -43,8 +45,20 @@ def ignore(done: int, total: int) -> None:
     pass
 
 
+def tiled(
+    upscaler: Upscaler,
+    image: Tensor,
+    tile_size: int,
+    tile_overlap: int,
+    on_tile: Callable[[int, int], None] = ignore,
+) -> Tensor:
+    tiling = Tiling(tile_size, tile_overlap)
+    with torch.no_grad():
+        return torch.cat(list(upscaler.rows(image, tiling, on_tile)), dim=2)
+
+
 def whole(upscaler: Upscaler, image: Tensor) -> Tensor:
-    return upscaler.upscale(image, tile_size=512, tile_overlap=16, on_tile=ignore)
+    return tiled(upscaler, image, 512, 16)
 
 
 def test_the_demo_upscaler_is_bilinear_but_for_a_faint_texture(swinir_file: Path) -> None:
@@ -67,9 +81,9 @@ def test_the_demo_upscaler_is_the_same_every_time() -> None:
 def test_tiles_hardly_show(x2_file: Path, size: tuple[int, int]) -> None:
     upscaler = load_upscaler(x2_file, CPU, torch.float32)
     image = photo(*size)
-    tiled = upscaler.upscale(image, tile_size=64, tile_overlap=16, on_tile=ignore)
-    assert tiled.shape == (1, 3, 2 * size[0], 2 * size[1])
-    difference = (tiled - whole(upscaler, image)).abs()
+    pieced = tiled(upscaler, image, 64, 16)
+    assert pieced.shape == (1, 3, 2 * size[0], 2 * size[1])
+    difference = (pieced - whole(upscaler, image)).abs()
     # SwinIR pads the picture to windows of 8, the tiles need none: the edge itself may differ.
     inner = difference[..., 2:-2, 2:-2]
     assert inner.numel() == 0 or inner.max() < 0.01
@@ -79,21 +93,21 @@ def test_tiles_hardly_show(x2_file: Path, size: tuple[int, int]) -> None:
 def test_a_picture_on_the_window_grid_differs_at_seams_only_faintly(x2_file: Path) -> None:
     upscaler = load_upscaler(x2_file, CPU, torch.float32)
     image = photo(256, 256)
-    tiled = upscaler.upscale(image, tile_size=192, tile_overlap=16, on_tile=ignore)
+    pieced = tiled(upscaler, image, 192, 16)
     expected = whole(upscaler, image)
     # Tiles begin at 0 and 64, so their borders inside are at 64 and 192. This network reaches four
     # windows of attention and a few convolutions far: the first 20 pixels see neither.
-    difference = (tiled - expected).abs()
+    difference = (pieced - expected).abs()
     assert difference.max() < 0.004
     assert difference[..., :40, :40].max() < 1e-6
     for axis in (-1, -2):
-        assert tiled.diff(dim=axis).abs().max() <= expected.diff(dim=axis).abs().max() + 0.004
+        assert pieced.diff(dim=axis).abs().max() <= expected.diff(dim=axis).abs().max() + 0.004
 
 
 def test_a_job_canceled_between_tiles_leaves_the_upscaler_as_it_was(x2_file: Path) -> None:
     upscaler = load_upscaler(x2_file, CPU, torch.float32)
     image = photo(100, 90)
-    expected = upscaler.upscale(image, tile_size=40, tile_overlap=8, on_tile=ignore)
+    expected = tiled(upscaler, image, 40, 8)
     done: list[int] = []
 
     def cancel(tile: int, total: int) -> None:
@@ -102,9 +116,9 @@ def test_a_job_canceled_between_tiles_leaves_the_upscaler_as_it_was(x2_file: Pat
             raise JobCanceled("job")
 
     with pytest.raises(JobCanceled):
-        upscaler.upscale(image, tile_size=40, tile_overlap=8, on_tile=cancel)
+        tiled(upscaler, image, 40, 8, cancel)
     assert done == [1, 2]
-    again = upscaler.upscale(image, tile_size=40, tile_overlap=8, on_tile=ignore)
+    again = tiled(upscaler, image, 40, 8)
     assert torch.equal(again, expected)
 
 
@@ -154,7 +168,7 @@ def test_a_tile_that_overflows_in_half_precision_is_run_again_in_float32(
     expected = torch.full((1, 3, 16, 32), 0.1)
     expected[..., 16:] = 0.9
     image = expected[..., ::2, ::2] * 3 / gain
-    enlarged = upscaler.upscale(image, tile_size=8, tile_overlap=0, on_tile=ignore)
+    enlarged = tiled(upscaler, image, 8, 0)
     torch.testing.assert_close(enlarged, expected, rtol=0.01, atol=0)
     assert len(caplog.records) == 1  # of two tiles, the bright one
     after = model.state_dict()
