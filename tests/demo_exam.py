@@ -106,10 +106,15 @@ def psnr_gain_db(count: int) -> float:
         small = halved(wanted)
         bicubic = small.resize(wanted.size, Image.Resampling.BICUBIC)
         enlarged = upscaler.upscale(
-            to_unit_range(small), tile_size=None, tile_overlap=16, on_tile=lambda _done, _total: None
+            to_unit_range(small),
+            tile_size=None,
+            tile_overlap=16,
+            on_tile=lambda _done, _total: None,
         )
         target = to_unit_range(wanted)
-        gains.append(_psnr_db(to_unit_range(enlarged), target) - _psnr_db(to_unit_range(bicubic), target))
+        gains.append(
+            _psnr_db(to_unit_range(enlarged), target) - _psnr_db(to_unit_range(bicubic), target)
+        )
     return sum(gains) / count
 
 

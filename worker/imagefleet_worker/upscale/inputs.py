@@ -12,6 +12,8 @@ from ..images import decode
 from .edges import spread_colours
 
 _DEEP_WHITE = 65535
+_COLOUR_SPACE = slice(16, 20)
+"""Of a profile's header, where it says what it describes."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,15 @@ def decode_upscale_input(content: bytes, max_pixels: int) -> UpscaleInput:
 
 def _taken_apart(image: Image.Image, content: bytes) -> UpscaleInput:
     given = image.info.get("icc_profile")
-    profile = _read_profile(given) if isinstance(given, bytes) else None
+    given = given if isinstance(given, bytes) else b""
+    profile = _read_profile(given)
     parameters = read_parameters(content)
     if image.mode.startswith("I;16"):
         return UpscaleInput(_deep(image, profile), _deep_alpha(image), None, parameters)
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if alpha and alpha.getextrema() == (255, 255):
         alpha = None
-    if profile and profile.profile.xcolor_space.strip() == "RGB":
+    if profile and given[_COLOUR_SPACE] == b"RGB ":
         colours, kept = image.convert("RGB"), given
     else:
         colours, kept = _to_srgb(image, profile), None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+from spandrel import ImageModelDescriptor
 from spandrel.architectures.SwinIR import SwinIR
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from imagefleet_shared.errors import CorruptFile, OutOfMemory
 
 from ..images import from_unit_range
 from . import memory
+from .architectures import UnknownArchitecture, build
 from .tiles import Tiling, tiled_rows
 from .weights import first_sentence, read_weights
 from .windows import speed_up
@@ -175,12 +176,9 @@ def load_upscaler(path: Path, device: torch.device, dtype: torch.dtype) -> Upsca
     started = time.monotonic()
     weights = read_weights(path)
     try:
-        descriptor = ModelLoader("cpu").load_from_state_dict(weights)
-    except UnsupportedModelError as error:
-        found = ", ".join([str(name) for name in weights][:3])
-        raise CorruptFile(
-            f"upscaler {path.name}: of no known architecture; {len(weights)} entries ({found} ...)"
-        ) from error
+        descriptor = build(weights)
+    except UnknownArchitecture as error:
+        raise CorruptFile(f"upscaler {path.name}: {error}") from error
     except Exception as error:  # spandrel guesses sizes from shapes: a bad file fails in any way
         raise CorruptFile(f"upscaler {path.name}: {first_sentence(error)}") from error
     found = f"upscaler {path.name}: holds {descriptor.architecture.name}"

@@ -128,9 +128,10 @@ class _WindowBlock(nn.Module):
         rows = pad(qkv.weight.detach().view(3, self._heads, head, channels), (0, 0, 0, more))
         self._qkv_weight = _fixed(rows.reshape(-1, channels))
         self._qkv_bias = None
-        if qkv.bias is not None:
-            bias = pad(qkv.bias.detach().view(3, self._heads, head), (0, more))
-            self._qkv_bias = _fixed(bias.reshape(-1))
+        bias = cast("Tensor | None", qkv.bias)  # torch's types do not know that it may be None
+        if bias is not None:
+            wide = pad(bias.detach().view(3, self._heads, head), (0, more))
+            self._qkv_bias = _fixed(wide.reshape(-1))
         columns = pad(proj.weight.detach().view(channels, self._heads, head), (0, more))
         self._proj_weight, self._proj_bias = _fixed(columns.reshape(channels, -1)), proj.bias
         self.register_buffer("_masks", _masks(block))
