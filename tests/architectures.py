@@ -1,5 +1,6 @@
 """Small networks of every architecture that an upscaler may have, with random weights."""
 
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 
@@ -237,7 +238,8 @@ ARCHITECTURES: dict[str, Row] = {
 def random_weights(name: str, seed: int = 0) -> dict[str, Tensor]:
     """The weights of a small network of that row, the same for the same seed."""
     module, kind, arguments, _ = ARCHITECTURES[name]
-    make: Callable[..., nn.Module] = getattr(import_module(module), kind)
-    with torch.random.fork_rng(devices=[]):
+    # Of deprecated functions and of layers without elements, which are spandrel's concern.
+    with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
+        make: Callable[..., nn.Module] = getattr(import_module(module), kind)
         torch.manual_seed(seed)
         return {key: value.clone() for key, value in make(**arguments).state_dict().items()}

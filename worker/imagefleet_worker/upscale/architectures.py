@@ -1,7 +1,9 @@
 """The architectures that an upscaler file may be of."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from typing import cast
 
 from spandrel import (
@@ -16,6 +18,7 @@ from torch import Tensor
 EXTRA = "imagefleet-worker[extra-arches]"
 """What brings `spandrel_extra_arches`: architectures under copyleft or non-commercial licences."""
 
+_EXTRA_PACKAGE = "spandrel_extra_arches"
 _EXTRA_ARCHES: dict[str, str] = {
     "SRFormer": "layers.0.residual_group.blocks.0.attn.aligned_relative_position_index",
     "AdaCode": "weight_predictor.blocks.0.swin_blks.0.residual_group.blocks.0.norm1.weight",
@@ -39,28 +42,23 @@ def build(weights: dict[str, Tensor]) -> ModelDescriptor:
         UnknownArchitecture: see there.
         Exception: spandrel guesses sizes from shapes: a bad file fails in any way.
     """
-    extra = _extra_registry()
-    missing = None if extra else _extra_architecture(weights)
+    for registry in (lambda: MAIN_REGISTRY, _extra_registry):
+        # Tried in turn: the extra takes a second to import.
+        with suppress(UnsupportedModelError):
+            # spandrel empties what it reads.
+            return ModelLoader("cpu", registry()).load_from_state_dict(dict(weights))
+    missing = None if find_spec(_EXTRA_PACKAGE) else _extra_architecture(weights)
     if missing:
         raise UnknownArchitecture(f"is of {missing}, which needs {EXTRA}: see the README")
-    registry = ArchRegistry()
-    for each in (MAIN_REGISTRY, extra) if extra else (MAIN_REGISTRY,):
-        registry.add(*each)
-    try:
-        return ModelLoader("cpu", registry).load_from_state_dict(weights)
-    except UnsupportedModelError as error:
-        found = ", ".join([str(name) for name in weights][:3])
-        raise UnknownArchitecture(
-            f"is of no known architecture; {len(weights)} entries ({found} ...)"
-        ) from error
+    found = ", ".join([str(name) for name in weights][:3])
+    raise UnknownArchitecture(f"is of no known architecture; {len(weights)} entries ({found} ...)")
 
 
-def _extra_registry() -> ArchRegistry | None:
-    """None where the extra is not installed."""
-    try:
-        return cast(ArchRegistry, import_module("spandrel_extra_arches").EXTRA_REGISTRY)
-    except ModuleNotFoundError:
-        return None
+def _extra_registry() -> ArchRegistry:
+    """Empty where the extra is not installed."""
+    if find_spec(_EXTRA_PACKAGE) is None:
+        return ArchRegistry()
+    return cast(ArchRegistry, import_module(_EXTRA_PACKAGE).EXTRA_REGISTRY)
 
 
 def _extra_architecture(weights: Mapping[str, object]) -> str | None:

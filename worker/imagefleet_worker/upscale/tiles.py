@@ -78,8 +78,9 @@ def tiled_rows(
         # No later tile reaches above where the next ones begin.
         final = ((rows[place + 1][0] if place + 1 < len(rows) else bottom) - top) * scale
         # The weights sum to 1 only up to rounding.
-        yield band[:, :, :final].clamp(0, 1)
-        open_rows = band[:, :, final:]
+        yield band[:, :, :final].clamp_(0, 1)
+        open_rows = band[:, :, final:].clone()
+        del band  # before the next one is made
 
 
 def plan_axis(length: int, tile_size: int, tile_overlap: int) -> tuple[Span, ...]:
