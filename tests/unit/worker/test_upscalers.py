@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from spandrel import Architecture, ImageModelDescriptor, StateDict
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from imagefleet_shared.errors import CorruptFile, JobCanceled
+from imagefleet_worker.images import to_unit_range
 from imagefleet_worker.upscale.models import Upscaler, load_upscaler
 from imagefleet_worker.upscale.tiles import Tiling
+from tests.fleet import REPOSITORY
 from tools.make_demo_upscaler import make_demo_upscaler
 
 # spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
@@ -182,7 +185,18 @@ def test_a_network_that_is_not_finite_in_float32_either_is_a_bad_file() -> None:
         whole(upscaler, photo(8, 8))
 
 
-def test_a_cpu_runs_in_float32_whatever_is_wanted(x2_file: Path) -> None:
+def test_a_cpu_runs_in_float32_where_float16_is_wanted(x2_file: Path) -> None:
     half, single = (load_upscaler(x2_file, CPU, d) for d in (torch.float16, torch.float32))
     assert half.size_bytes == single.size_bytes
     assert torch.equal(whole(half, photo(20, 20)), whole(single, photo(20, 20)))
+
+
+def test_bfloat16_is_50_db_from_float32() -> None:
+    """Of the trained upscaler; a step of 8 bits is 59 dB."""
+    trained = REPOSITORY / "worker/models/upscalers/demo-x2.safetensors"
+    brief, single = (load_upscaler(trained, CPU, d) for d in (torch.bfloat16, torch.float32))
+    assert brief.size_bytes < 0.6 * single.size_bytes
+    image = to_unit_range(Image.open(REPOSITORY / "docs/gallery.png").convert("RGB"))
+    image = image[..., 100:300, 100:300]
+    difference = whole(brief, image) - whole(single, image)
+    assert -10 * torch.log10(difference.square().mean()) > 50

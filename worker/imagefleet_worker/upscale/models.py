@@ -60,8 +60,8 @@ class Upscaler:
 
         Args:
             image: `(1, 3, H, W)` float in [0, 1], any device; only read.
-            tile_size: longest side of a tile, input pixels, a multiple of 8; None: 256 on a CPU, on
-                a GPU as large as its free memory allows, up to 1024.
+            tile_size: longest side of a tile, input pixels, a multiple of 8; None: 272 on a CPU, on
+                a GPU as large as its free memory allows, up to 1040.
             tile_overlap: least number of input pixels that neighbours share.
             on_tile: called with (tiles done, tiles in all) after every call of the network.
 
@@ -165,9 +165,9 @@ def load_upscaler(path: Path, device: torch.device, dtype: torch.dtype) -> Upsca
     Networks of scale 1 (denoisers, JPEG repair) are upscalers too, as in A1111; face networks not.
 
     Args:
-        dtype: the precision wanted. On a CPU it is float32 whatever is wanted; elsewhere float16
-            falls back to bfloat16, and that to float32, where spandrel says that the architecture
-            does not bear it.
+        dtype: the precision wanted. On a CPU float16 becomes float32; elsewhere it falls back to
+            bfloat16, and that to float32, where spandrel says that the architecture does not bear
+            it.
 
     Raises:
         FileUnavailable: the file cannot be opened.
@@ -201,7 +201,7 @@ def load_upscaler(path: Path, device: torch.device, dtype: torch.dtype) -> Upsca
 def _pick_dtype(
     descriptor: ImageModelDescriptor[nn.Module], device: torch.device, wanted: torch.dtype
 ) -> torch.dtype:
-    if device.type == "cpu" or wanted == torch.float32:
+    if wanted == torch.float32 or (device.type == "cpu" and wanted == torch.float16):
         return torch.float32
     if wanted == torch.float16 and descriptor.supports_half:
         return torch.float16

@@ -23,8 +23,8 @@ from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_produc
 
 # Fused attention on CUDA wants head sizes that are multiples of it; SwinIR-M's heads have 30.
 _HEAD_MULTIPLE = 8
-# Windows of one call on a CPU: what a block makes of them stays in its cache.
-_CPU_WINDOWS = 256
+# Windows of one call on a CPU: what a block makes of them stays in its cache: 9 MB.
+_CPU_WINDOWS = 64
 # Orders of a 1024 x 1024 picture take 8 MB each.
 _KEPT_ORDERS_BYTES = 128 * 2**20
 
