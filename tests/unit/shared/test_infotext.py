@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imagefleet_shared.infotext import Models, generated, upscaled
+from imagefleet_shared.infotext import Models, generated, parse, upscaled
 from imagefleet_shared.parts import (
     HiresPass,
     ImageRef,
@@ -179,6 +179,32 @@ def test_a_picture_tells_its_own_variation_seed() -> None:
 def test_the_gpus_random_numbers_are_a1111s_default() -> None:
     assert settings(text())["RNG"] == "CPU"
     assert "RNG" not in settings(text(rng="gpu"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"scale": 1},
+        {"width": 640},
+        {"height": 333},
+        {"width": 640, "height": 333},
+        {"width": 640, "height": 333, "crop": False},
+        {"scale": 2, "upscaler": "nearest", "upscaler_2": "demo-x2"},
+        {"scale": 2, "upscaler_2": "lanczos", "upscaler_2_visibility": 0.25},
+        {"scale": 4, "tile_size": 192, "tile_overlap": 8},
+    ],
+    ids=str,
+)
+def test_an_upscale_comes_back_from_the_text(target: dict[str, object]) -> None:
+    upscale = UpscalePass.model_validate(target)
+    assert parse(text(upscale=upscale)).request.upscale == upscale
+
+
+def test_an_exact_size_is_told_in_a1111s_words() -> None:
+    told = settings(text(upscale=UpscalePass(width=640, height=333, upscaler_2="demo-x2")))
+    assert "Postprocess upscale by" not in told
+    assert told["Postprocess upscale to"] == told["Postprocess crop to"] == "640x333"
+    assert told["Postprocess upscaler 2"] == "demo-x2"
 
 
 def test_an_upscale_is_told_as_postprocessing() -> None:

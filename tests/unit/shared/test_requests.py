@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from imagefleet_shared.errors import InvalidRequest, UnknownScheduler
-from imagefleet_shared.fields import JobKind
+from imagefleet_shared.fields import LATENT_MODES, JobKind
 from imagefleet_shared.parts import HiresPass, ImageRef, Inpaint, UpscalePass
 from imagefleet_shared.requests import (
     GenerateRequest,
@@ -139,9 +139,10 @@ def test_only_some_schedulers_space_their_noise_levels(
     ],
     ids=str,
 )
-def test_a_hires_pass_has_either_a_scale_or_a_size(fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="either scale, or width, height or both; given"):
-        HiresPass(**fields)
+def test_hires_and_upscale_have_either_a_scale_or_a_size(fields: dict[str, Any]) -> None:
+    for kind in (HiresPass, UpscalePass):
+        with pytest.raises(InvalidRequest, match="either scale, or width, height or both; given"):
+            kind(**fields)
 
 
 @pytest.mark.parametrize("scale", [0.99, 0.5, 8.1, -2])
@@ -161,9 +162,35 @@ def test_tiles_overlap_by_less_than_half() -> None:
         UpscalePass(scale=2, tile_size=64, tile_overlap=32)
 
 
-def test_latent_is_an_upscaler_of_hires_only() -> None:
-    with pytest.raises(InvalidRequest, match="'latent' is for hires only"):
-        UpscalePass(scale=2, upscaler="latent")
+@pytest.mark.parametrize("mode", LATENT_MODES)
+def test_latent_modes_are_for_hires_only(mode: str) -> None:
+    allowed = "allowed are 'lanczos', 'nearest' or a model"
+    with pytest.raises(InvalidRequest, match=f"upscaler '{mode}' is for hires only; {allowed}"):
+        UpscalePass(scale=2, upscaler=mode)
+    with pytest.raises(InvalidRequest, match=f"upscaler_2 '{mode}' is for hires only"):
+        UpscalePass(scale=2, upscaler_2=mode)
+
+
+def test_what_belongs_to_another_field_is_refused_without_it() -> None:
+    with pytest.raises(InvalidRequest, match=r"upscaler_2_visibility 0\.3 needs an upscaler_2"):
+        UpscalePass(scale=2, upscaler_2_visibility=0.3)
+    for target in ({"scale": 2}, {"width": 9}, {"height": 9}):
+        with pytest.raises(InvalidRequest, match="crop=False is for a target with both"):
+            UpscalePass.model_validate({**target, "crop": False})
+    UpscalePass(width=9, height=9, crop=False)
+
+
+def test_an_upscale_request_has_1_to_64_images() -> None:
+    assert len(UpscaleRequest(images=(IMAGE,) * 64, scale=2).images) == 64
+    for count in (0, 65):
+        with pytest.raises(InvalidRequest, match="images"):
+            UpscaleRequest(images=(IMAGE,) * count, scale=2)
+
+
+@pytest.mark.parametrize("tile_size", [8, 20, 2056])
+def test_tiles_lie_on_the_window_grid(tile_size: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"tile_size: .*given {tile_size}"):
+        UpscalePass(scale=2, tile_size=tile_size)
 
 
 def test_strength_goes_with_an_image() -> None:
