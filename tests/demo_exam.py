@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagefleet_producer import LoRA
 from imagefleet_worker.images import to_unit_range
-from imagefleet_worker.upscale.models import load_upscaler
+from imagefleet_worker.upscale.load import load_upscaler
 from tests.artist import TRAINED, Artist
 from tools.training.captions import caption
 from tools.training.judge import features, judge

@@ -24,8 +24,9 @@ from spandrel.architectures.Compact import Compact
 from spandrel.architectures.SwinIR import SwinIR
 from torch import Tensor, nn
 
+from imagefleet_worker.upscale.load import load_upscaler
 from imagefleet_worker.upscale.memory import CPU_TILE_PX
-from imagefleet_worker.upscale.models import Upscaler, load_upscaler
+from imagefleet_worker.upscale.models import Upscaler
 
 from .report import report
 

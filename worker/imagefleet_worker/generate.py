@@ -56,15 +56,10 @@ class Studio:
             ImagefleetError: what a job asks for cannot be done.
             AllEnded: no job is to go on.
         """
-        if isinstance(jobs[0], ResolvedUpscale):
-            return [[self._upscale(jobs[0], stages)]]
+        if isinstance(job := jobs[0], ResolvedUpscale):
+            colours = self._enlarger.enlarge(job.picture.image, job.request, stages)
+            return [[with_alpha(colours, job.picture.alpha, job.request)]]
         return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), stages)
-
-    def _upscale(self, job: ResolvedUpscale, stages: Stages) -> Image.Image:
-        """RGB, or RGBA where the input has transparency."""
-        colours = self._enlarger.enlarge(job.picture.image, job.request, stages)
-        alpha = job.picture.alpha
-        return with_alpha(colours, alpha, job.request) if alpha else colours
 
     def _generate(self, batch: Batch, stages: Stages) -> list[list[Image.Image]]:
         shared = batch.shared

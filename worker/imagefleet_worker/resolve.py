@@ -1,14 +1,13 @@
 """A request, the worker's defaults and the files on disk made into a job with nothing optional."""
 
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 
 from PIL import Image
 
-from imagefleet_shared.errors import InvalidRequest, UnknownCheckpoint, UnsupportedSize
+from imagefleet_shared.errors import InvalidRequest, UnknownCheckpoint
 from imagefleet_shared.fields import LATENT_MODES, PIXEL_MODES
-from imagefleet_shared.parts import ImageRef, UpscalePass
+from imagefleet_shared.parts import ImageRef
 from imagefleet_shared.records import JobRecord
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import ObjectStore
@@ -19,10 +18,9 @@ from .images import decode_image, decode_mask
 from .inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
 from .looks import Look, LookFinder
 from .models.store import ModelFile, ModelStore
-from .ready import Hires, Refiner, ResolvedGenerate, Upload, UpscaleJob
+from .ready import Hires, Refiner, ResolvedGenerate, UpscaleJob
 from .settings import WorkerSettings
-from .upscale.inputs import decode_upscale_input
-from .upscale.size import upscale_size
+from .uploads import UploadChecker, check_pixels
 
 
 class Resolver:
@@ -32,6 +30,7 @@ class Resolver:
         self._settings = settings
         self._models = models
         self._store = store
+        self._uploads = UploadChecker(models, self._fetch, settings.max_output_pixels)
         self._looks = LookFinder(models, settings.max_prompt_tokens)
 
     def resolve(self, job: JobRecord) -> ResolvedGenerate | UpscaleJob:
@@ -43,7 +42,7 @@ class Resolver:
         """
         request = job.request()
         if isinstance(request, UpscaleRequest):
-            return self._upscale(request)
+            return self._uploads.check(request)
         return self._generate(request, job.id)
 
     def default_checkpoint(self) -> str | None:
@@ -60,13 +59,13 @@ class Resolver:
         source = self._picture(asked.image) if asked.image else None
         request = filled(asked, checkpoint, source, job_id)
         width, height = request.width or 0, request.height or 0
-        _limit("picture", width, height, self._settings.max_pixels)
+        check_pixels("picture", width, height, self._settings.max_pixels)
         hires = self._hires(request, checkpoint, width, height) if request.hires else None
         start = self._start(request, source, hires) if source else None
         if request.upscale:
             size = (hires.size.width, hires.size.height) if hires else (width, height)
             whole = start.overlay if start and start.region else None
-            self._check_upscale(request.upscale, *(whole.size if whole else size))
+            self._uploads.check_upscale(request.upscale, *(whole.size if whole else size))
         look = self._look(request, checkpoint)
         job = ResolvedGenerate(
             request=request,
@@ -82,20 +81,6 @@ class Resolver:
         )
         _require_used(request, job.looks)
         return job
-
-    def _upscale(self, request: UpscaleRequest) -> UpscaleJob:
-        self._check_upscalers(request)
-        uploads: list[Upload] = []
-        room = self._settings.max_output_pixels
-        for place, image in enumerate(request.images):
-            with _named(f"images[{place}]"):
-                content = self._fetch(image)
-                picture = decode_upscale_input(content, self._settings.max_output_pixels)
-                width, height = picture.image.size
-                self._check_upscaled_size(request, width, height)
-            room -= width * height
-            uploads.append(Upload(content, width, height, picture if room >= 0 else None))
-        return UpscaleJob(request, tuple(uploads))
 
     def _checkpoint(self, name: str | None) -> ModelFile:
         name = name or self.default_checkpoint()
@@ -148,7 +133,7 @@ class Resolver:
         hires = request.hires
         assert hires is not None, "called where there is a hires pass"
         size = hires_size(width, height, hires)
-        _limit("hires picture", size.width, size.height, self._settings.max_pixels)
+        check_pixels("hires picture", size.width, size.height, self._settings.max_pixels)
         if hires.upscaler not in (*LATENT_MODES, *PIXEL_MODES):
             self._models.find("upscaler", hires.upscaler)
         if hires.checkpoint:
@@ -181,22 +166,8 @@ class Resolver:
                 hires.size if hires else None,
             )
         # To be stretched as latents, a picture is encoded at its own size.
-        _limit("image to encode", *prepared.image.size, self._settings.max_pixels)
+        check_pixels("image to encode", *prepared.image.size, self._settings.max_pixels)
         return prepared
-
-    def _check_upscale(self, upscale: UpscalePass, width: int, height: int) -> None:
-        self._check_upscalers(upscale)
-        self._check_upscaled_size(upscale, width, height)
-
-    def _check_upscalers(self, upscale: UpscalePass) -> None:
-        for name in (upscale.upscaler, upscale.upscaler_2):
-            if name and name not in PIXEL_MODES:
-                self._models.find("upscaler", name)
-
-    def _check_upscaled_size(self, upscale: UpscalePass, width: int, height: int) -> None:
-        size = upscale_size(width, height, upscale)
-        limit = self._settings.max_output_pixels
-        _limit("upscaled picture", size.enlarged_width, size.enlarged_height, limit)
 
 
 def _require_used(request: GenerateRequest, looks: Iterable[Look]) -> None:
@@ -217,20 +188,3 @@ def _require_same_latents(field: str, checkpoint: ModelFile, first: ModelFile) -
             f"{field} {checkpoint.name!r} is {checkpoint.family}; it cannot go on with the latents "
             f"of {first.name!r}, which is {first.family}"
         )
-
-
-@contextmanager
-def _named(what: str) -> Generator[None]:
-    """Let refusals say which picture of the request they are about."""
-    try:
-        yield
-    except UnsupportedSize as error:
-        subject, *sizes = error.args
-        raise UnsupportedSize(f"{what}: {subject}", *sizes) from error
-    except InvalidRequest as error:
-        raise type(error)(f"{what}: {error}") from error
-
-
-def _limit(what: str, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise UnsupportedSize(what, width, height, max_pixels)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from imagefleet_shared.parts import UpscalePass
 from imagefleet_worker.images import to_unit_range
+from imagefleet_worker.upscale.load import load_upscaler
 from imagefleet_worker.upscale.memory import CPU_TILE_PX
-from imagefleet_worker.upscale.models import Upscaler, load_upscaler
+from imagefleet_worker.upscale.models import Upscaler
 from imagefleet_worker.upscale.tiles import Tiling, plan_axis
 from tests.fleet import REPOSITORY
 from tools.training.pictures import Pose, draw

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from spandrel.architectures.ESRGAN import ESRGAN
 
 from imagefleet_shared.errors import CorruptFile, FileUnavailable
-from imagefleet_worker.upscale.models import load_upscaler
+from imagefleet_worker.upscale.load import load_upscaler
 from tests.architectures import random_weights
 from tools.make_demo_upscaler import make_demo_upscaler
 

@@ -127,7 +127,7 @@ _GROWTH = """
 import re, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from imagefleet_worker.upscale.models import load_upscaler
+from imagefleet_worker.upscale.load import load_upscaler
 from tests.architectures import random_weights
 
 path = Path(sys.argv[1]) / "compact.safetensors"

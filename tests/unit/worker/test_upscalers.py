@@ -13,7 +13,8 @@ from torch.nn.functional import interpolate
 
 from imagefleet_shared.errors import CorruptFile, JobCanceled
 from imagefleet_worker.images import to_unit_range
-from imagefleet_worker.upscale.models import Upscaler, load_upscaler
+from imagefleet_worker.upscale.load import load_upscaler
+from imagefleet_worker.upscale.models import Upscaler
 from imagefleet_worker.upscale.tiles import Tiling
 from tests.fleet import REPOSITORY
 from tools.make_demo_upscaler import make_demo_upscaler

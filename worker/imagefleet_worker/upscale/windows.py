@@ -11,9 +11,7 @@ the whole picture on the CPU in every block. Here
 - sums are made in place.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -21,12 +19,14 @@ from spandrel.architectures.SwinIR import SwinIR
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention
 
+from .orders import Orders, Shape, kinds_of
+
 # Fused attention on CUDA wants head sizes that are multiples of it; SwinIR-M's heads have 30.
 _HEAD_MULTIPLE = 8
 # Windows of one call on a CPU: what a block makes of them stays in its cache: 9 MB.
 _CPU_WINDOWS = 64
-# Orders of a 1024 x 1024 picture take 8 MB each.
-_KEPT_ORDERS_BYTES = 128 * 2**20
+# Fused attention has a CUDA block for each, of which there are 65,535 at most.
+_GPU_WINDOWS = 32_768
 
 
 class _Attention(Protocol):
@@ -59,26 +59,16 @@ class _Block(Protocol):
 
 def speed_up(model: SwinIR) -> None:
     """Replace the blocks of `model` in place; weights are shared or copied, never changed."""
-    orders = _Orders()
+    orders = Orders()
     for layer in cast("Sequence[nn.Module]", model.layers):
         group = cast(nn.Module, layer.residual_group)
         layer.residual_group = _Group(cast("Sequence[_Block]", group.blocks), orders)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """Of features: what decides where a window's pixels are."""
-
-    batch: int
-    height: int
-    width: int
-    window: int
-
-
 class _Group(nn.Module):
     """The blocks between two convolutions; takes the place of spandrel's BasicLayer."""
 
-    def __init__(self, blocks: Sequence[_Block], orders: "_Orders") -> None:
+    def __init__(self, blocks: Sequence[_Block], orders: Orders) -> None:
         super().__init__()
         self._blocks = nn.ModuleList(_WindowBlock(block) for block in blocks)
         self._places = [(block.window_size, block.shift_size) for block in blocks]
@@ -90,10 +80,10 @@ class _Group(nn.Module):
         flat = features.reshape(batch * tokens, channels)
         shape, shift = None, None
         for block, (window, next_shift) in zip(self._blocks, self._places, strict=True):
-            shape = _Shape(batch, *size, window)
+            shape = Shape(batch, *size, window)
             flat = flat.index_select(0, self._orders.get(shape, shift, next_shift, flat.device))
             shift = next_shift
-            _run(cast(_WindowBlock, block), flat, _kinds(shape, shift))
+            _run(cast(_WindowBlock, block), flat, kinds_of(shape, shift))
         if shape is not None:
             flat = flat.index_select(0, self._orders.get(shape, shift, None, flat.device))
         return flat.view(batch, tokens, channels)
@@ -101,7 +91,7 @@ class _Group(nn.Module):
 
 def _run(block: "_WindowBlock", flat: Tensor, kinds: Sequence[int]) -> None:
     """Run a block over features in its order, in place."""
-    most = _CPU_WINDOWS if flat.device.type == "cpu" else max(kinds)
+    most = _CPU_WINDOWS if flat.device.type == "cpu" else _GPU_WINDOWS
     start = 0
     for kind, windows in enumerate(kinds):
         for first in range(0, windows, most):
@@ -163,7 +153,7 @@ def _fixed(weight: Tensor) -> nn.Parameter:
 
 
 def _masks(block: _Block) -> Tensor:
-    """What to add to the scores, `(kinds, heads, area, area)`, kinds as `_kinds` counts them.
+    """What to add to the scores, `(kinds, heads, area, area)`, kinds as `kinds_of` counts them.
 
     The learnt position bias; and -100 where query and key come from different sides of the picture.
     """
@@ -183,62 +173,3 @@ def _masks(block: _Block) -> Tensor:
         side = (2 * rows[:, None] + 1 * columns[None, :]).reshape(-1)
         masks.append(bias + torch.where(side[:, None] != side[None, :], -100.0, 0.0))
     return torch.stack(masks)
-
-
-def _kinds(shape: _Shape, shift: int) -> list[int]:
-    """Windows of each kind: inside, at the right edge, at the bottom, in the corner."""
-    down, across = shape.height // shape.window, shape.width // shape.window
-    if shift == 0:
-        return [shape.batch * down * across]
-    counts = [(down - 1) * (across - 1), down - 1, across - 1, 1]
-    return [shape.batch * count for count in counts]
-
-
-def _window_order(shape: _Shape, shift: int) -> Tensor:
-    """`(B * H * W,)` int64: which pixel each token is, windows of a kind together."""
-    window, down, across = shape.window, shape.height // shape.window, shape.width // shape.window
-    pixels = torch.arange(shape.batch * shape.height * shape.width)
-    pixels = pixels.view(shape.batch, shape.height, shape.width)
-    pixels = pixels.roll((-shift, -shift), (1, 2)).view(shape.batch, down, window, across, window)
-    windows = pixels.transpose(2, 3)
-    if shift == 0:
-        return windows.reshape(-1)
-    inside, last = slice(None, -1), slice(-1, None)
-    kinds = [(inside, inside), (inside, last), (last, inside), (last, last)]
-    return torch.cat([windows[:, rows, columns].reshape(-1) for rows, columns in kinds])
-
-
-_Key = tuple[_Shape, int | None, int | None, torch.device]
-
-
-class _Orders:
-    """Gathers from one order of a picture's features to another; least recently used out first."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[_Key, Tensor] = OrderedDict()
-
-    def get(
-        self, shape: _Shape, before: int | None, after: int | None, device: torch.device
-    ) -> Tensor:
-        """The gather between the orders of two shifts; None: the picture's rows."""
-        key = (shape, before, after, device)
-        order = self._kept.get(key)
-        if order is None:
-            order = self._kept[key] = _gather(shape, before, after).to(device)
-        self._kept.move_to_end(key)
-        while len(self._kept) > 1 and self._bytes() > _KEPT_ORDERS_BYTES:
-            self._kept.popitem(last=False)
-        return order
-
-    def _bytes(self) -> int:
-        return sum(order.nbytes for order in self._kept.values())
-
-
-def _gather(shape: _Shape, before: int | None, after: int | None) -> Tensor:
-    pixels = torch.arange(shape.batch * shape.height * shape.width)
-    place = pixels
-    if before is not None:
-        # Where each pixel is now.
-        place = torch.empty_like(pixels)
-        place[_window_order(shape, before)] = pixels
-    return place if after is None else place[_window_order(shape, after)]
