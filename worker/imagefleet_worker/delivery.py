@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from time import monotonic, sleep
 from typing import TypeVar
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from PIL import Image
 
 from imagefleet_shared.broker import publish
 from imagefleet_shared.errors import ImagefleetError, StorageUnavailable, WorkerFailure
@@ -24,7 +24,6 @@ from .lease import HandBack, HeldJob, LeaseKeeper, LeaseLost
 from .making import Made, make
 from .models.store import ModelStore
 from .pictures import Picture, Spool, encode_pictures
-from .ready import ResolvedJob
 from .resolve import Resolver
 
 log = logging.getLogger(__name__)
@@ -57,12 +56,11 @@ class Delivery:
         self._celery = celery
         self._ledger = ledger
         self._keeper = keeper
-        self._models = models
         self._resolver = resolver
         self._engine = engine
         self._store = store
         self._spool = spool
-        self._png_level = png_level
+        self._encode = partial(encode_pictures, models=models, png_level=png_level)
 
     def deliver(self, job_id: str) -> str:
         """Do a job, if it is still to be done.
@@ -104,7 +102,6 @@ class Delivery:
         ready = monotonic()
         kept = self._spool.find(job.id)
         made = Made.before(kept) if kept else make(resolved, self._engine, held, self._encode)
-        held.tell("store", 0, len(made.pictures))
         images = self._store_pictures(held, folder, made.pictures)
         result = JobResult(
             job_id=job.id,
@@ -121,9 +118,6 @@ class Delivery:
             attempt=job.progress.attempt,
         )
         return self._publish_manifest(held, folder, result)
-
-    def _encode(self, job: ResolvedJob, images: Sequence[Image.Image]) -> list[Picture]:
-        return encode_pictures(job, images, self._models, self._png_level)
 
     def _store_pictures(
         self, held: HeldJob, folder: str, pictures: Sequence[Picture]

@@ -59,6 +59,7 @@ def make(
         return _enlarge(job, engine, listener, encode)
     drawn = engine.render(job, listener.tell, listener)
     done_s = monotonic()
+    listener.tell("store", 0, len(drawn.images))
     pictures = encode(job, drawn.images)
     return Made(pictures, drawn.waited_s, drawn.stages_s, drawn.batch_jobs, done_s)
 
@@ -83,6 +84,7 @@ def _enlarge(job: UpscaleJob, engine: Engine, listener: Listener, encode: Encode
             files.append(encoder.submit(encode, part, drawn.images))
             rendered.append(Rendered([], drawn.waited_s, drawn.stages_s, drawn.batch_jobs))
         done_s = monotonic()
+        listener.tell("store", 0, len(pixels))
     stages = {stage for each in rendered for stage in each.stages_s}
     return Made(
         [picture for each in files for picture in each.result()],

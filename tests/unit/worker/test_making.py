@@ -89,6 +89,7 @@ def test_pictures_come_in_order(engine: Engine, renderer: Enlarging) -> None:
 def test_progress_is_shared_out_by_pixels(engine: Engine) -> None:
     listener = Listener()
     make(job(), engine, listener, encoded)
+    assert listener.told.pop() == ("store", 0, 3)
     steps = [step for _, step, _ in listener.told]
     assert steps == sorted(steps)
     # 100, 400 and 100 of 600 pixels.
@@ -101,7 +102,7 @@ def test_progress_is_shared_out_by_pixels(engine: Engine) -> None:
 def test_the_progress_of_one_picture_is_its_tiles(engine: Engine) -> None:
     listener = Listener()
     make(job([8]), engine, listener, encoded)
-    assert listener.told[-1] == ("upscale", 4, 4)
+    assert listener.told[-2:] == [("upscale", 4, 4), ("store", 0, 1)]
 
 
 def test_a_picture_is_encoded_while_the_next_one_is_enlarged(

@@ -1,6 +1,7 @@
 """What of a picture is kept on the way through an enlargement."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -127,6 +128,44 @@ def test_a_profile_that_is_damaged_or_for_other_colours_is_left_behind() -> None
         assert picture.image.getpixel((0, 0)) == (9, 99, 199)
         grey = decoded(Image.new("L", (8, 8), 77), icc_profile=profile)
         assert grey.image.getpixel((0, 0)) == (77, 77, 77)
+
+
+def linear_grey() -> bytes:
+    """A colour profile for grey whose levels are proportional to light."""
+
+    def fixed(*numbers: float) -> bytes:
+        return b"".join(struct.pack(">i", round(65536 * number)) for number in numbers)
+
+    white = fixed(0.9642, 1.0, 0.8249)
+    tags = {
+        b"wtpt": b"XYZ \0\0\0\0" + white,
+        b"kTRC": b"curv\0\0\0\0" + struct.pack(">IHxx", 1, 0x0100),
+    }
+    start = 128 + 4 + 12 * len(tags)
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(content))
+        body += content
+    size = start + len(body)
+    header = struct.pack(">I4xI", size, 0x02100000) + b"mntrGRAYXYZ " + bytes(12) + b"acsp"
+    header += bytes(28) + white + bytes(48)
+    return header + table + body
+
+
+def test_a_grey_profile_turns_the_picture_to_srgb() -> None:
+    """Level 0x37 as light is level 128 of sRGB, at either depth."""
+    profile = linear_grey()
+    shallow = decoded(Image.new("L", (4, 4), 0x37), icc_profile=profile)
+    assert shallow.icc_profile is None
+    assert shallow.image.getpixel((0, 0)) == (128, 128, 128)
+    deep = decoded(
+        Image.fromarray(np.array([[0x3700, 0x3780, 0xFFFF]], dtype=np.uint16)), icc_profile=profile
+    )
+    low, high, white = np.asarray(deep.image)[0].tolist()
+    assert deep.image.mode == "I;16"
+    assert abs(low / 257 - 127.5) < 1
+    assert low < high < low + 257
+    assert white == 0xFFFF
 
 
 def test_cmyk_becomes_rgb() -> None:
