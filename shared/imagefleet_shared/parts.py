@@ -127,7 +127,7 @@ class UpscalePass(RequestPart):
     upscaler: ModelName = LANCZOS
     """`lanczos`, `nearest`, or an upscaler model of the store, which is applied at least once."""
     scale: float | None = Field(default=None, ge=1, le=8)
-    """Factor over the input; what a model of another factor gives is applied again or shrunk."""
+    """Factor over the input; a model of another factor is applied again, its output shrunk."""
     width: SidePx | None = None
     """Target width in pixels, instead of `scale`; with `height`, the picture covers both."""
     height: SidePx | None = None
