@@ -23,8 +23,9 @@ from .orders import Orders, Shape, kinds_of
 
 # Fused attention on CUDA wants head sizes that are multiples of it; SwinIR-M's heads have 30.
 _HEAD_MULTIPLE = 8
-# Windows of one call on a CPU: what a block makes of them stays in its cache: 9 MB.
-_CPU_WINDOWS = 64
+# Windows of one call on a CPU. What a block makes of them stays in its cache, and is small enough
+# for the allocator to keep: 64 windows at a time took 1.4 times as long, most of it page faults.
+_CPU_WINDOWS = 16
 # Fused attention has a CUDA block for each, of which there are 65,535 at most.
 _GPU_WINDOWS = 32_768
 
@@ -78,14 +79,20 @@ class _Group(nn.Module):
         """`(B, H * W, C)` features of a picture of `size` (height, width), likewise."""
         batch, tokens, channels = features.shape
         flat = features.reshape(batch * tokens, channels)
-        shape, shift = None, None
-        for block, (window, next_shift) in zip(self._blocks, self._places, strict=True):
+        # Two buffers take turns: fresh memory costs a CPU as much as the gather.
+        spare, shape, shift = torch.empty_like(flat), None, None
+        for place, (block, (window, next_shift)) in enumerate(
+            zip(self._blocks, self._places, strict=True)
+        ):
             shape = Shape(batch, *size, window)
-            flat = flat.index_select(0, self._orders.get(shape, shift, next_shift, flat.device))
+            order = self._orders.get(shape, shift, next_shift, flat.device)
+            before, flat = flat, torch.index_select(flat, 0, order, out=spare)
+            spare = before if place else torch.empty_like(flat)  # the first one is not ours
             shift = next_shift
             _run(cast(_WindowBlock, block), flat, kinds_of(shape, shift))
         if shape is not None:
-            flat = flat.index_select(0, self._orders.get(shape, shift, None, flat.device))
+            order = self._orders.get(shape, shift, None, flat.device)
+            flat = torch.index_select(flat, 0, order, out=spare)
         return flat.view(batch, tokens, channels)
 
 
