@@ -16,6 +16,7 @@ Fields = dict[str, object]
 
 _PARTS = ("hires", "inpaint", "upscale")
 _SIZES = ("scale", "width", "height")
+_DEFAULT_UPSCALE = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Asked:
             if asked.get("scale") == 0:
                 fields.pop(name, None)
             elif asked:
-                fields[name] = _changed(known, asked)
+                changed = fields[name] = _changed(known, asked)
+                if name == "upscale" and changed.keys().isdisjoint(_SIZES):
+                    changed["scale"] = _DEFAULT_UPSCALE
         return fields
 
 
