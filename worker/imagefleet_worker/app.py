@@ -3,6 +3,7 @@
 import argparse
 import logging
 from threading import Event, Thread, Timer
+from typing import get_args
 
 import torch
 from celery import Celery
@@ -25,7 +26,7 @@ from .engine import Engine, Renderer
 from .generate import Studio
 from .heartbeat import Heartbeat, die_with_parent
 from .lease import LeaseKeeper
-from .models.listing import Kind
+from .models.listing import NamedKind
 from .models.pipelines import PipelineCache
 from .models.store import ModelFile, ModelStore
 from .pictures import Spool
@@ -157,8 +158,7 @@ class Worker:
             self._stopping.wait(ANNOUNCE_S)
 
     def _info(self) -> WorkerInfo:
-        kinds: tuple[Kind, ...] = ("checkpoint", "lora", "embedding", "upscaler")
-        files = [file for kind in kinds for file in self._models.listed(kind)]
+        files = [file for kind in get_args(NamedKind) for file in self._models.listed(kind)]
         return WorkerInfo(
             name=self._name,
             device=_describe(self._device),
