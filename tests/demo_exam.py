@@ -8,7 +8,7 @@ from PIL import Image
 
 from imagefleet_producer import LoRA
 from imagefleet_worker.images import to_unit_range
-from imagefleet_worker.upscale.models import load_upscaler
+from imagefleet_worker.upscale.load import load_upscaler
 from tests.artist import TRAINED, Artist
 from tools.training.captions import caption
 from tools.training.judge import features, judge
@@ -106,10 +106,15 @@ def psnr_gain_db(count: int) -> float:
         small = halved(wanted)
         bicubic = small.resize(wanted.size, Image.Resampling.BICUBIC)
         enlarged = upscaler.upscale(
-            to_unit_range(small), tile_size=192, tile_overlap=16, on_tile=lambda _done, _total: None
+            to_unit_range(small),
+            tile_size=None,
+            tile_overlap=16,
+            on_tile=lambda _done, _total: None,
         )
         target = to_unit_range(wanted)
-        gains.append(_psnr_db(enlarged, target) - _psnr_db(to_unit_range(bicubic), target))
+        gains.append(
+            _psnr_db(to_unit_range(enlarged), target) - _psnr_db(to_unit_range(bicubic), target)
+        )
     return sum(gains) / count
 
 

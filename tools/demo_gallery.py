@@ -102,7 +102,7 @@ def draw_gallery(client: Client) -> Image.Image:
     ]
     small = jobs[-1][1].result().images[0].key
     enlarging = client.upscale(
-        UpscaleRequest(image=ImageRef(key=small), upscaler="demo-x2", scale=2)
+        UpscaleRequest(images=(ImageRef(key=small),), upscaler="demo-x2", scale=2)
     )
     enlarged = enlarging.images(timeout=_TIMEOUT_S)[0]
     pictures.append(("x2 by demo-x2, a SwinIR", _ENLARGED.prompt, enlarged))

@@ -76,7 +76,7 @@ class Client:
         priority: Priority = "normal",
         time_limit_s: float | None = None,
     ) -> Job:
-        """Enqueue a picture to be enlarged; arguments and errors as `generate`."""
+        """Enqueue pictures to be enlarged; arguments and errors as `generate`."""
         return self._submit("upscale", request, priority, time_limit_s)
 
     def job(self, job_id: str) -> Job:

@@ -36,9 +36,10 @@ LatentMode = Literal[
     "latent_nearest_exact",
 ]
 """How latents are resized without a decode: bilinear where the name says nothing else."""
-LATENT, LANCZOS = "latent", "lanczos"
+LATENT, LANCZOS, NEAREST = "latent", "lanczos", "nearest"
 LATENT_MODES: tuple[LatentMode, ...] = get_args(LatentMode)
-"""Upscaler names that need no model file: these and `lanczos`."""
+PIXEL_MODES = (LANCZOS, NEAREST)
+"""Upscaler names that need no model file: these for any picture, latent modes for hires only."""
 Emphasis = Literal["original", "no_norm", "ignore", "none"]
 """A1111's modes: multiply and restore the mean; multiply; read the brackets but not the weights;
 brackets are text like any other."""
@@ -128,6 +129,8 @@ def _model_name(name: object) -> object:
 
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 SizePx = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
+SidePx = Annotated[int, Field(ge=1, le=65535)]
+"""A side of a picture that is not diffused; 65535 is JPEG's limit."""
 Scheduler = Annotated[SchedulerName, BeforeValidator(_known_scheduler)]
 Sigmas = Annotated[SigmaSchedule, BeforeValidator(_known_sigma_schedule)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]

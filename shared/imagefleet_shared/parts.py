@@ -8,10 +8,13 @@ from .errors import InvalidRequest
 from .fields import (
     LANCZOS,
     LATENT,
+    LATENT_MODES,
+    NEAREST,
     MaskFill,
     ModelName,
     RequestPart,
     Scheduler,
+    SidePx,
     Sigmas,
     SizePx,
     split_label,
@@ -32,6 +35,7 @@ class ImageRef(RequestPart):
 
 
 Scale = Annotated[float, Field(ge=-10, le=10)]
+_DEFAULT_VISIBILITY = 0.5
 
 
 class LoRA(RequestPart):
@@ -66,7 +70,7 @@ class HiresPass(RequestPart):
     height: SizePx | None = None
     """Target height in pixels, instead of `scale`; one alone keeps the proportions."""
     upscaler: ModelName = LATENT
-    """A `latent…` mode, `lanczos`, or an upscaler model of the store."""
+    """A `latent…` mode, `lanczos`, `nearest`, or an upscaler model of the store."""
     num_inference_steps: int | None = Field(default=None, ge=1, le=150)
     """Steps *executed* in this pass, as in A1111's hires fix; None: as many as the first pass."""
     strength: float = Field(default=0.7, gt=0, le=1)
@@ -134,19 +138,48 @@ class UpscalePass(RequestPart):
     """Enlarge the finished picture, without diffusion."""
 
     upscaler: ModelName = LANCZOS
-    """`lanczos`, or an upscaler model of the store."""
-    scale: float = Field(default=2, gt=1, le=8)
-    """Factor over the input; a model of another factor is applied and its output resized."""
-    tile_size: int = Field(default=192, ge=16, le=2048)
-    """Side of the square that the network sees at once, in input pixels; less needs less memory."""
+    """`lanczos`, `nearest`, or an upscaler model of the store, which is applied at least once."""
+    scale: float | None = Field(default=None, ge=1, le=8)
+    """Factor over the input; a model of another factor is applied again, its output shrunk."""
+    width: SidePx | None = None
+    """Target width in pixels, instead of `scale`; with `height`, the picture covers both."""
+    height: SidePx | None = None
+    """Target height in pixels, instead of `scale`; one alone keeps the proportions."""
+    crop: bool = True
+    """With both sides given: what exceeds them is cut off, equally at both ends."""
+    upscaler_2: ModelName | None = None
+    """Another one whose result is blended in; None: none."""
+    upscaler_2_visibility: float = Field(default=_DEFAULT_VISIBILITY, ge=0, le=1)
+    """Share of `upscaler_2` in the blend."""
+    tile_size: int | None = Field(default=None, ge=16, le=2048, multiple_of=8)
+    """Largest side of what a model sees at once, input pixels; None: by the worker's memory."""
     tile_overlap: int = Field(default=16, ge=0, le=512)
-    """Input pixels that neighbouring tiles share; the seam is blended over them."""
+    """Input pixels that neighbouring tiles share at least; the seam is blended over them."""
 
     @model_validator(mode="after")
-    def _enlarges(self) -> Self:
-        if self.upscaler == LATENT:
-            raise InvalidRequest(f"{LATENT!r} is for hires only; use {LANCZOS!r} or a model")
-        if self.tile_overlap * 2 >= self.tile_size:
+    def _one_target(self) -> Self:
+        by_size = self.width is not None or self.height is not None
+        if by_size == (self.scale is not None):
+            raise InvalidRequest(
+                "give either scale, or width, height or both; given "
+                f"scale={self.scale}, width={self.width}, height={self.height}"
+            )
+        if not self.crop and (self.width is None or self.height is None):
+            raise InvalidRequest("crop=False is for a target with both width and height")
+        return self
+
+    @model_validator(mode="after")
+    def _known_means(self) -> Self:
+        for field, name in (("upscaler", self.upscaler), ("upscaler_2", self.upscaler_2)):
+            if name in LATENT_MODES:
+                raise InvalidRequest(
+                    f"{field} {name!r} is for hires only; "
+                    f"allowed are {LANCZOS!r}, {NEAREST!r} or a model"
+                )
+        visibility = self.upscaler_2_visibility
+        if self.upscaler_2 is None and visibility != _DEFAULT_VISIBILITY:
+            raise InvalidRequest(f"upscaler_2_visibility {visibility} needs an upscaler_2")
+        if self.tile_size is not None and self.tile_overlap * 2 >= self.tile_size:
             raise InvalidRequest(
                 f"tile_overlap must be less than half of tile_size {self.tile_size}, "
                 f"given {self.tile_overlap}"

@@ -126,10 +126,10 @@ class GenerateRequest(RequestPart):
 
 
 class UpscaleRequest(UpscalePass):
-    """A picture to enlarge."""
+    """Pictures to enlarge, each by itself."""
 
-    image: ImageRef
-    """The picture, already in the store."""
+    images: tuple[ImageRef, ...] = Field(min_length=1, max_length=64)
+    """The pictures, already in the store; the result has one for each, in this order."""
     face_restore: FaceRestore | None = None
     """Faces drawn anew; None: off."""
     output_format: ImageFormat = "png"

@@ -216,12 +216,12 @@ def test_an_unknown_checkpoint_fails_with_those_that_are_known(fleet: TestFleet)
 
 
 def test_an_unknown_upscaler_fails_with_those_that_are_known(fleet: TestFleet) -> None:
-    upscale = UpscalePass(upscaler="mona-lisa")
+    upscale = UpscalePass(scale=2, upscaler="mona-lisa")
     fails(generate(fleet, upscale=upscale), UnknownUpscaler, "'mona-lisa'", "demo-x2, demo-x4")
     hires = HiresPass(scale=1.5, upscaler="mona-lisa")
     fails(generate(fleet, hires=hires), UnknownUpscaler, "'mona-lisa'", "demo-x2, demo-x4")
     image = fleet.client.put_image(png_bytes(64, 64))
-    job = fleet.client.upscale(UpscaleRequest(image=image, upscaler="mona-lisa"))
+    job = fleet.client.upscale(UpscaleRequest(images=(image,), scale=2, upscaler="mona-lisa"))
     fails(job, UnknownUpscaler, "'mona-lisa'", "demo-x2, demo-x4")
 
 
@@ -268,7 +268,7 @@ def test_a_picture_in_the_store_that_cannot_be_read_fails(fleet: TestFleet) -> N
     for name, (content, word) in files.items():
         image = put(fleet, f"inputs/{name}", content)
         fails(generate(fleet, image=image, num_inference_steps=2), InvalidImage, word)
-        fails(fleet.client.upscale(UpscaleRequest(image=image)), InvalidImage, word)
+        fails(fleet.client.upscale(UpscaleRequest(images=(image,), scale=2)), InvalidImage, word)
 
 
 @pytest.mark.usefixtures("_store_keys")
@@ -278,7 +278,7 @@ def test_a_decompression_bomb_fails_before_it_is_decoded(fleet: TestFleet) -> No
     image = put(fleet, "inputs/bomb.png", content)
     for job in (
         generate(fleet, image=image, num_inference_steps=2),
-        fleet.client.upscale(UpscaleRequest(image=image)),
+        fleet.client.upscale(UpscaleRequest(images=(image,), scale=2)),
     ):
         fails(job, UnsupportedSize, "30000x30000", 8192 * 8192)
 
@@ -292,7 +292,11 @@ def test_a_picture_that_is_not_in_the_store_fails_with_its_key(fleet: TestFleet)
     image = ImageRef(key="inputs/gone.png")
     job = generate(fleet, image=image, num_inference_steps=2)
     fails(job, InvalidRequest, "'inputs/gone.png'", "not in the store")
-    fails(fleet.client.upscale(UpscaleRequest(image=image)), InvalidRequest, "inputs/gone.png")
+    fails(
+        fleet.client.upscale(UpscaleRequest(images=(image,), scale=2)),
+        InvalidRequest,
+        "inputs/gone.png",
+    )
 
 
 @pytest.mark.parametrize(
@@ -312,7 +316,7 @@ def test_a_damaged_checkpoint_fails_with_its_fault(
 @pytest.mark.parametrize("upscaler", ["broken", "nonsense"])
 def test_a_damaged_upscaler_fails_with_its_name(fleet: TestFleet, upscaler: str) -> None:
     image = fleet.client.put_image(png_bytes(64, 64))
-    job = fleet.client.upscale(UpscaleRequest(image=image, upscaler=upscaler))
+    job = fleet.client.upscale(UpscaleRequest(images=(image,), scale=2, upscaler=upscaler))
     fails(job, CorruptFile, f"{upscaler}.safetensors")
     hires = HiresPass(scale=1.5, upscaler=upscaler)
     fails(generate(fleet, hires=hires), CorruptFile, f"{upscaler}.safetensors")
@@ -324,7 +328,7 @@ def test_a_pickle_is_refused_unread_and_the_message_says_how_to_convert_it(
     job = generate(fleet, checkpoint="old")
     fails(job, CorruptFile, "old.ckpt is a pickle", "can run code", "save_file(tensors")
     image = fleet.client.put_image(png_bytes(64, 64))
-    job = fleet.client.upscale(UpscaleRequest(image=image, upscaler="old-upscaler"))
+    job = fleet.client.upscale(UpscaleRequest(images=(image,), scale=2, upscaler="old-upscaler"))
     fails(job, CorruptFile, "old-upscaler.pth")
     assert not list(traps.iterdir())
 

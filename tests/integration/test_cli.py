@@ -164,6 +164,15 @@ def test_upscale_enlarges_a_file(shell: Shell) -> None:
     assert shape(shell.folder / file) == ("PNG", (120, 72))
 
 
+def test_upscale_takes_many_files_and_an_exact_size(shell: Shell) -> None:
+    for name, size in (("one.png", (40, 24)), ("two.png", (24, 40))):
+        Image.new("RGB", size, "teal").save(shell.folder / name)
+    result = shell.json("upscale", "one.png", "two.png", "--upscaler", "nearest")
+    assert [shape(shell.folder / file)[1] for file in result["files"]] == [(80, 48), (48, 80)]
+    result = shell.json("upscale", "one.png", "two.png", "--width", "50", "--height", "50")
+    assert [shape(shell.folder / file)[1] for file in result["files"]] == [(50, 50)] * 2
+
+
 def test_a_job_can_be_sent_watched_and_asked_about_in_steps(shell: Shell) -> None:
     job_id = shell("generate", "a fox", *QUICK, "--no-wait").strip()
     assert "succeeded" in shell("status", job_id, "--watch")

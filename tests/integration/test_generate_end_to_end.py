@@ -376,7 +376,7 @@ def test_a_small_picture_is_enlarged_as_by_the_network_itself(
 ) -> None:
     start = photo(96, 80)
     key = fleet.client.put_image(start)
-    ours = picture(fleet, UpscaleRequest(image=key, upscaler="demo-x2", scale=2))
+    ours = picture(fleet, UpscaleRequest(images=(key,), upscaler="demo-x2", scale=2))
     assert difference(ours, enlarged(demo_models, "demo-x2", start)) <= 1
 
 
@@ -388,7 +388,7 @@ def test_tiles_do_not_show(fleet: TestFleet, demo_models: Path) -> None:
     """
     start = photo(300, 260)
     key = fleet.client.put_image(start)
-    ours = picture(fleet, UpscaleRequest(image=key, upscaler="demo-x2", scale=2))
+    ours = picture(fleet, UpscaleRequest(images=(key,), upscaler="demo-x2", scale=2))
     whole = enlarged(demo_models, "demo-x2", start)
     inner = (4, 4, 596, 516)
     assert difference(ours.crop(inner), whole.crop(inner)) <= 2
@@ -400,7 +400,7 @@ def test_any_factor_gives_exactly_the_size_asked_for(
     fleet: TestFleet, upscaler: str, scale: float
 ) -> None:
     key = fleet.client.put_image(photo(50, 34))
-    ours = picture(fleet, UpscaleRequest(image=key, upscaler=upscaler, scale=scale))
+    ours = picture(fleet, UpscaleRequest(images=(key,), upscaler=upscaler, scale=scale))
     assert ours.size == (50 * scale, 34 * scale)
 
 
@@ -429,7 +429,7 @@ def test_a_png_says_how_it_was_made(fleet: TestFleet, demo_models: Path) -> None
 def test_an_enlarged_picture_keeps_the_text_of_its_making(fleet: TestFleet) -> None:
     [content] = submitted(fleet, request()).files(TIMEOUT_S)
     key = fleet.client.put_image(content)
-    [large] = submitted(fleet, UpscaleRequest(image=key, scale=2)).files(TIMEOUT_S)
+    [large] = submitted(fleet, UpscaleRequest(images=(key,), scale=2)).files(TIMEOUT_S)
     assert parameters(large) == (
         f"{parameters(content)}, Postprocess upscale by: 2, Postprocess upscaler: Lanczos"
     )

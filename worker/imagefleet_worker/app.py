@@ -67,7 +67,7 @@ def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.devi
         dtype,
         budget_bytes=int(settings.upscaler_cache_gb * 1e9),
     )
-    return Studio(settings, pipelines, Enlarger(upscalers))
+    return Studio(settings, pipelines, Enlarger(upscalers, settings.max_output_pixels))
 
 
 class Worker:

@@ -61,7 +61,7 @@ def together(waiting: Sequence[ResolvedJob], max_pixels: int) -> list[int]:
 def pixels_of(job: ResolvedJob) -> int:
     """Pixels of a job's pictures in the largest pass that diffuses them."""
     if isinstance(job, ResolvedUpscale):
-        return job.image.width * job.image.height
+        return job.picture.image.width * job.picture.image.height
     return len(job.seeds.seeds) * _largest(job)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from time import monotonic, sleep
 from typing import TypeVar
@@ -20,6 +21,7 @@ from imagefleet_shared.storage import ObjectStore
 from . import metrics
 from .engine import Engine
 from .lease import HandBack, HeldJob, LeaseKeeper, LeaseLost
+from .making import Made, make
 from .models.store import ModelStore
 from .pictures import Picture, Spool, encode_pictures
 from .resolve import Resolver
@@ -54,12 +56,11 @@ class Delivery:
         self._celery = celery
         self._ledger = ledger
         self._keeper = keeper
-        self._models = models
         self._resolver = resolver
         self._engine = engine
         self._store = store
         self._spool = spool
-        self._png_level = png_level
+        self._encode = partial(encode_pictures, models=models, png_level=png_level)
 
     def deliver(self, job_id: str) -> str:
         """Do a job, if it is still to be done.
@@ -99,23 +100,19 @@ class Delivery:
                 return JobResult.model_validate_json(finished)
         resolved = self._patiently(held, lambda: self._resolver.resolve(job))
         ready = monotonic()
-        pictures, drawn, rendered = self._spool.find(job.id), None, ready
-        if pictures is None:
-            drawn = self._engine.render(resolved, held.tell, held)
-            rendered = monotonic()
-            held.tell("store", 0, len(drawn.images))
-            pictures = encode_pictures(resolved, drawn.images, self._models, self._png_level)
-        images = self._store_pictures(held, folder, pictures)
+        kept = self._spool.find(job.id)
+        made = Made.before(kept) if kept else make(resolved, self._engine, held, self._encode)
+        images = self._store_pictures(held, folder, made.pictures)
         result = JobResult(
             job_id=job.id,
             request=resolved.request,
             images=tuple(images),
             timings=Timings(
                 queue_s=max(0.0, job.leased_s - job.submitted_s),
-                engine_wait_s=ready - leased + (drawn.waited_s if drawn else 0),
-                stages_s=drawn.stages_s if drawn else {},
-                batch_jobs=drawn.batch_jobs if drawn else 0,
-                store_s=monotonic() - rendered,
+                engine_wait_s=ready - leased + made.waited_s,
+                stages_s=made.stages_s,
+                batch_jobs=made.batch_jobs,
+                store_s=monotonic() - made.drawn_s,
             ),
             worker=self._worker,
             attempt=job.progress.attempt,

@@ -26,6 +26,7 @@ from .ready import Hires, Refiner, ResolvedGenerate, ResolvedJob, ResolvedUpscal
 from .sampling.noise import Noise
 from .settings import WorkerSettings
 from .stages import Stages
+from .upscale.alpha import with_alpha
 from .upscale.enlarge import Enlarger
 from .vae import decode, encode_images
 
@@ -55,8 +56,9 @@ class Studio:
             ImagefleetError: what a job asks for cannot be done.
             AllEnded: no job is to go on.
         """
-        if isinstance(jobs[0], ResolvedUpscale):
-            return [[self._enlarger.enlarge(jobs[0].image, jobs[0].request, stages)]]
+        if isinstance(job := jobs[0], ResolvedUpscale):
+            colours = self._enlarger.enlarge(job.picture.image, job.request, stages)
+            return [[with_alpha(colours, job.picture.alpha, job.request)]]
         return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), stages)
 
     def _generate(self, batch: Batch, stages: Stages) -> list[list[Image.Image]]:

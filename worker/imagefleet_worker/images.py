@@ -4,6 +4,7 @@ Three ranges are in use: PIL's 0..255, *unit* [0, 1] (upscalers), and the VAE's 
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,11 +12,19 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from imagefleet_shared.errors import InvalidImage, UnsupportedSize
-from imagefleet_shared.image_files import open_image
+from imagefleet_shared.image_files import on_white, open_image
+
+T = TypeVar("T")
 
 
 def to_unit_range(image: Image.Image) -> Tensor:
-    """An RGB picture as `(1, 3, H, W)` float32 in [0, 1], on the CPU; equal to diffusers' own."""
+    """An RGB picture as `(1, 3, H, W)` float32 in [0, 1], on the CPU; equal to diffusers' own.
+
+    A grey one of 16 bits (I;16) keeps them all.
+    """
+    if image.mode == "I;16":
+        grey = torch.from_numpy(np.asarray(image).astype(np.float32)) / 65535.0
+        return grey.expand(1, 3, -1, -1)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
     return pixels.contiguous().float() / 255.0
 
@@ -45,9 +54,14 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def scaled(length: int, scale: float) -> int:
-    """A side enlarged, in whole pixels."""
-    return max(1, round(length * scale))
+def eight_bit(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits as RGB, by its high bytes; others themselves.
+
+    Pillow's own conversion clips at 255: nearly every 16-bit picture would come out white.
+    """
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -60,7 +74,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         InvalidImage: of another format, damaged, truncated or animated.
         UnsupportedSize: the header claims more than `max_pixels`; nothing was decoded.
     """
-    return _decode(data, max_pixels, _to_rgb)
+    return decode(data, max_pixels, _to_rgb)
 
 
 def decode_mask(data: bytes, max_pixels: int) -> Image.Image:
@@ -71,12 +85,15 @@ def decode_mask(data: bytes, max_pixels: int) -> Image.Image:
     Raises:
         InvalidImage, UnsupportedSize: as there.
     """
-    return _decode(data, max_pixels, _with_alpha)
+    return decode(data, max_pixels, _with_alpha)
 
 
-def _decode(
-    data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
+def decode(data: bytes, max_pixels: int, convert: Callable[[Image.Image], T]) -> T:
+    """What `convert` makes of a caller's PNG, JPEG or WebP, decoded and upright.
+
+    Raises:
+        InvalidImage, UnsupportedSize: as `decode_image`.
+    """
     image = open_image(data)
     frames: int = getattr(image, "n_frames", 1)
     if frames > 1:
@@ -93,15 +110,7 @@ def _decode(
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255: nearly every 16-bit picture would come out white.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(layer, mask=layer)
-        return white
-    return image.convert("RGB")
+    return eight_bit(image) if image.mode.startswith("I;16") else on_white(image)
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

@@ -44,9 +44,10 @@ def encode_pictures(
             variation_seed = others[index] if others and job.seeds.variation_strength else None
             text = infotext.generated(job.request, seed, made_with(job, models), variation_seed)
         else:
-            seed, text = None, infotext.upscaled(job.request, job.parameters)
+            seed, text = None, infotext.upscaled(job.request, job.picture.parameters)
         file_format = job.request.output_format
-        content = encode_image(image, file_format, text, png_level)
+        icc_profile = None if isinstance(job, ResolvedGenerate) else job.picture.icc_profile
+        content = encode_image(image, file_format, text, png_level, icc_profile=icc_profile)
         pictures.append(Picture(content, file_format, image.width, image.height, seed))
     return pictures
 

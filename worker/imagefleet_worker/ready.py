@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from PIL import Image
-
 from imagefleet_shared.parts import UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 
@@ -12,6 +10,7 @@ from .inpaint.prepare import PreparedImage
 from .looks import Look
 from .passes import Steps
 from .sampling.noise import Seeds
+from .upscale.inputs import UpscaleInput, decode_upscale_input
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,37 @@ class ResolvedGenerate:
 
 @dataclass(frozen=True)
 class ResolvedUpscale:
-    """An upscale job, ready to be enlarged."""
+    """A picture of an upscale job, ready to be enlarged."""
 
     request: UpscaleRequest
-    image: Image.Image
-    """RGB."""
-    parameters: str | None
-    """The text that the picture carries of its making."""
+    picture: UpscaleInput
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture of an upscale job, as it came and was found good."""
+
+    content: bytes
+    width: int
+    height: int
+    decoded: UpscaleInput | None
+    """None: too much to be kept decoded until its turn."""
+
+
+@dataclass(frozen=True)
+class UpscaleJob:
+    """An upscale job whose pictures were all checked; they are enlarged one after the other."""
+
+    request: UpscaleRequest
+    uploads: tuple[Upload, ...]
+
+    def ready(self, place: int) -> ResolvedUpscale:
+        """The picture at that place, decoded."""
+        upload = self.uploads[place]
+        pixels = upload.width * upload.height
+        picture = upload.decoded or decode_upscale_input(upload.content, pixels)
+        return ResolvedUpscale(self.request, picture)
 
 
 ResolvedJob = ResolvedGenerate | ResolvedUpscale
+"""What the engine takes."""

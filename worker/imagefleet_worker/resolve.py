@@ -5,22 +5,22 @@ from dataclasses import replace
 
 from PIL import Image
 
-from imagefleet_shared.errors import InvalidRequest, UnknownCheckpoint, UnsupportedSize
-from imagefleet_shared.fields import LANCZOS, LATENT_MODES
-from imagefleet_shared.image_files import read_parameters
-from imagefleet_shared.parts import ImageRef, UpscalePass
+from imagefleet_shared.errors import InvalidRequest, UnknownCheckpoint
+from imagefleet_shared.fields import LATENT_MODES, PIXEL_MODES
+from imagefleet_shared.parts import ImageRef
 from imagefleet_shared.records import JobRecord
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import ObjectStore
 
 from .defaults import filled, first_steps, hires_steps, seeds_of
 from .hires_size import hires_size
-from .images import decode_image, decode_mask, scaled
+from .images import decode_image, decode_mask
 from .inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
 from .looks import Look, LookFinder
 from .models.store import ModelFile, ModelStore
-from .ready import Hires, Refiner, ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from .ready import Hires, Refiner, ResolvedGenerate, UpscaleJob
 from .settings import WorkerSettings
+from .uploads import UploadChecker, check_pixels
 
 
 class Resolver:
@@ -30,9 +30,10 @@ class Resolver:
         self._settings = settings
         self._models = models
         self._store = store
+        self._uploads = UploadChecker(models, self._fetch, settings.max_output_pixels)
         self._looks = LookFinder(models, settings.max_prompt_tokens)
 
-    def resolve(self, job: JobRecord) -> ResolvedJob:
+    def resolve(self, job: JobRecord) -> ResolvedGenerate | UpscaleJob:
         """Make a job ready.
 
         Raises:
@@ -41,7 +42,7 @@ class Resolver:
         """
         request = job.request()
         if isinstance(request, UpscaleRequest):
-            return self._upscale(request)
+            return self._uploads.check(request)
         return self._generate(request, job.id)
 
     def default_checkpoint(self) -> str | None:
@@ -58,13 +59,13 @@ class Resolver:
         source = self._picture(asked.image) if asked.image else None
         request = filled(asked, checkpoint, source, job_id)
         width, height = request.width or 0, request.height or 0
-        _limit("picture", width, height, self._settings.max_pixels)
+        check_pixels("picture", width, height, self._settings.max_pixels)
         hires = self._hires(request, checkpoint, width, height) if request.hires else None
         start = self._start(request, source, hires) if source else None
         if request.upscale:
             size = (hires.size.width, hires.size.height) if hires else (width, height)
             whole = start.overlay if start and start.region else None
-            self._check_upscale(request.upscale, *(whole.size if whole else size))
+            self._uploads.check_upscale(request.upscale, *(whole.size if whole else size))
         look = self._look(request, checkpoint)
         job = ResolvedGenerate(
             request=request,
@@ -80,12 +81,6 @@ class Resolver:
         )
         _require_used(request, job.looks)
         return job
-
-    def _upscale(self, request: UpscaleRequest) -> ResolvedUpscale:
-        content = self._fetch(request.image)
-        image = decode_image(content, self._settings.max_output_pixels)
-        self._check_upscale(request, image.width, image.height)
-        return ResolvedUpscale(request, image, read_parameters(content))
 
     def _checkpoint(self, name: str | None) -> ModelFile:
         name = name or self.default_checkpoint()
@@ -138,8 +133,8 @@ class Resolver:
         hires = request.hires
         assert hires is not None, "called where there is a hires pass"
         size = hires_size(width, height, hires)
-        _limit("hires picture", size.width, size.height, self._settings.max_pixels)
-        if hires.upscaler not in (*LATENT_MODES, LANCZOS):
+        check_pixels("hires picture", size.width, size.height, self._settings.max_pixels)
+        if hires.upscaler not in (*LATENT_MODES, *PIXEL_MODES):
             self._models.find("upscaler", hires.upscaler)
         if hires.checkpoint:
             first, checkpoint = checkpoint, self._checkpoint(hires.checkpoint)
@@ -171,14 +166,8 @@ class Resolver:
                 hires.size if hires else None,
             )
         # To be stretched as latents, a picture is encoded at its own size.
-        _limit("image to encode", *prepared.image.size, self._settings.max_pixels)
+        check_pixels("image to encode", *prepared.image.size, self._settings.max_pixels)
         return prepared
-
-    def _check_upscale(self, upscale: UpscalePass, width: int, height: int) -> None:
-        if upscale.upscaler != LANCZOS:
-            self._models.find("upscaler", upscale.upscaler)
-        width, height = scaled(width, upscale.scale), scaled(height, upscale.scale)
-        _limit("upscaled picture", width, height, self._settings.max_output_pixels)
 
 
 def _require_used(request: GenerateRequest, looks: Iterable[Look]) -> None:
@@ -199,8 +188,3 @@ def _require_same_latents(field: str, checkpoint: ModelFile, first: ModelFile) -
             f"{field} {checkpoint.name!r} is {checkpoint.family}; it cannot go on with the latents "
             f"of {first.name!r}, which is {first.family}"
         )
-
-
-def _limit(what: str, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise UnsupportedSize(what, width, height, max_pixels)

@@ -59,7 +59,8 @@ class WorkerSettings(BaseSettings):
     max_pixels: int = Field(default=2048 * 2048, ge=64 * 64)
     """Largest picture that diffusion draws, hires included, pixels."""
     max_output_pixels: int = Field(default=8192 * 8192, ge=64 * 64)
-    """Largest picture that is read or that an upscale gives, pixels."""
+    """Largest picture that is read or that an upscale gives, pixels; on the way it may have 4 times
+    as many."""
     max_batch_pixels: int = Field(default=2048 * 2048, ge=0)
     """Waiting jobs of equal settings are drawn together, up to so many pixels; 0: each alone."""
     max_prompt_tokens: int = Field(default=750, ge=75)

@@ -18,6 +18,7 @@ _PARTS = ("hires", "inpaint", "upscale", "face_restore")
 _OFF = {"hires": "scale", "upscale": "scale", "face_restore": "visibility"}
 """What is 0 where a part is not wanted."""
 _SIZES = ("scale", "width", "height")
+_DEFAULT_UPSCALE = 2
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Asked:
             if name in _OFF and asked.get(_OFF[name]) == 0:
                 fields.pop(name, None)
             elif asked:
-                fields[name] = _changed(known, asked)
+                changed = fields[name] = _changed(known, asked)
+                if name == "upscale" and changed.keys().isdisjoint(_SIZES):
+                    changed["scale"] = _DEFAULT_UPSCALE
         return fields
 
 

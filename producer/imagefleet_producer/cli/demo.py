@@ -27,7 +27,9 @@ def demo(folder: Out = Path("out")) -> None:
         drawn = drawing.result()
         report(drawn, save(drawing, folder))
         model = _upscaler(client)
-        request = UpscaleRequest(image=ImageRef(key=drawn.images[0].key), upscaler=model, scale=2)
+        request = UpscaleRequest(
+            images=(ImageRef(key=drawn.images[0].key),), upscaler=model, scale=2
+        )
         enlarging = client.upscale(request)
         follow(err, enlarging, f"upscale by {model}")
         report(enlarging.result(), save(enlarging, folder))

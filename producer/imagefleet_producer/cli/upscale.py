@@ -1,11 +1,11 @@
-"""`upscale`: enlarge a picture."""
+"""`upscale`: enlarge pictures."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
-from imagefleet_shared.parts import FaceRestore
 from imagefleet_shared.requests import UpscaleRequest
 
 from ..client import Client
@@ -14,21 +14,35 @@ from .shell import AsJson, Format, Limit, NoWait, Out, PriorityOption
 
 
 def upscale(
-    image: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="The picture to enlarge.")
+    context: typer.Context,
+    images: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="The pictures to enlarge.")
     ],
-    scale: Annotated[float, typer.Option(help="By how much.")] = 2,
-    upscaler: Annotated[str, typer.Option(help="lanczos or a model.")] = "lanczos",
-    tile_size: Annotated[int, typer.Option(help="Pixels; less needs less memory.")] = 192,
-    tile_overlap: Annotated[int, typer.Option(help="Pixels that tiles share.")] = 16,
-    face_restorer: Annotated[
-        str | None, typer.Option(help="Draw faces anew with this model.")
+    scale: Annotated[float | None, Option(help="By how much; default: 2.")] = None,
+    width: Annotated[int | None, Option(help="To this size instead, pixels.")] = None,
+    height: Annotated[int | None, Option(help="Likewise; one alone keeps proportions.")] = None,
+    crop: Annotated[
+        bool | None, Option("--crop/--no-crop", help="Cut what exceeds width and height.")
     ] = None,
-    face_visibility: Annotated[float, typer.Option(help="Share of the new face.")] = 1,
-    face_fidelity: Annotated[
-        float | None, typer.Option(help="CodeFormer: 0 cleanest, 1 truest.")
+    upscaler: Annotated[str | None, Option(help="lanczos, nearest or a model.")] = None,
+    upscaler_2: Annotated[str | None, Option(help="Another one, blended in.")] = None,
+    upscaler_2_visibility: Annotated[
+        float | None, Option("--visibility", help="Share of the other one.")
     ] = None,
-    faces_after_upscale: Annotated[bool, typer.Option(help="Enlarge first.")] = False,
+    tile_size: Annotated[int | None, Option(help="Pixels; less needs less memory.")] = None,
+    tile_overlap: Annotated[int | None, Option(help="Pixels that tiles share.")] = None,
+    face_restore_restorer: Annotated[
+        str | None, Option("--face-restorer", help="Draw faces anew with this model.")
+    ] = None,
+    face_restore_visibility: Annotated[
+        float | None, Option("--face-visibility", help="Share of the new face.")
+    ] = None,
+    face_restore_fidelity: Annotated[
+        float | None, Option("--face-fidelity", help="CodeFormer: 0 cleanest, 1 truest.")
+    ] = None,
+    face_restore_after_upscale: Annotated[
+        bool | None, Option("--faces-after-upscale/--faces-before-upscale", help="Order.")
+    ] = None,
     output_format: Format = "png",
     priority: PriorityOption = "normal",
     time_limit: Limit = None,
@@ -36,23 +50,23 @@ def upscale(
     no_wait: NoWait = False,
     as_json: AsJson = False,
 ) -> None:
-    """Enlarge a picture."""
+    """Enlarge pictures."""
+    given: dict[str, object] = {
+        name: value
+        for name, value in context.params.items()
+        if name in UpscaleRequest.model_fields and value is not None
+    }
+    if not {"scale", "width", "height"} & given.keys():
+        given["scale"] = 2
+    faces = {
+        name.removeprefix("face_restore_"): value
+        for name, value in context.params.items()
+        if name.startswith("face_restore_") and value is not None
+    }
+    if faces:
+        given["face_restore"] = faces
     with Client() as client:
-        request = UpscaleRequest(
-            image=client.put_image(image),
-            scale=scale,
-            upscaler=upscaler,
-            tile_size=tile_size,
-            tile_overlap=tile_overlap,
-            face_restore=None
-            if face_restorer is None
-            else FaceRestore(
-                restorer=face_restorer,
-                visibility=face_visibility,
-                fidelity=face_fidelity,
-                after_upscale=faces_after_upscale,
-            ),
-            output_format=output_format,
-        )
+        given["images"] = [client.put_image(image) for image in images]
+        request = UpscaleRequest.model_validate(given)
         job = client.upscale(request, priority=priority, time_limit_s=time_limit)
         finish(job, folder, no_wait=no_wait, as_json=as_json)

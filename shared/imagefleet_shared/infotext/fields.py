@@ -146,18 +146,30 @@ def over_a_picture(labels: Labels) -> Fields:
 
 def upscale(labels: Labels) -> Fields | None:
     """The enlargement at the end; None where there was none."""
-    if "Postprocess upscale by" not in labels:
+    if not {"Postprocess upscale by", "Postprocess upscale to"} & labels.keys():
         return None
     fields = _taken(
         labels,
         {
             "Postprocess upscale by": "scale",
+            "Postprocess upscaler 2 visibility": "upscaler_2_visibility",
             "Postprocess tile size": "tile_size",
             "Postprocess tile overlap": "tile_overlap",
         },
     )
-    if "Postprocess upscaler" in labels:
-        fields["upscaler"] = tables.upscaler_by_label(labels.pop("Postprocess upscaler"))
+    if "Postprocess upscale to" in labels:
+        fields.pop("scale", None)
+        sides = zip(("width", "height"), _size(labels.pop("Postprocess upscale to")), strict=True)
+        fields |= {name: side for name, side in sides if side != "0"}
+        if {"width", "height"} <= fields.keys():
+            # A1111 says the size of the picture that it cut, which is the target.
+            fields["crop"] = labels.pop("Postprocess crop to", None) is not None
+    for label, name in (
+        ("Postprocess upscaler", "upscaler"),
+        ("Postprocess upscaler 2", "upscaler_2"),
+    ):
+        if label in labels:
+            fields[name] = tables.upscaler_by_label(labels.pop(label))
     return fields
 
 

@@ -3,7 +3,7 @@
 from typing import Literal, TypeVar
 
 from ..errors import InvalidRequest
-from ..fields import LANCZOS, Emphasis, LatentMode, MaskFill, ResizeMode
+from ..fields import LANCZOS, NEAREST, Emphasis, LatentMode, MaskFill, ResizeMode
 from ..samplers import OWN_TIMESTEPS, SchedulerName
 
 RANDOM_SOURCES: dict[Literal["cpu", "gpu"], str] = {"cpu": "CPU", "gpu": "GPU"}
@@ -33,7 +33,7 @@ LATENT_MODES: dict[LatentMode, str] = {
     "latent_nearest": "Latent (nearest)",
     "latent_nearest_exact": "Latent (nearest-exact)",
 }
-UPSCALERS: dict[str, str] = {**LATENT_MODES, LANCZOS: "Lanczos"}
+UPSCALERS: dict[str, str] = {**LATENT_MODES, LANCZOS: "Lanczos", NEAREST: "Nearest"}
 MASK_MODES: dict[bool, str] = {False: "Inpaint masked", True: "Inpaint not masked"}
 """By `Inpaint.invert`."""
 AREAS: dict[bool, str] = {False: "Whole picture", True: "Only masked"}

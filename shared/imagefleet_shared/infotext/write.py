@@ -2,9 +2,9 @@
 
 Order, labels and omissions are those of A1111 v1.10 (`create_infotext` and what its passes add).
 Ours are, because A1111 has none: `Init image`, `Inpaint mask`, `Resize mode`, `Hires denoising
-strength` (where img2img has one too), `Textual inversions`, `Postprocess tile size` and `…
-overlap`, `Face restoration visibility` and `… after upscale`. A1111's `Face restoration` is the
-architecture; ours is the file's name.
+strength` (where img2img has one too), `Textual inversions`, `Postprocess upscaler 2
+visibility`, `Postprocess tile size` and `… overlap`, `Face restoration visibility` and `… after
+upscale`. A1111's `Face restoration` is the architecture; ours is the file's name.
 """
 
 import json
@@ -21,7 +21,7 @@ from .lines import join_fields, join_text, number
 _HASH_LENGTH = 10
 _ADAPTER_HASH_LENGTH = 12
 _TAGGED = re.compile(r"<(?:lora|lyco):([^<>:]*)")
-_PLAIN_UPSCALE = UpscalePass()
+_DEFAULT_OVERLAP: int = UpscalePass.model_fields["tile_overlap"].default
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,19 @@ def _inversions(request: GenerateRequest) -> str | None:
 
 
 def _postprocess(upscale: UpscalePass) -> dict[str, object]:
-    size, overlap = upscale.tile_size, upscale.tile_overlap
+    size = None if upscale.scale else f"{upscale.width or 0}x{upscale.height or 0}"
+    both, second, overlap = (
+        upscale.width and upscale.height,
+        upscale.upscaler_2,
+        upscale.tile_overlap,
+    )
     return {
-        "Postprocess upscale by": number(upscale.scale),
+        "Postprocess upscale by": upscale.scale and number(upscale.scale),
+        "Postprocess upscale to": size,
+        "Postprocess crop to": size if both and upscale.crop else None,
         "Postprocess upscaler": labels.UPSCALERS.get(upscale.upscaler, upscale.upscaler),
-        "Postprocess tile size": None if size == _PLAIN_UPSCALE.tile_size else size,
-        "Postprocess tile overlap": None if overlap == _PLAIN_UPSCALE.tile_overlap else overlap,
+        "Postprocess upscaler 2": second and labels.UPSCALERS.get(second, second),
+        "Postprocess upscaler 2 visibility": second and number(upscale.upscaler_2_visibility),
+        "Postprocess tile size": upscale.tile_size,
+        "Postprocess tile overlap": None if overlap == _DEFAULT_OVERLAP else overlap,
     }

@@ -31,7 +31,7 @@ DRAWN = GenerateRequest(
     scheduler="dpmpp_2m",
     sigma_schedule="karras",
     hires=HiresPass(scale=1.5, strength=0.4, scheduler="heun", sigma_schedule="beta"),
-    upscale=UpscalePass(upscaler="demo-x2"),
+    upscale=UpscalePass(scale=2, upscaler="demo-x2"),
 )
 
 
@@ -78,7 +78,7 @@ def test_a_picture_is_asked_for_again(client: Client, tmp_path: Path) -> None:
         ({"scheduler": "DDIM"}, {"scheduler": "ddim", "sigma_schedule": "automatic"}),
         ({"scheduler": "Euler Karras"}, {"scheduler": "euler", "sigma_schedule": "karras"}),
         ({"seed_resize_from": "512x640"}, {"seed_resize_from": (512, 640)}),
-        ({"upscale_upscaler": "lanczos"}, {"upscale": UpscalePass(upscaler="lanczos")}),
+        ({"upscale_upscaler": "lanczos"}, {"upscale": UpscalePass(scale=2, upscaler="lanczos")}),
     ],
 )
 def test_what_is_asked_for_wins_over_the_picture(

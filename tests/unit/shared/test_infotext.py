@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imagefleet_shared.infotext import Models, generated, upscaled
+from imagefleet_shared.infotext import Models, generated, parse, upscaled
 from imagefleet_shared.parts import (
     HiresPass,
     ImageRef,
@@ -54,7 +54,7 @@ def test_everything_stands_in_the_order_of_a1111() -> None:
             eta=0.5,
             emphasis="no_norm",
             refiner_checkpoint="fine",
-            upscale=UpscalePass(),
+            upscale=UpscalePass(scale=2),
         )
     )
     assert list(told) == [
@@ -181,12 +181,40 @@ def test_the_gpus_random_numbers_are_a1111s_default() -> None:
     assert "RNG" not in settings(text(rng="gpu"))
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"scale": 1},
+        {"width": 640},
+        {"height": 333},
+        {"width": 640, "height": 333},
+        {"width": 640, "height": 333, "crop": False},
+        {"scale": 2, "upscaler": "nearest", "upscaler_2": "demo-x2"},
+        {"scale": 2, "upscaler_2": "lanczos", "upscaler_2_visibility": 0.25},
+        {"scale": 4, "tile_size": 192, "tile_overlap": 8},
+    ],
+    ids=str,
+)
+def test_an_upscale_comes_back_from_the_text(target: dict[str, object]) -> None:
+    upscale = UpscalePass.model_validate(target)
+    assert parse(text(upscale=upscale)).request.upscale == upscale
+
+
+def test_an_exact_size_is_told_in_a1111s_words() -> None:
+    told = settings(text(upscale=UpscalePass(width=640, height=333, upscaler_2="demo-x2")))
+    assert "Postprocess upscale by" not in told
+    assert told["Postprocess upscale to"] == told["Postprocess crop to"] == "640x333"
+    assert told["Postprocess upscaler 2"] == "demo-x2"
+
+
 def test_an_upscale_is_told_as_postprocessing() -> None:
     told = settings(text(upscale=UpscalePass(upscaler="demo-x2", scale=2.5)))
     assert told["Postprocess upscale by"] == "2.5"
     assert told["Postprocess upscaler"] == "demo-x2"
     assert "Postprocess tile size" not in told
-    assert settings(text(upscale=UpscalePass(tile_size=64)))["Postprocess tile size"] == "64"
+    assert (
+        settings(text(upscale=UpscalePass(scale=2, tile_size=64)))["Postprocess tile size"] == "64"
+    )
 
 
 @pytest.mark.parametrize("name", ['odd, "name"', "line\nbreak", "naïve狐,", '"quoted"', "{x}"])
@@ -236,7 +264,7 @@ def test_embeddings_under_words_of_their_own_are_told() -> None:
 
 
 def test_an_enlarged_picture_keeps_what_was_told_of_it() -> None:
-    enlarge = UpscaleRequest(image=ImageRef(key="x.png"), upscaler="demo-x4", scale=4)
+    enlarge = UpscaleRequest(images=(ImageRef(key="x.png"),), upscaler="demo-x4", scale=4)
     steps = "Postprocess upscale by: 4, Postprocess upscaler: demo-x4"
     assert upscaled(enlarge, None) == steps
     assert upscaled(enlarge, "") == steps

@@ -137,7 +137,7 @@ def test_what_cannot_be_expressed_is_told() -> None:
 
 
 def test_a_picture_enlarged_twice_keeps_the_first_and_tells_of_the_second() -> None:
-    again = UpscaleRequest(image=IMAGE, scale=3)
+    again = UpscaleRequest(images=(IMAGE,), scale=3)
     parsed = parse(upscaled(again, f"a fox\n{LINE}, Postprocess upscale by: 2"))
     assert parsed.request.upscale == UpscalePass(scale=2)
     assert parsed.ignored == {"Postprocess upscale by": "3"}

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from imagefleet_shared.errors import InvalidRequest, UnknownScheduler
-from imagefleet_shared.fields import JobKind
+from imagefleet_shared.fields import LATENT_MODES, JobKind
 from imagefleet_shared.parts import HiresPass, ImageRef, Inpaint, UpscalePass
 from imagefleet_shared.requests import (
     GenerateRequest,
@@ -37,8 +37,8 @@ def test_a_prompt_alone_is_enough() -> None:
     [
         ("generate", generate(seed=2**32 - 1, width=64, height=8192, num_images=16)),
         ("generate", generate(image=IMAGE, strength=1, hires=HiresPass(scale=8))),
-        ("generate", generate(prompt="狐 \N{FOX FACE} \\ \n", upscale=UpscalePass())),
-        ("upscale", UpscaleRequest(image=IMAGE, upscaler="demo-x2", scale=1.01)),
+        ("generate", generate(prompt="狐 \N{FOX FACE} \\ \n", upscale=UpscalePass(scale=2))),
+        ("upscale", UpscaleRequest(images=(IMAGE,), upscaler="demo-x2", scale=1.01)),
     ],
 )
 def test_a_request_survives_its_record(
@@ -100,7 +100,7 @@ def test_what_could_be_a_path_is_no_model_name(name: str) -> None:
     for make in (
         lambda: generate(checkpoint=name),
         lambda: HiresPass(scale=2, upscaler=name),
-        lambda: UpscalePass(upscaler=name),
+        lambda: UpscalePass(scale=2, upscaler=name),
     ):
         with pytest.raises(InvalidRequest, match="is not a model name"):
             make()
@@ -139,31 +139,58 @@ def test_only_some_schedulers_space_their_noise_levels(
     ],
     ids=str,
 )
-def test_a_hires_pass_has_either_a_scale_or_a_size(fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match="either scale, or width, height or both; given"):
-        HiresPass(**fields)
+def test_hires_and_upscale_have_either_a_scale_or_a_size(fields: dict[str, Any]) -> None:
+    for kind in (HiresPass, UpscalePass):
+        with pytest.raises(InvalidRequest, match="either scale, or width, height or both; given"):
+            kind(**fields)
 
 
-@pytest.mark.parametrize("scale", [1, 0.5, 8.1, -2])
-def test_enlarging_is_by_more_than_1_and_up_to_8(scale: float) -> None:
+@pytest.mark.parametrize("scale", [0.99, 0.5, 8.1, -2])
+def test_enlarging_is_by_1_and_up_to_8(scale: float) -> None:
     for make in (
         lambda: HiresPass(scale=scale),
         lambda: UpscalePass(scale=scale),
-        lambda: UpscaleRequest(image=IMAGE, scale=scale),
+        lambda: UpscaleRequest(images=(IMAGE,), scale=scale),
     ):
         with pytest.raises(InvalidRequest, match=f"scale: .*given {scale}"):
             make()
 
 
 def test_tiles_overlap_by_less_than_half() -> None:
-    UpscalePass(tile_size=64, tile_overlap=31)
+    UpscalePass(scale=2, tile_size=64, tile_overlap=31)
     with pytest.raises(InvalidRequest, match="less than half of tile_size 64, given 32"):
-        UpscalePass(tile_size=64, tile_overlap=32)
+        UpscalePass(scale=2, tile_size=64, tile_overlap=32)
 
 
-def test_latent_is_an_upscaler_of_hires_only() -> None:
-    with pytest.raises(InvalidRequest, match="'latent' is for hires only"):
-        UpscalePass(upscaler="latent")
+@pytest.mark.parametrize("mode", LATENT_MODES)
+def test_latent_modes_are_for_hires_only(mode: str) -> None:
+    allowed = "allowed are 'lanczos', 'nearest' or a model"
+    with pytest.raises(InvalidRequest, match=f"upscaler '{mode}' is for hires only; {allowed}"):
+        UpscalePass(scale=2, upscaler=mode)
+    with pytest.raises(InvalidRequest, match=f"upscaler_2 '{mode}' is for hires only"):
+        UpscalePass(scale=2, upscaler_2=mode)
+
+
+def test_what_belongs_to_another_field_is_refused_without_it() -> None:
+    with pytest.raises(InvalidRequest, match=r"upscaler_2_visibility 0\.3 needs an upscaler_2"):
+        UpscalePass(scale=2, upscaler_2_visibility=0.3)
+    for target in ({"scale": 2}, {"width": 9}, {"height": 9}):
+        with pytest.raises(InvalidRequest, match="crop=False is for a target with both"):
+            UpscalePass.model_validate({**target, "crop": False})
+    UpscalePass(width=9, height=9, crop=False)
+
+
+def test_an_upscale_request_has_1_to_64_images() -> None:
+    assert len(UpscaleRequest(images=(IMAGE,) * 64, scale=2).images) == 64
+    for count in (0, 65):
+        with pytest.raises(InvalidRequest, match="images"):
+            UpscaleRequest(images=(IMAGE,) * count, scale=2)
+
+
+@pytest.mark.parametrize("tile_size", [8, 20, 2056])
+def test_tiles_lie_on_the_window_grid(tile_size: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"tile_size: .*given {tile_size}"):
+        UpscalePass(scale=2, tile_size=tile_size)
 
 
 def test_strength_goes_with_an_image() -> None:

@@ -30,7 +30,7 @@ TIMINGS = Timings(
 DRAW = GenerateRequest(
     prompt="fox", hires=HiresPass(scale=2), upscale=UpscalePass(scale=4), image=ImageRef(key="i")
 )
-ENLARGE = UpscaleRequest(image=ImageRef(key="inputs/x.png"), scale=3)
+ENLARGE = UpscaleRequest(images=(ImageRef(key="inputs/x.png"),), scale=3)
 
 FIELDS = {
     "kind": "generate",
@@ -100,5 +100,5 @@ def test_a_record_of_a_job_that_succeeded_has_its_result() -> None:
 
 def test_a_record_of_one_kind_is_not_read_as_the_other() -> None:
     record = JobRecord.from_fields("j", FIELDS | {"kind": "upscale"})
-    with pytest.raises(InvalidRequest, match="ImageRef"):
+    with pytest.raises(InvalidRequest, match="images: Field required"):
         record.request()

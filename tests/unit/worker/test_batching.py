@@ -21,6 +21,7 @@ from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.ready import ResolvedGenerate, ResolvedJob, ResolvedUpscale
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.stages import Stages
+from imagefleet_worker.upscale.inputs import UpscaleInput
 from tests.jobs import resolved
 
 PROMPTS = ("a red fox", "a blue house by the sea", "", "forty lanterns")
@@ -114,7 +115,8 @@ def test_hires_counts_its_larger_pass(models: ModelStore) -> None:
 
 def test_an_upscale_runs_alone(models: ModelStore) -> None:
     upscale = ResolvedUpscale(
-        UpscaleRequest(image=ImageRef(key="a")), Image.new("RGB", (8, 8)), None
+        UpscaleRequest(images=(ImageRef(key="a"),), scale=2),
+        UpscaleInput(Image.new("RGB", (8, 8)), None, None, None),
     )
     assert together([upscale, upscale, job(models)], 10**9) == [0]
     assert together([job(models), upscale, job(models)], 10**9) == [0, 2]

@@ -19,12 +19,14 @@ from imagefleet_worker.engine import Engine, Rendered
 from imagefleet_worker.lease import HandBack
 from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale
 from imagefleet_worker.stages import Stages, Tell
+from imagefleet_worker.upscale.inputs import UpscaleInput
 
 PICTURE = Image.new("RGB", (2, 2))
 
 
 def job(name: str) -> ResolvedUpscale:
-    return ResolvedUpscale(UpscaleRequest(image=ImageRef(key=name)), PICTURE, None)
+    request = UpscaleRequest(images=(ImageRef(key=name),), scale=2)
+    return ResolvedUpscale(request, UpscaleInput(PICTURE, None, None, None))
 
 
 class Scripted:
@@ -38,7 +40,7 @@ class Scripted:
     def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
         [job] = jobs
         assert isinstance(job, ResolvedUpscale)
-        name = job.request.image.key
+        name = job.request.images[0].key
         self.threads.add(get_ident())
         self.rendered.append(name)
         stages.begin("upscale", 2)

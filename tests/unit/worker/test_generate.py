@@ -114,7 +114,7 @@ def test_a_seed_resized_is_not_the_seed_at_that_size(atelier: Atelier) -> None:
     assert differ(wide, atelier.draw(width=96))
 
 
-@pytest.mark.parametrize("upscaler", [*LATENT_MODES, "lanczos", "demo-x2"])
+@pytest.mark.parametrize("upscaler", [*LATENT_MODES, "lanczos", "nearest", "demo-x2"])
 def test_every_upscaler_leads_to_a_hires_picture_of_its_own(
     atelier: Atelier, upscaler: str
 ) -> None:

@@ -20,9 +20,8 @@ from imagefleet_shared.errors import (
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import FileStore
-from imagefleet_worker.images import scaled
 from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.ready import ResolvedGenerate, ResolvedUpscale
+from imagefleet_worker.ready import ResolvedGenerate, UpscaleJob
 from imagefleet_worker.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 from tests.jobs import record
@@ -178,7 +177,7 @@ def test_unknown_names_are_refused_with_those_that_are_known(make: MakeResolver)
     with pytest.raises(UnknownCheckpoint, match="'fox'; known: demo, demo-xl"):
         drawing(make(), checkpoint="fox")
     for fields in (
-        {"upscale": UpscalePass(upscaler="fox")},
+        {"upscale": UpscalePass(scale=2, upscaler="fox")},
         {"hires": HiresPass(scale=1.5, upscaler="fox")},
     ):
         with pytest.raises(UnknownUpscaler, match="'fox'; known: demo-x2, demo-x4"):
@@ -211,19 +210,14 @@ def test_a_prompt_is_measured_in_tokens(make: MakeResolver) -> None:
 
 
 def test_an_upscale_job_has_its_picture(make: MakeResolver, store: FileStore) -> None:
-    request = UpscaleRequest(image=put(store, 33, 21), upscaler="demo-x2", scale=3)
+    request = UpscaleRequest(images=(put(store, 33, 21),), upscaler="demo-x2", scale=3)
     job = make().resolve(record(request))
-    assert isinstance(job, ResolvedUpscale)
-    assert job.image.size == (33, 21)
-    assert job.parameters is None
+    assert isinstance(job, UpscaleJob)
+    assert job.ready(0).picture.image.size == (33, 21)
+    assert job.ready(0).picture.parameters is None
 
 
 def test_an_upscale_beyond_the_limit_is_refused(make: MakeResolver, store: FileStore) -> None:
-    request = UpscaleRequest(image=put(store, 512, 512), scale=2.5)
+    request = UpscaleRequest(images=(put(store, 512, 512),), scale=2.5)
     with pytest.raises(UnsupportedSize, match="upscaled picture 1280x1280"):
         make().resolve(record(request))
-
-
-@pytest.mark.parametrize(("side", "scale", "pixels"), [(101, 1.5, 152), (3, 1.01, 3), (1, 8, 8)])
-def test_a_side_enlarged_is_whole_pixels(side: int, scale: float, pixels: int) -> None:
-    assert scaled(side, scale) == pixels

@@ -1,5 +1,6 @@
 """Tiling by itself, with networks whose reach is known."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -7,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 
-from imagefleet_worker.upscale.tiles import feather, plan_axis, run_tiled
+from imagefleet_worker.upscale.tiles import Tiling, feather, plan_axis, tiled_rows
 
 SIZES = [(1, 1), (7, 5), (30, 400), (255, 257), (400, 30), (96, 96)]
 # (tile_size, tile_overlap); the last is the product's default.
-TILINGS = [(16, 0), (17, 8), (64, 16), (192, 16)]
+TILINGS = [(16, 0), (16, 7), (24, 8), (64, 16), (256, 16)]
 REACH_PX = 2
 
 
@@ -37,11 +38,21 @@ def ignore(done: int, total: int) -> None:
     pass
 
 
+def run_tiled(
+    image: Tensor,
+    scale: int,
+    tiling: Tiling,
+    network: Callable[[Tensor], Tensor],
+    on_tile: Callable[[int, int], None] = ignore,
+) -> Tensor:
+    return torch.cat(list(tiled_rows(image, scale, tiling, network, on_tile)), dim=2)
+
+
 def near_seams(length: int, tile_size: int, tile_overlap: int) -> Tensor:
     """`(2 * length,)` bool: output pixels of one axis within reach of an inner tile border."""
     near = torch.zeros(length, dtype=torch.bool)
-    for start in plan_axis(length, tile_size, tile_overlap):
-        for border in (start, start + min(tile_size, length)):
+    for span in plan_axis(length, tile_size, tile_overlap):
+        for border in span:
             if 0 < border < length:
                 near[max(border - REACH_PX, 0) : border + REACH_PX] = True
     return near.repeat_interleave(2)
@@ -53,7 +64,7 @@ def test_tiles_cover_the_picture_and_blend_to_what_they_agree_on(
     size: tuple[int, int], tile_size: int, tile_overlap: int
 ) -> None:
     image = photo(*size)
-    tiled = run_tiled(image, 2, tile_size, tile_overlap, nearest, ignore)
+    tiled = run_tiled(image, 2, Tiling(tile_size, tile_overlap), nearest)
     assert tiled.dtype == torch.float32
     torch.testing.assert_close(tiled, nearest(image), rtol=0, atol=3e-7)
 
@@ -64,7 +75,7 @@ def test_only_pixels_within_reach_of_a_tile_border_differ_from_the_whole_picture
     size: tuple[int, int], tile_size: int, tile_overlap: int
 ) -> None:
     image = photo(*size)
-    difference = (run_tiled(image, 2, tile_size, tile_overlap, blur, ignore) - blur(image)).abs()
+    difference = (run_tiled(image, 2, Tiling(tile_size, tile_overlap), blur) - blur(image)).abs()
     rows, columns = (near_seams(length, tile_size, tile_overlap) for length in size)
     far = ~(rows[:, None] | columns[None, :])
     assert difference[..., far].numel() == 0 or difference[..., far].max() < 1e-6
@@ -74,57 +85,75 @@ def test_only_pixels_within_reach_of_a_tile_border_differ_from_the_whole_picture
 
 def test_a_wide_feather_keeps_the_whole_pictures_value_at_the_seams() -> None:
     image = photo(96, 96)
-    difference = (run_tiled(image, 2, 64, 16, blur, ignore) - blur(image)).abs()
+    difference = (run_tiled(image, 2, Tiling(64, 24), blur) - blur(image)).abs()
     assert difference.max() < 0.03
 
 
 def test_the_gradient_across_seams_is_no_larger_than_the_pictures_own() -> None:
     image = interpolate(torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(5)), 96)
-    tiled = run_tiled(image, 2, 40, 12, blur, ignore)[..., 8:-8, 8:-8]
+    tiled = run_tiled(image, 2, Tiling(40, 12), blur)[..., 8:-8, 8:-8]
     whole = blur(image)[..., 8:-8, 8:-8]
     for axis in (-1, -2):
         assert tiled.diff(dim=axis).abs().max() <= whole.diff(dim=axis).abs().max() + 0.01
 
 
-@pytest.mark.parametrize("length", [1, 8, 16, 17, 23, 24, 30, 31, 100, 257, 4000])
-@pytest.mark.parametrize(("tile_size", "tile_overlap"), [*TILINGS, (3, 1), (10, 4), (1, 0)])
-def test_a_plan_covers_the_axis_with_the_overlap_asked_for_and_no_tile_twice(
+@pytest.mark.parametrize("length", [1, 8, 16, 17, 23, 24, 30, 31, 100, 257, 512, 4000])
+@pytest.mark.parametrize(("tile_size", "tile_overlap"), [*TILINGS, (24, 11), (8, 0)])
+def test_a_plan_covers_the_axis_with_the_overlap_asked_for_in_the_fewest_equal_tiles(
     length: int, tile_size: int, tile_overlap: int
 ) -> None:
-    starts = plan_axis(length, tile_size, tile_overlap)
+    spans = plan_axis(length, tile_size, tile_overlap)
     if length <= tile_size:
-        assert starts == (0,)
+        assert spans == ((0, length),)
         return
-    assert starts[0] == 0
-    assert starts[-1] == length - tile_size
-    steps = [after - before for before, after in pairwise(starts)]
-    assert all(0 < step <= tile_size - tile_overlap for step in steps)
-    # No plan with fewer tiles would do.
-    assert (len(starts) - 2) * (tile_size - tile_overlap) + tile_size < length
+    assert (spans[0][0], spans[-1][1]) == (0, length)
+    assert all(before[1] - after[0] >= tile_overlap for before, after in pairwise(spans))
+    assert all(after[0] > before[0] and after[1] > before[1] for before, after in pairwise(spans))
+    assert all(start % 8 == 0 for start, _ in spans)
+    sizes = {end - start for start, end in spans[:-1]}
+    assert len(sizes) == 1
+    assert max(sizes) <= tile_size
+    assert max(sizes) - 8 < spans[-1][1] - spans[-1][0] <= max(sizes)
+    # No plan with fewer tiles would do, on the window grid.
+    step = tile_size - -(-tile_overlap // 8) * 8
+    assert (len(spans) - 2) * step + tile_size < -(-length // 8) * 8
 
 
-def test_tiles_begin_on_the_window_grid_where_the_picture_ends_on_it() -> None:
-    for length in range(200, 1400, 8):
-        assert all(start % 8 == 0 for start in plan_axis(length, 192, 16))
+def test_tiles_are_no_larger_than_their_number_needs() -> None:
+    """Two tiles of 256 for 288 pixels would compute 224 pixels twice."""
+    assert plan_axis(288, 256, 16) == ((0, 152), (136, 288))
 
 
-def test_all_tiles_of_a_picture_have_one_size() -> None:
-    shapes: set[torch.Size] = set()
+def test_tiles_of_a_batch_have_one_size_and_give_what_single_ones_do() -> None:
+    image = photo(30, 250)
+    calls: list[torch.Size] = []
 
-    def remember(tile: Tensor) -> Tensor:
-        shapes.add(tile.shape)
-        return nearest(tile)
+    def remember(tiles: Tensor) -> Tensor:
+        calls.append(tiles.shape)
+        return blur(tiles)
 
-    run_tiled(photo(30, 4000), 2, 192, 16, remember, ignore)
-    assert shapes == {torch.Size((1, 3, 30, 192))}
+    together = run_tiled(image, 2, Tiling(64, 16, batch=3), remember)
+    assert [len(shape) for shape in calls] == [4] * len(calls)
+    assert [shape[0] for shape in calls] == [3, 1, 1]
+    assert [shape[3] for shape in calls] == [64, 64, 58]
+    torch.testing.assert_close(together, run_tiled(image, 2, Tiling(64, 16), blur), rtol=0, atol=0)
+
+
+def test_rows_come_as_soon_as_no_later_tile_reaches_them() -> None:
+    """A picture of any height needs the memory of one row of tiles."""
+    heights = [
+        rows.shape[2] for rows in tiled_rows(photo(400, 20), 2, Tiling(64, 16), blur, ignore)
+    ]
+    assert sum(heights) == 800
+    assert max(heights) <= 2 * 64
 
 
 def test_feathers_sum_to_one_and_vanish_at_inner_borders_only() -> None:
-    starts = plan_axis(257, 64, 16)
-    weights = feather(starts, 64, 4)
+    spans = plan_axis(257, 64, 16)
+    weights = feather(spans, 4)
     total = torch.zeros(257 * 4)
-    for start, weight in zip(starts, weights, strict=True):
-        total[start * 4 : (start + 64) * 4] += weight
+    for (start, end), weight in zip(spans, weights, strict=True):
+        total[start * 4 : end * 4] += weight
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=3e-7)
     assert weights[0][0] == 1
     assert weights[-1][-1] == 1
@@ -135,14 +164,18 @@ def test_feathers_sum_to_one_and_vanish_at_inner_borders_only() -> None:
 def test_a_picture_that_fits_one_tile_is_one_call_and_stays_bit_for_bit() -> None:
     image = photo(64, 40)
     calls: list[tuple[int, int]] = []
-    tiled = run_tiled(image, 2, 64, 16, blur, lambda done, total: calls.append((done, total)))
+    tiled = run_tiled(
+        image, 2, Tiling(64, 16), blur, lambda done, total: calls.append((done, total))
+    )
     assert calls == [(1, 1)]
     assert torch.equal(tiled, blur(image))
 
 
 def test_every_tile_is_reported_after_it_is_done() -> None:
     calls: list[tuple[int, int]] = []
-    run_tiled(photo(96, 96), 2, 64, 16, blur, lambda done, total: calls.append((done, total)))
+    run_tiled(
+        photo(96, 96), 2, Tiling(64, 16), blur, lambda done, total: calls.append((done, total))
+    )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -155,18 +188,20 @@ def test_what_on_tile_raises_ends_the_run() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_tiled(photo(96, 96), 2, 64, 16, blur, cancel)
+        run_tiled(photo(96, 96), 2, Tiling(64, 16), blur, cancel)
     assert calls == [1, 2]
 
 
-@pytest.mark.parametrize(("tile_size", "tile_overlap"), [(16, 8), (16, 9), (16, -1), (0, 0)])
+@pytest.mark.parametrize(
+    ("tile_size", "tile_overlap"), [(16, 8), (16, 9), (16, -1), (0, 0), (20, 4)]
+)
 def test_an_overlap_of_half_a_tile_or_more_is_our_bug(tile_size: int, tile_overlap: int) -> None:
     with pytest.raises(ValueError, match="tile_overlap"):
-        run_tiled(photo(8, 8), 2, tile_size, tile_overlap, nearest, ignore)
+        run_tiled(photo(8, 8), 2, Tiling(tile_size, tile_overlap), nearest)
 
 
 def test_half_precision_tiles_are_blended_in_float32() -> None:
     image = photo(40, 40).bfloat16()
-    tiled = run_tiled(image, 2, 16, 4, nearest, ignore)
+    tiled = run_tiled(image, 2, Tiling(16, 4), nearest)
     assert tiled.dtype == torch.float32
     torch.testing.assert_close(tiled, nearest(image).float(), rtol=0, atol=3e-7)

@@ -2,7 +2,9 @@
 
 import pickle
 import re
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,15 @@ from safetensors.torch import save_file
 from spandrel.architectures.ESRGAN import ESRGAN
 
 from imagefleet_shared.errors import CorruptFile, FileUnavailable
-from imagefleet_worker.upscale.models import load_upscaler
+from imagefleet_worker.upscale.load import load_upscaler
+from tests.architectures import random_weights
 from tools.make_demo_upscaler import make_demo_upscaler
 
-# spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
+# spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process. Its extra
+# architectures call torch.jit.script when they are imported.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:torch.meshgrid:UserWarning", "ignore:.torch.jit.script:FutureWarning"
+)
 
 CPU = torch.device("cpu")
 
@@ -89,6 +95,29 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(FileUnavailable, match=r"none\.pth"):
         load_upscaler(tmp_path / "none.pth", CPU, torch.float32)
+
+
+def test_the_extra_architectures_are_known_where_they_are_installed(tmp_path: Path) -> None:
+    for name, scale in (("srformer", 2), ("restormer", 1)):
+        path = tmp_path / f"{name}.pth"
+        torch.save({"params": random_weights(name)}, path)
+        assert load_upscaler(path, CPU, torch.float32).scale == scale
+
+
+def test_where_they_are_not_the_error_says_what_brings_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "srformer.pth"
+    torch.save({"params": random_weights("srformer")}, path)
+    found = find_spec("spandrel_extra_arches")
+    assert found
+    folder = Path(found.origin or "").parents[1].resolve()
+    hidden = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
+    for name in [name for name in sys.modules if name.startswith("spandrel_extra_arches")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", hidden)
+    with pytest.raises(CorruptFile, match=r"SRFormer, which needs imagefleet-worker\[extra-arches"):
+        load_upscaler(path, CPU, torch.float32)
 
 
 def test_a_file_that_is_no_rgb_upscaler_is_refused_with_what_it_is(tmp_path: Path) -> None:

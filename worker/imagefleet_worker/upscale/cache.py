@@ -8,7 +8,8 @@ import torch
 
 from imagefleet_shared.errors import FileUnavailable
 
-from .models import Upscaler, load_upscaler
+from .load import load_upscaler
+from .models import Upscaler
 
 
 class UpscalerCache:

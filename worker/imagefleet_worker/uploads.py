@@ -1,0 +1,86 @@
+"""What is to be enlarged, checked before the device is touched."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from imagefleet_shared.errors import InvalidRequest, UnsupportedSize
+from imagefleet_shared.fields import PIXEL_MODES
+from imagefleet_shared.parts import ImageRef, UpscalePass
+from imagefleet_shared.requests import UpscaleRequest
+
+from .models.store import ModelStore
+from .ready import Upload, UpscaleJob
+from .upscale.inputs import decode_upscale_input
+from .upscale.size import upscale_size
+
+
+class UploadChecker:
+    """Checks upscales and their pictures.
+
+    Args:
+        models: where upscalers are.
+        fetch: gives a picture's file; raises InvalidRequest where there is none.
+        max_pixels: of a picture that is read, and of one that an upscale gives.
+    """
+
+    def __init__(
+        self, models: ModelStore, fetch: Callable[[ImageRef], bytes], max_pixels: int
+    ) -> None:
+        self._models, self._fetch, self._max_pixels = models, fetch, max_pixels
+
+    def check(self, request: UpscaleRequest) -> UpscaleJob:
+        """The job, once each of its pictures was decoded; refusals name the picture.
+
+        Raises:
+            InvalidRequest: something does not exist, does not fit, or cannot be read.
+            StorageUnavailable: a picture cannot be fetched.
+        """
+        self._check_upscalers(request)
+        uploads: list[Upload] = []
+        room = self._max_pixels
+        for place, image in enumerate(request.images):
+            with _named(f"images[{place}]"):
+                content = self._fetch(image)
+                picture = decode_upscale_input(content, self._max_pixels)
+                width, height = picture.image.size
+                self._check_size(request, width, height)
+            room -= width * height
+            uploads.append(Upload(content, width, height, picture if room >= 0 else None))
+        return UpscaleJob(request, tuple(uploads))
+
+    def check_upscale(self, upscale: UpscalePass, width: int, height: int) -> None:
+        """Refuse an upscale of a picture of that size that cannot be done.
+
+        Raises:
+            UnknownUpscaler, UnsupportedSize: as their names say.
+        """
+        self._check_upscalers(upscale)
+        self._check_size(upscale, width, height)
+
+    def _check_upscalers(self, upscale: UpscalePass) -> None:
+        for name in (upscale.upscaler, upscale.upscaler_2):
+            if name and name not in PIXEL_MODES:
+                self._models.find("upscaler", name)
+
+    def _check_size(self, upscale: UpscalePass, width: int, height: int) -> None:
+        size = upscale_size(width, height, upscale)
+        enlarged = size.enlarged_width, size.enlarged_height
+        check_pixels("upscaled picture", *enlarged, self._max_pixels)
+
+
+def check_pixels(what: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuse a picture of more pixels; raises `UnsupportedSize`."""
+    if width * height > max_pixels:
+        raise UnsupportedSize(what, width, height, max_pixels)
+
+
+@contextmanager
+def _named(what: str) -> Generator[None]:
+    """Let refusals say which picture of the request they are about."""
+    try:
+        yield
+    except UnsupportedSize as error:
+        subject, *sizes = error.args
+        raise UnsupportedSize(f"{what}: {subject}", *sizes) from error
+    except InvalidRequest as error:
+        raise type(error)(f"{what}: {error}") from error

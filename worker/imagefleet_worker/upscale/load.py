@@ -1,0 +1,66 @@
+"""Upscaler files made into networks on the device."""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+from spandrel import ImageModelDescriptor
+from torch import nn
+
+from imagefleet_shared.errors import CorruptFile
+
+from .architectures import UnknownArchitecture, build
+from .models import Upscaler
+from .weights import first_sentence, read_weights
+
+logger = logging.getLogger(__name__)
+
+
+def load_upscaler(path: Path, device: torch.device, dtype: torch.dtype) -> Upscaler:
+    """Load a weight file: safetensors or PyTorch's own, told by its first bytes.
+
+    Networks of scale 1 (denoisers, JPEG repair) are upscalers too, as in A1111; face networks not.
+
+    Args:
+        dtype: the precision wanted. On a CPU float16 becomes float32; elsewhere it falls back to
+            bfloat16, and that to float32, where spandrel says that the architecture does not bear
+            it.
+
+    Raises:
+        FileUnavailable: the file cannot be opened.
+        CorruptFile: it is damaged, asks for Python objects, or is no network from RGB to RGB.
+    """
+    started = time.monotonic()
+    weights = read_weights(path)
+    try:
+        descriptor = build(weights)
+    except UnknownArchitecture as error:
+        raise CorruptFile(f"upscaler {path.name}: {error}") from error
+    except Exception as error:  # spandrel guesses sizes from shapes: a bad file fails in any way
+        raise CorruptFile(f"upscaler {path.name}: {first_sentence(error)}") from error
+    found = f"upscaler {path.name}: holds {descriptor.architecture.name}"
+    if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose == "FaceSR":
+        raise CorruptFile(f"{found} for {descriptor.purpose}, which is no upscaler")
+    channels = (descriptor.input_channels, descriptor.output_channels)
+    if channels != (3, 3):
+        raise CorruptFile(f"{found} from {channels[0]} to {channels[1]} channels, not RGB to RGB")
+    descriptor.to(device)
+    upscaler = Upscaler(path.stem, descriptor, _pick_dtype(descriptor, device, dtype))
+    logger.info(
+        "loaded upscaler %s in %.2f s",
+        path.name,
+        time.monotonic() - started,
+        extra={"action": "load_upscaler", "upscaler": path.name, "bytes": upscaler.size_bytes},
+    )
+    return upscaler
+
+
+def _pick_dtype(
+    descriptor: ImageModelDescriptor[nn.Module], device: torch.device, wanted: torch.dtype
+) -> torch.dtype:
+    if wanted == torch.float32 or (device.type == "cpu" and wanted == torch.float16):
+        return torch.float32
+    if wanted == torch.float16 and descriptor.supports_half:
+        return torch.float16
+    return torch.bfloat16 if descriptor.supports_bfloat16 else torch.float32
