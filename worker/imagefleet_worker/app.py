@@ -23,6 +23,9 @@ from . import metrics
 from .attention import choose_attention
 from .delivery import Delivery
 from .engine import Engine, Renderer
+from .faces.networks import FaceNetworks
+from .faces.restore import FaceRestorer
+from .finish import Finisher
 from .generate import Studio
 from .heartbeat import Heartbeat, die_with_parent
 from .lease import LeaseKeeper
@@ -67,7 +70,9 @@ def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.devi
         dtype,
         budget_bytes=int(settings.upscaler_cache_gb * 1e9),
     )
-    return Studio(settings, pipelines, Enlarger(upscalers, settings.max_output_pixels))
+    faces = FaceRestorer(FaceNetworks(device, int(settings.face_cache_gb * 1e9)))
+    enlarger = Enlarger(upscalers, settings.max_output_pixels)
+    return Studio(settings, pipelines, Finisher(enlarger, faces))
 
 
 class Worker:

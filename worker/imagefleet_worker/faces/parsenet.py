@@ -3,6 +3,8 @@
 The network is PSFRGAN's (arXiv 2009.08709); names, shapes and slopes are fixed by the file.
 """
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -19,15 +21,13 @@ class ParseNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        down = list(zip(_WIDTHS[:-1], _WIDTHS[1:], strict=True))
+        down = list(pairwise(_WIDTHS))
         deepest = _WIDTHS[-1]
         self.encoder = nn.Sequential(
             _Conv(3, _WIDTHS[0]), *(_Block(given, made, "down") for given, made in down)
         )
         self.body = nn.Sequential(*(_Block(deepest, deepest, "same") for _ in range(_DEPTH)))
-        self.decoder = nn.Sequential(
-            *(_Block(given, made, "up") for made, given in reversed(down))
-        )
+        self.decoder = nn.Sequential(*(_Block(given, made, "up") for made, given in reversed(down)))
         # In the file, and not asked here: the face drawn again, with which it was trained.
         self.out_img_conv = _Conv(_WIDTHS[0], 3)
         self.out_mask_conv = _Conv(_WIDTHS[0], LABELS)

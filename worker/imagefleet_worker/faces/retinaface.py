@@ -51,7 +51,9 @@ class RetinaFace(nn.Module):
             Offsets `(B, A, 4)`, logits of "no face" and "face" `(B, A, 2)`, landmarks `(B, A, 10)`.
         """
         maps = self.fpn(*self.body(image).values())
-        features = [ssh(one) for ssh, one in zip((self.ssh1, self.ssh2, self.ssh3), maps, strict=True)]
+        features = [
+            ssh(one) for ssh, one in zip((self.ssh1, self.ssh2, self.ssh3), maps, strict=True)
+        ]
         boxes, logits, landmarks = (
             torch.cat([head(one) for head, one in zip(heads, features, strict=True)], dim=1)
             for heads in (self.BboxHead, self.ClassHead, self.LandmarkHead)
@@ -113,7 +115,12 @@ def _slope(width: int) -> float:
 
 
 def _conv(
-    given: int, made: int, *, kernel: int = 3, stride: int = 1, groups: int = 1,
+    given: int,
+    made: int,
+    *,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
     slope: float | None = None,
 ) -> nn.Sequential:
     layers: list[nn.Module] = [
@@ -141,4 +148,6 @@ def _mobilenet() -> nn.Sequential:
         "stage2": [separable(64, 128, 2), *(separable(128, 128) for _ in range(5))],
         "stage3": [separable(128, 256, 2), separable(256, 256)],
     }
-    return nn.Sequential(OrderedDict((name, nn.Sequential(*parts)) for name, parts in stages.items()))
+    return nn.Sequential(
+        OrderedDict((name, nn.Sequential(*parts)) for name, parts in stages.items())
+    )

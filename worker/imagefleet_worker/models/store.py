@@ -1,9 +1,9 @@
 """The models of a worker, by name: what is in its model folder and nothing else.
 
 Read are the subfolders ``checkpoints``, ``loras``, ``embeddings``, ``upscalers`` and ``faces``, and
-A1111's own names for them, at any depth; upper and lower case count the same. A model's name is its file's
-name without the suffix, or the name of a diffusers folder. Names are looked up in a listing and
-never become part of a path.
+A1111's own names for them, at any depth; upper and lower case count the same. A model's name is its
+file's name without the suffix, or the name of a diffusers folder. Names are looked up in a listing
+and never become part of a path.
 """
 
 import hashlib
