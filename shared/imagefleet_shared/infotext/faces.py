@@ -9,6 +9,8 @@ _NAMES = {
     "Face restoration after upscale": "after_upscale",
 }
 _A1111_ARCHITECTURES = ("GFPGAN", "CodeFormer")
+_ENLARGED = "Postprocess upscale "
+"""How the labels of a size begin: `… by`, `… to`."""
 
 
 def written(faces: FaceRestore) -> dict[str, object]:
@@ -33,8 +35,8 @@ def taken(labels: dict[str, str]) -> dict[str, object] | None:
         label = f"{architecture} visibility"
         if "restorer" not in fields and label in labels:
             order = list(labels)
-            upscaled = "Postprocess upscale by"
-            fields["after_upscale"] = upscaled in order[: order.index(label)]
+            before = order[: order.index(label)]
+            fields["after_upscale"] = any(each.startswith(_ENLARGED) for each in before)
             fields |= {"restorer": architecture, "visibility": labels.pop(label)}
     if not fields:
         return None
