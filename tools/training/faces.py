@@ -7,6 +7,7 @@ from cmath import rect
 from dataclasses import dataclass
 from math import pi
 from random import Random
+from typing import Self
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -28,6 +29,14 @@ class DrawnFace:
     """Of the head without hair and ears."""
     landmarks: tuple[complex, ...]
     """Eyes, nose, corners of the mouth, from the viewer's left; x + iy."""
+
+    def scaled(self, scale: float) -> Self:
+        """The face in the picture resized by that factor."""
+        left, top, right, bottom = self.box
+        return type(self)(
+            (scale * left, scale * top, scale * right, scale * bottom),
+            tuple(scale * mark for mark in self.landmarks),
+        )
 
 
 def draw_faces(

@@ -14,6 +14,7 @@ from random import Random
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
@@ -25,20 +26,23 @@ from imagefleet_worker.faces.retinaface import RetinaFace
 from tools.training.faces import DrawnFace, draw_faces
 from tools.training.loop import Plan, device, train
 
-PLAN = Plan(steps=2000, learning_rate=2e-3, ema=0.99)
+PLAN = Plan(steps=3000, learning_rate=2e-3, ema=0.99)
 _SEED = 4
 _MATCH = 0.35
 _NEGATIVES = 7
 """For each anchor with a face, so many of the hardest without."""
-_KINDS = ((320, 8, 24, 300), (320, 8, 24, 120), (640, 2, 160, 600))
-"""Side of the pictures of a step, how many, and the heights of their faces, pixels."""
+_KINDS = (
+    *((320, 320, 8, 24, 300), (320, 320, 8, 24, 120)),
+    *((640, 640, 2, 160, 600), (200, 640, 2, 40, 180)),
+)
+"""Of the pictures of a step: the side as drawn, and as seen, how many, and heights of faces, px."""
 _SETTLING = 40
 
 
 def batch(step: int) -> tuple[Tensor, list[list[DrawnFace]]]:
     """A step's pictures, `(B, 3, side, side)` as the network takes them, and their faces."""
     random = Random(f"{_SEED} {step}")
-    side, count, least, most = _KINDS[step % len(_KINDS)]
+    side, seen, count, least, most = _KINDS[step % len(_KINDS)]
     pictures: list[Tensor] = []
     faces: list[list[DrawnFace]] = []
     for _ in range(count):
@@ -46,9 +50,10 @@ def batch(step: int) -> tuple[Tensor, list[list[DrawnFace]]]:
             least * (most / least) ** random.random() for _ in range(random.choice((0, 1, 2, 4)))
         ]
         picture, own = draw_faces(random, side, side, tuple(sizes))
+        picture = picture.resize((seen, seen), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
         pictures.append(to_detector_range(pixels))
-        faces.append(own)
+        faces.append([face.scaled(seen / side) for face in own])
     return torch.cat(pictures), faces
 
 

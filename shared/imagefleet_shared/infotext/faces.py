@@ -13,8 +13,15 @@ _ENLARGED = "Postprocess upscale "
 """How the labels of a size begin: `… by`, `… to`."""
 
 
-def written(faces: FaceRestore) -> dict[str, object]:
+def postprocessed(faces: FaceRestore | None) -> dict[str, object]:
+    """All that the text of an enlarged picture tells of its faces; nothing where none were asked."""
+    return {"Face restoration": faces.restorer, **written(faces)} if faces else {}
+
+
+def written(faces: FaceRestore | None) -> dict[str, object]:
     """What the text tells beside the restorer; A1111 has a word for the weight only."""
+    if faces is None:
+        return {}
     return {
         "Face restoration visibility": None if faces.visibility == 1 else number(faces.visibility),
         "CodeFormer weight": None if faces.fidelity is None else number(faces.fidelity),

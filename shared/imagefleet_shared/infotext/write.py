@@ -82,7 +82,7 @@ def generated(
         labels.eta_label(request.scheduler): None if request.eta is None else number(request.eta),
         **_refiner(request, models),
         **(_postprocess(request.upscale) if request.upscale else {}),
-        **(faces.written(request.face_restore) if request.face_restore else {}),
+        **faces.written(request.face_restore),
         "Version": "Imagefleet 0.1.0",
     }
     return join_text(with_tags(request.prompt, request.loras), request.negative_prompt, fields)
@@ -90,11 +90,7 @@ def generated(
 
 def upscaled(request: UpscaleRequest, parameters: str | None) -> str:
     """The text of an enlarged picture: that of its input, and what was done to it."""
-    fields = _postprocess(request)
-    if request.face_restore:
-        fields["Face restoration"] = request.face_restore.restorer
-        fields |= faces.written(request.face_restore)
-    text = join_fields(fields)
+    text = join_fields(_postprocess(request) | faces.postprocessed(request.face_restore))
     if not parameters:
         return text
     separator = ", " if "\nSteps: " in "\n" + parameters else "\n"
