@@ -14,7 +14,7 @@ _ENLARGED = "Postprocess upscale "
 
 
 def postprocessed(faces: FaceRestore | None) -> dict[str, object]:
-    """All that the text of an enlarged picture tells of its faces; nothing where none were asked."""
+    """All that the text of an enlarged picture tells of its faces."""
     return {"Face restoration": faces.restorer, **written(faces)} if faces else {}
 
 
