@@ -1,7 +1,7 @@
 # Everything runs from .venv; `make help` lists the targets.
 .DELETE_ON_ERROR:
 .PHONY: help setup demo up down test check bench image \
-	train train-autoencoder train-decoder train-unet train-adapters train-embedding train-upscaler
+	train train-autoencoder train-decoder train-unet train-adapters train-embedding train-upscaler train-faces
 
 venv := .venv
 python := $(venv)/bin/python
@@ -56,7 +56,7 @@ $(stamp): requirements-dev.txt constraints.txt shared/pyproject.toml producer/py
 
 # The demo's models are in the repository; these make them anew, on a GPU if there is one.
 # Modules of tools, not scripts: they import one another.
-train: train-autoencoder train-decoder train-unet train-adapters train-embedding train-upscaler ## train all of the demo's models
+train: train-autoencoder train-decoder train-unet train-adapters train-embedding train-upscaler train-faces ## train all of the demo's models
 
 train-autoencoder: $(stamp) ## train the demo checkpoint's autoencoder, first of all
 	$(python) -m tools.training.train_autoencoder $(training)
@@ -78,3 +78,6 @@ train-embedding: $(stamp) ## train the demo's textual inversion on its checkpoin
 
 train-upscaler: $(stamp) ## train the demo's SwinIR
 	$(python) -m tools.training.train_upscaler $(training) $(models)
+
+train-faces: $(stamp) ## train the demo's face detector
+	$(python) -m tools.training.train_face_detector $(training) $(models)

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imagefleet_producer import (
+    FaceRestore,
     GenerateRequest,
     HiresPass,
     Inpaint,
@@ -49,6 +50,7 @@ def with_tables(readme: str) -> str:
         "TextualInversion": _fields(TextualInversion),
         "HiresPass": _fields(HiresPass),
         "Inpaint": _fields(Inpaint),
+        "FaceRestore": _fields(FaceRestore),
         "UpscalePass": _fields(UpscalePass),
         "UpscaleRequest": _fields(UpscaleRequest),
     }

@@ -24,6 +24,7 @@ from imagefleet_shared.errors import (
     StorageUnavailable,
     UnknownCheckpoint,
     UnknownEmbedding,
+    UnknownFaceRestorer,
     UnknownLora,
     UnknownScheduler,
     UnknownUpscaler,
@@ -34,6 +35,7 @@ from imagefleet_shared.image_files import read_parameters
 from imagefleet_shared.infotext import Parsed
 from imagefleet_shared.infotext import parse as parse_parameters
 from imagefleet_shared.parts import (
+    FaceRestore,
     HiresPass,
     ImageRef,
     Inpaint,
@@ -57,6 +59,7 @@ __all__ = [  # noqa: RUF022 — in groups, to be read as a table of contents
     "BrokerSettings",
     "StorageSettings",
     # Requests
+    "FaceRestore",
     "GenerateRequest",
     "HiresPass",
     "ImageRef",
@@ -94,6 +97,7 @@ __all__ = [  # noqa: RUF022 — in groups, to be read as a table of contents
     "StorageUnavailable",
     "UnknownCheckpoint",
     "UnknownEmbedding",
+    "UnknownFaceRestorer",
     "UnknownLora",
     "UnknownScheduler",
     "UnknownUpscaler",

@@ -5,6 +5,7 @@
     │   ├── UnknownScheduler
     │   ├── UnknownCheckpoint
     │   ├── UnknownUpscaler
+    │   ├── UnknownFaceRestorer
     │   ├── UnknownLora
     │   ├── UnknownEmbedding
     │   ├── IncompatibleAdapter
@@ -71,6 +72,12 @@ class UnknownUpscaler(_UnknownName):
     """The model store has no upscaler of that name; use one of those listed, or add the file."""
 
     _kind = "upscaler"
+
+
+class UnknownFaceRestorer(_UnknownName):
+    """The model store has no face restorer of that name; use one of those listed, or add it."""
+
+    _kind = "face restorer"
 
 
 class UnknownEmbedding(_UnknownName):

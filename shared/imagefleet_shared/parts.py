@@ -121,6 +121,19 @@ class Inpaint(RequestPart):
     """Pixels round the masked region that are drawn along, where `only_masked`."""
 
 
+class FaceRestore(RequestPart):
+    """Draw the faces of the finished picture anew with a network made for that, as A1111 does."""
+
+    restorer: ModelName
+    """A GFPGAN, RestoreFormer or CodeFormer file of the model store."""
+    visibility: float = Field(default=1, gt=0, le=1)
+    """Share of the restored face in the result; the rest is the face as it was."""
+    fidelity: float | None = Field(default=None, ge=0, le=1)
+    """CodeFormer only, A1111's "weight": 0 the cleanest face, 1 the truest; None: 0.5."""
+    after_upscale: bool = False
+    """Where the picture is enlarged too: do that first."""
+
+
 class UpscalePass(RequestPart):
     """Enlarge the finished picture, without diffusion."""
 

@@ -17,11 +17,12 @@ class ModelInfo(Frozen):
 
     name: str
     kind: str
-    """`checkpoint`, `lora`, `embedding` or `upscaler`."""
+    """`checkpoint`, `lora`, `embedding`, `upscaler` or `face` (a face restorer)."""
     family: str | None
     """Architecture of a checkpoint, or the one that an adapter is for: `sd1`, `sdxl`, …"""
     forms: tuple[str, ...]
-    """A LoRA's kinds (`lora`, `loha`, ...), or an embedding's number of vectors."""
+    """A LoRA's kinds (`lora`, `loha`, ...), an embedding's number of vectors, or a face restorer's
+    architecture."""
     trigger_words: tuple[str, ...]
     """What to put into the prompt for an adapter, by its file's metadata."""
     size_bytes: int

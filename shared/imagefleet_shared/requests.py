@@ -25,7 +25,15 @@ from .fields import (
     describe,
     split_label,
 )
-from .parts import HiresPass, ImageRef, Inpaint, LoRA, TextualInversion, UpscalePass
+from .parts import (
+    FaceRestore,
+    HiresPass,
+    ImageRef,
+    Inpaint,
+    LoRA,
+    TextualInversion,
+    UpscalePass,
+)
 
 
 class GenerateRequest(RequestPart):
@@ -87,6 +95,8 @@ class GenerateRequest(RequestPart):
     """A second, larger pass; None: off."""
     upscale: UpscalePass | None = None
     """Enlargement after the last pass; None: off."""
+    face_restore: FaceRestore | None = None
+    """Faces of the finished picture drawn anew; None: off."""
     output_format: ImageFormat = "png"
     """File format of the result."""
 
@@ -120,6 +130,8 @@ class UpscaleRequest(UpscalePass):
 
     images: tuple[ImageRef, ...] = Field(min_length=1, max_length=64)
     """The pictures, already in the store; the result has one for each, in this order."""
+    face_restore: FaceRestore | None = None
+    """Faces drawn anew; None: off."""
     output_format: ImageFormat = "png"
     """File format of the result."""
 

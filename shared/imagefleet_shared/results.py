@@ -29,8 +29,8 @@ class Timings(Frozen):
     engine_wait_s: float
     """From lease to the engine's start on it: inputs fetched, other jobs before it."""
     stages_s: dict[str, float]
-    """On the device, by stage in order: load, adapters, text, denoise, hires, decode, upscale;
-    shared with the other jobs of the batch."""
+    """On the device, by stage in order: load, adapters, text, denoise, hires, decode, faces,
+    upscale; shared with the other jobs of the batch."""
     batch_jobs: int
     """Jobs that were drawn together, this one included; 0 if no engine was asked."""
     store_s: float

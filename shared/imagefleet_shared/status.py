@@ -22,7 +22,17 @@ class JobStatus(StrEnum):
 
 
 Stage = Literal[
-    "queued", "load", "adapters", "text", "denoise", "hires", "decode", "upscale", "store", "done"
+    "queued",
+    "load",
+    "adapters",
+    "text",
+    "denoise",
+    "hires",
+    "decode",
+    "faces",
+    "upscale",
+    "store",
+    "done",
 ]
 
 
@@ -32,7 +42,7 @@ class Progress(Frozen):
     status: JobStatus
     stage: Stage = "queued"
     step: int = 0
-    """Steps (of denoise, hires) or tiles (of upscale) done, from 0."""
+    """Steps (of denoise, hires), faces (of faces) or tiles (of upscale) done, from 0."""
     steps: int = 0
     """Steps of this stage; 0 where it has none."""
     attempt: int = 0

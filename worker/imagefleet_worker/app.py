@@ -3,6 +3,7 @@
 import argparse
 import logging
 from threading import Event, Thread, Timer
+from typing import get_args
 
 import torch
 from celery import Celery
@@ -22,10 +23,13 @@ from . import metrics
 from .attention import choose_attention
 from .delivery import Delivery
 from .engine import Engine, Renderer
+from .faces.networks import FaceNetworks
+from .faces.restore import FaceRestorer
+from .finish import Finisher
 from .generate import Studio
 from .heartbeat import Heartbeat, die_with_parent
 from .lease import LeaseKeeper
-from .models.listing import Kind
+from .models.listing import NamedKind
 from .models.pipelines import PipelineCache
 from .models.store import ModelFile, ModelStore
 from .pictures import Spool
@@ -66,7 +70,9 @@ def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.devi
         dtype,
         budget_bytes=int(settings.upscaler_cache_gb * 1e9),
     )
-    return Studio(settings, pipelines, Enlarger(upscalers, settings.max_output_pixels))
+    faces = FaceRestorer(FaceNetworks(device, int(settings.face_cache_gb * 1e9)))
+    enlarger = Enlarger(upscalers, settings.max_output_pixels)
+    return Studio(settings, pipelines, Finisher(enlarger, faces))
 
 
 class Worker:
@@ -157,8 +163,7 @@ class Worker:
             self._stopping.wait(ANNOUNCE_S)
 
     def _info(self) -> WorkerInfo:
-        kinds: tuple[Kind, ...] = ("checkpoint", "lora", "embedding", "upscaler")
-        files = [file for kind in kinds for file in self._models.listed(kind)]
+        files = [file for kind in get_args(NamedKind) for file in self._models.listed(kind)]
         return WorkerInfo(
             name=self._name,
             device=_describe(self._device),

@@ -27,7 +27,7 @@ def batch_key(job: ResolvedJob) -> Hashable:
     request = job.request
     return (
         *(_shared(look, request.guidance_scale) for look in job.looks),
-        *(job.width, job.height, job.steps, job.upscale),
+        *(job.width, job.height, job.steps, job.upscale, job.faces),
         job.hires and (job.hires.size, job.hires.upscaler, job.hires.steps),
         job.refiner and job.refiner.switch_at,
         (job.seeds.variation_strength, job.seeds.resize_from, job.seeds.rng),

@@ -12,6 +12,7 @@ from imagefleet_shared.fields import LATENT_MODES, LatentMode
 from .adapters.switcher import AdapterSwitcher
 from .batching import Batch
 from .denoiser import Artist, Denoiser, Handover
+from .finish import Finisher
 from .images import from_vae_range
 from .inpaint.blend import LatentMask
 from .inpaint.fill import fill_latents
@@ -27,7 +28,6 @@ from .sampling.noise import Noise
 from .settings import WorkerSettings
 from .stages import Stages
 from .upscale.alpha import with_alpha
-from .upscale.enlarge import Enlarger
 from .vae import decode, encode_images
 
 LATENT_CHANNELS = 4
@@ -40,11 +40,11 @@ class Studio:
     """Draws and enlarges with the models that it keeps warm; used on the engine's thread only."""
 
     def __init__(
-        self, settings: WorkerSettings, pipelines: PipelineCache, enlarger: Enlarger
+        self, settings: WorkerSettings, pipelines: PipelineCache, finisher: Finisher
     ) -> None:
         self._max_prompt_tokens = settings.max_prompt_tokens
         self._pipelines = pipelines
-        self._enlarger = enlarger
+        self._finisher = finisher
         self._texts = PromptEncoder(int(settings.text_cache_gb * 1e9))
         self._adapters = AdapterSwitcher(settings, pipelines, self._texts.clear)
 
@@ -57,7 +57,8 @@ class Studio:
             AllEnded: no job is to go on.
         """
         if isinstance(job := jobs[0], ResolvedUpscale):
-            colours = self._enlarger.enlarge(job.picture.image, job.request, stages)
+            image = job.picture.image
+            [colours] = self._finisher.finish([image], job.request, job.faces, stages)
             return [[with_alpha(colours, job.picture.alpha, job.request)]]
         return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), stages)
 
@@ -70,9 +71,7 @@ class Studio:
                 self._hires_pass(batch, shared.hires, latents, stages),
             )
         pictures = batch.finished(self._decoded(look, latents, stages))
-        if shared.upscale:
-            pictures = [self._enlarger.enlarge(p, shared.upscale, stages) for p in pictures]
-        return batch.by_job(pictures)
+        return batch.by_job(self._finisher.finish(pictures, shared.upscale, shared.faces, stages))
 
     def _first_pass(self, batch: Batch, stages: Stages) -> Tensor:
         shared = batch.shared
@@ -127,7 +126,7 @@ class Studio:
 
     def _enlarged(self, picture: Image.Image, hires: Hires, stages: Stages) -> Image.Image:
         size = hires.size
-        large = self._enlarger.fit(
+        large = self._finisher.enlarger.fit(
             picture, hires.upscaler, size.enlarged_width, size.enlarged_height, stages
         )
         return size.crop_picture(large)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from imagefleet_shared.parts import UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 
+from .faces.parts import ResolvedFaces
 from .hires_size import HiresSize
 from .inpaint.prepare import PreparedImage
 from .looks import Look
@@ -48,6 +49,7 @@ class ResolvedGenerate:
     refiner: Refiner | None
     hires: Hires | None
     upscale: UpscalePass | None
+    faces: ResolvedFaces | None
 
     @property
     def looks(self) -> list[Look]:
@@ -61,6 +63,7 @@ class ResolvedUpscale:
 
     request: UpscaleRequest
     picture: UpscaleInput
+    faces: ResolvedFaces | None
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,14 @@ class UpscaleJob:
 
     request: UpscaleRequest
     uploads: tuple[Upload, ...]
+    faces: ResolvedFaces | None
 
     def ready(self, place: int) -> ResolvedUpscale:
         """The picture at that place, decoded."""
         upload = self.uploads[place]
         pixels = upload.width * upload.height
         picture = upload.decoded or decode_upscale_input(upload.content, pixels)
-        return ResolvedUpscale(self.request, picture)
+        return ResolvedUpscale(self.request, picture, self.faces)
 
 
 ResolvedJob = ResolvedGenerate | ResolvedUpscale

@@ -13,6 +13,7 @@ from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import ObjectStore
 
 from .defaults import filled, first_steps, hires_steps, seeds_of
+from .faces.parts import resolve_faces
 from .hires_size import hires_size
 from .images import decode_image, decode_mask
 from .inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
@@ -78,6 +79,9 @@ class Resolver:
             refiner=self._refiner(request, look),
             hires=hires,
             upscale=request.upscale,
+            faces=resolve_faces(request.face_restore, self._models)
+            if request.face_restore
+            else None,
         )
         _require_used(request, job.looks)
         return job

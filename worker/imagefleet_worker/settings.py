@@ -39,6 +39,8 @@ class WorkerSettings(BaseSettings):
     """Warm checkpoints are kept up to this size, least recently used out first, GB."""
     upscaler_cache_gb: float = Field(default=2, gt=0)
     """Warm upscalers are kept up to this size, GB."""
+    face_cache_gb: float = Field(default=2, gt=0)
+    """Warm face restorers, detectors and parsers are kept up to this size, GB."""
     adapter_cache_gb: float = Field(default=2, gt=0)
     """Parsed LoRAs are kept in host memory, page-locked beside a GPU, up to this size, GB."""
     device_adapter_gb: float = Field(default=2, ge=0)

@@ -8,6 +8,7 @@ from imagefleet_shared.fields import PIXEL_MODES
 from imagefleet_shared.parts import ImageRef, UpscalePass
 from imagefleet_shared.requests import UpscaleRequest
 
+from .faces.parts import resolve_faces
 from .models.store import ModelStore
 from .ready import Upload, UpscaleJob
 from .upscale.inputs import decode_upscale_input
@@ -33,9 +34,12 @@ class UploadChecker:
 
         Raises:
             InvalidRequest: something does not exist, does not fit, or cannot be read.
+            FileUnavailable, WorkerFailure: as `resolve_faces`.
             StorageUnavailable: a picture cannot be fetched.
         """
         self._check_upscalers(request)
+        restore = request.face_restore
+        faces = resolve_faces(restore, self._models) if restore else None
         uploads: list[Upload] = []
         room = self._max_pixels
         for place, image in enumerate(request.images):
@@ -46,7 +50,7 @@ class UploadChecker:
                 self._check_size(request, width, height)
             room -= width * height
             uploads.append(Upload(content, width, height, picture if room >= 0 else None))
-        return UpscaleJob(request, tuple(uploads))
+        return UpscaleJob(request, tuple(uploads), faces)
 
     def check_upscale(self, upscale: UpscalePass, width: int, height: int) -> None:
         """Refuse an upscale of a picture of that size that cannot be done.

@@ -14,7 +14,9 @@ from ..client import Client
 
 Fields = dict[str, object]
 
-_PARTS = ("hires", "inpaint", "upscale")
+_PARTS = ("hires", "inpaint", "upscale", "face_restore")
+_OFF = {"hires": "scale", "upscale": "scale", "face_restore": "visibility"}
+"""What is 0 where a part is not wanted."""
 _SIZES = ("scale", "width", "height")
 _DEFAULT_UPSCALE = 2
 
@@ -32,11 +34,11 @@ class Asked:
         fields: Fields = {}
         parts: dict[str, Fields] = {part: {} for part in _PARTS}
         for name, value in options.items():
-            part, _, field = name.partition("_")
             if value is None:
                 continue
-            if part in parts:
-                parts[part][field] = value
+            part = next((part for part in _PARTS if name.startswith(f"{part}_")), None)
+            if part:
+                parts[part][name.removeprefix(f"{part}_")] = value
             elif name in GenerateRequest.model_fields:
                 fields[name] = value
         if isinstance(size := fields.get("seed_resize_from"), str):
@@ -49,7 +51,7 @@ class Asked:
         for name, asked in self.parts.items():
             before = fields.get(name)
             known: Fields = before if isinstance(before, dict) else {}
-            if asked.get("scale") == 0:
+            if name in _OFF and asked.get(_OFF[name]) == 0:
                 fields.pop(name, None)
             elif asked:
                 changed = fields[name] = _changed(known, asked)

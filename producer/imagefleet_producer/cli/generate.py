@@ -114,6 +114,18 @@ def generate(
     upscale_upscaler: Annotated[
         str | None, Option("--upscaler", help="lanczos or a model.")
     ] = None,
+    face_restore_restorer: Annotated[
+        str | None, Option("--face-restorer", help="Draw faces anew with this model.")
+    ] = None,
+    face_restore_visibility: Annotated[
+        float | None, Option("--face-visibility", help="Share of the new face; 0 is none.")
+    ] = None,
+    face_restore_fidelity: Annotated[
+        float | None, Option("--face-fidelity", help="CodeFormer: 0 cleanest, 1 truest.")
+    ] = None,
+    face_restore_after_upscale: Annotated[
+        bool | None, Option("--faces-after-upscale/--faces-before-upscale", help="Order.")
+    ] = None,
     output_format: Format = "png",
     priority: PriorityOption = "normal",
     time_limit: Limit = None,

@@ -31,6 +31,18 @@ def upscale(
     ] = None,
     tile_size: Annotated[int | None, Option(help="Pixels; less needs less memory.")] = None,
     tile_overlap: Annotated[int | None, Option(help="Pixels that tiles share.")] = None,
+    face_restore_restorer: Annotated[
+        str | None, Option("--face-restorer", help="Draw faces anew with this model.")
+    ] = None,
+    face_restore_visibility: Annotated[
+        float | None, Option("--face-visibility", help="Share of the new face.")
+    ] = None,
+    face_restore_fidelity: Annotated[
+        float | None, Option("--face-fidelity", help="CodeFormer: 0 cleanest, 1 truest.")
+    ] = None,
+    face_restore_after_upscale: Annotated[
+        bool | None, Option("--faces-after-upscale/--faces-before-upscale", help="Order.")
+    ] = None,
     output_format: Format = "png",
     priority: PriorityOption = "normal",
     time_limit: Limit = None,
@@ -46,6 +58,13 @@ def upscale(
     }
     if not {"scale", "width", "height"} & given.keys():
         given["scale"] = 2
+    faces = {
+        name.removeprefix("face_restore_"): value
+        for name, value in context.params.items()
+        if name.startswith("face_restore_") and value is not None
+    }
+    if faces:
+        given["face_restore"] = faces
     with Client() as client:
         given["images"] = [client.put_image(image) for image in images]
         request = UpscaleRequest.model_validate(given)

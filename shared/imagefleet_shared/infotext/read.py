@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..parts import ImageRef
 from ..requests import GenerateRequest
+from . import faces
 from .fields import Fields, Labels, hires, models, noise, over_a_picture, sampling, upscale
 from .lines import split_text
 
@@ -91,10 +92,13 @@ def read(text: str) -> Reading:
     fields |= sampling(labels)
     scheduler, size = fields.get("scheduler"), (fields.get("width"), fields.get("height"))
     fields |= noise(labels, scheduler) | models(labels)
-    second, enlargement = hires(labels, size, scheduler), upscale(labels)
-    fields |= ({"hires": second} if second else {}) | (
-        {"upscale": enlargement} if enlargement else {}
-    )
+    # Faces before the upscale takes its labels: their order tells which ran first.
+    parts = {
+        "hires": hires(labels, size, scheduler),
+        "face_restore": faces.taken(labels),
+        "upscale": upscale(labels),
+    }
+    fields |= {name: part for name, part in parts.items() if part}
     before = dict(labels)
     over = over_a_picture(labels)
     needing_image = {label: value for label, value in before.items() if label not in labels}

@@ -3,7 +3,8 @@
 Order, labels and omissions are those of A1111 v1.10 (`create_infotext` and what its passes add).
 Ours are, because A1111 has none: `Init image`, `Inpaint mask`, `Resize mode`, `Hires denoising
 strength` (where img2img has one too), `Textual inversions`, `Postprocess upscaler 2
-visibility`, `Postprocess tile size` and `… overlap`.
+visibility`, `Postprocess tile size` and `… overlap`, `Face restoration visibility` and `… after
+upscale`. A1111's `Face restoration` is the architecture; ours is the file's name.
 """
 
 import json
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from ..parts import HiresPass, LoRA, UpscalePass
 from ..requests import GenerateRequest, UpscaleRequest
 from ..samplers import SCHEDULER_LABELS, SIGMA_SCHEDULE_LABELS
-from . import labels
+from . import faces, labels
 from .lines import join_fields, join_text, number
 
 _HASH_LENGTH = 10
@@ -60,6 +61,7 @@ def generated(
         "Schedule type": SIGMA_SCHEDULE_LABELS[request.sigma_schedule],
         "CFG scale": number(request.guidance_scale),
         "Seed": seed,
+        "Face restoration": request.face_restore and request.face_restore.restorer,
         "Size": f"{request.width}x{request.height}",
         "Model hash": digest and digest[:_HASH_LENGTH],
         "Model": models.checkpoint,
@@ -80,6 +82,7 @@ def generated(
         labels.eta_label(request.scheduler): None if request.eta is None else number(request.eta),
         **_refiner(request, models),
         **(_postprocess(request.upscale) if request.upscale else {}),
+        **faces.written(request.face_restore),
         "Version": "Imagefleet 0.1.0",
     }
     return join_text(with_tags(request.prompt, request.loras), request.negative_prompt, fields)
@@ -87,7 +90,7 @@ def generated(
 
 def upscaled(request: UpscaleRequest, parameters: str | None) -> str:
     """The text of an enlarged picture: that of its input, and what was done to it."""
-    text = join_fields(_postprocess(request))
+    text = join_fields(_postprocess(request) | faces.postprocessed(request.face_restore))
     if not parameters:
         return text
     separator = ", " if "\nSteps: " in "\n" + parameters else "\n"

@@ -9,6 +9,7 @@ from PIL import Image
 from imagefleet_producer import (
     BrokerSettings,
     Client,
+    FaceRestore,
     GenerateRequest,
     HiresPass,
     Inpaint,
@@ -104,6 +105,19 @@ def test_so_it_does_in_the_parts_of_the_request(
     assert hires is not None
     assert hires.model_dump(include=set(changed)) == changed
     assert hires.strength == 0.4
+
+
+def test_faces_are_asked_for_by_name_and_left_out_by_a_visibility_of_0(
+    client: Client, tmp_path: Path
+) -> None:
+    options = {"face_restore_restorer": "GFPGANv1.4", "face_restore_after_upscale": True}
+    with_faces = asked(client, picture(tmp_path), **options)
+    expected = FaceRestore(restorer="GFPGANv1.4", after_upscale=True)
+    assert with_faces.face_restore == expected
+    again = asked(client, picture(tmp_path, with_faces), face_restore_visibility=0.5)
+    assert again.face_restore == expected.model_copy(update={"visibility": 0.5})
+    without = asked(client, picture(tmp_path, with_faces), face_restore_visibility=0.0)
+    assert without.face_restore is None
 
 
 def test_without_a_picture_only_the_options_count(client: Client) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from imagefleet_shared.infotext import Models, generated, parse, upscaled
 from imagefleet_shared.parts import (
+    FaceRestore,
     HiresPass,
     ImageRef,
     Inpaint,
@@ -205,6 +206,29 @@ def test_an_exact_size_is_told_in_a1111s_words() -> None:
     assert "Postprocess upscale by" not in told
     assert told["Postprocess upscale to"] == told["Postprocess crop to"] == "640x333"
     assert told["Postprocess upscaler 2"] == "demo-x2"
+
+
+def test_restored_faces_are_told_where_a1111_tells_them() -> None:
+    faces = FaceRestore(restorer="codeformer-v0.1.0", visibility=0.5, fidelity=0.2)
+    told = settings(text(face_restore=faces))
+    assert told["Face restoration"] == "codeformer-v0.1.0"
+    assert list(told).index("Face restoration") == list(told).index("Seed") + 1
+    assert told["Face restoration visibility"] == "0.5"
+    assert told["CodeFormer weight"] == "0.2"
+    assert "Face restoration after upscale" not in told
+    plain = settings(text(face_restore=FaceRestore(restorer="GFPGANv1.4", after_upscale=True)))
+    assert plain["Face restoration after upscale"] == "True"
+    assert not {"Face restoration visibility", "CodeFormer weight"} & plain.keys()
+
+
+def test_an_enlarged_picture_tells_of_its_faces_too() -> None:
+    request = UpscaleRequest(
+        images=(ImageRef(key="x"),), scale=2, face_restore=FaceRestore(restorer="GFPGANv1.4")
+    )
+    assert "Face restoration: GFPGANv1.4" in upscaled(request, None)
+    assert parse(upscaled(request, "a fox\nSteps: 3, Sampler: Euler")).request.face_restore == (
+        request.face_restore
+    )
 
 
 def test_an_upscale_is_told_as_postprocessing() -> None:

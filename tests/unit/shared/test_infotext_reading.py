@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from imagefleet_shared.errors import InvalidRequest, UnknownScheduler
 from imagefleet_shared.fields import Emphasis, LatentMode, MaskFill, ResizeMode
 from imagefleet_shared.infotext import Models, generated, parse, read, upscaled
-from imagefleet_shared.parts import HiresPass, ImageRef, Inpaint, TextualInversion, UpscalePass
+from imagefleet_shared.parts import (
+    FaceRestore,
+    HiresPass,
+    ImageRef,
+    Inpaint,
+    TextualInversion,
+    UpscalePass,
+)
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.samplers import OWN_TIMESTEPS, SchedulerName, SigmaSchedule
 
@@ -82,6 +89,17 @@ def test_a_text_of_an_older_a1111() -> None:
         (', Model: "odd, name"', "checkpoint", "odd, name"),
         (", Postprocess upscale by: 3", "upscale", UpscalePass(scale=3)),
         (", Schedule type: Uniform", "sigma_schedule", "normal"),
+        (", Face restoration: GFPGAN", "face_restore", FaceRestore(restorer="GFPGAN")),
+        (
+            ", CodeFormer visibility: 0.4, CodeFormer weight: 0.2, Postprocess upscale by: 3",
+            "face_restore",
+            FaceRestore(restorer="CodeFormer", visibility=0.4, fidelity=0.2),
+        ),
+        (
+            ", Postprocess upscale to: 9x9, GFPGAN visibility: 0.4",
+            "face_restore",
+            FaceRestore(restorer="GFPGAN", visibility=0.4, after_upscale=True),
+        ),
     ],
 )
 def test_a_label_is_a_field(more: str, field: str, value: object) -> None:
@@ -293,6 +311,16 @@ def requests(draw: st.DrawFn) -> GenerateRequest:
         textual_inversions=tuple(draw(st.lists(inversion, max_size=2))),
         hires=draw(st.none() | hires_passes(scheduler)),
         upscale=draw(st.none() | st.builds(UpscalePass, scale=st.floats(1, 8, exclude_min=True))),
+        face_restore=draw(
+            st.none()
+            | st.builds(
+                FaceRestore,
+                restorer=names,
+                visibility=st.floats(0, 1, exclude_min=True),
+                fidelity=st.none() | shares,
+                after_upscale=st.booleans(),
+            )
+        ),
     )
 
 

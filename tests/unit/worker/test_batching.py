@@ -117,6 +117,7 @@ def test_an_upscale_runs_alone(models: ModelStore) -> None:
     upscale = ResolvedUpscale(
         UpscaleRequest(images=(ImageRef(key="a"),), scale=2),
         UpscaleInput(Image.new("RGB", (8, 8)), None, None, None),
+        None,
     )
     assert together([upscale, upscale, job(models)], 10**9) == [0]
     assert together([job(models), upscale, job(models)], 10**9) == [0, 2]

@@ -26,7 +26,7 @@ PICTURE = Image.new("RGB", (2, 2))
 
 def job(name: str) -> ResolvedUpscale:
     request = UpscaleRequest(images=(ImageRef(key=name),), scale=2)
-    return ResolvedUpscale(request, UpscaleInput(PICTURE, None, None, None))
+    return ResolvedUpscale(request, UpscaleInput(PICTURE, None, None, None), None)
 
 
 class Scripted:

@@ -71,7 +71,7 @@ def job(sides: Sequence[int] = SIDES) -> UpscaleJob:
         Image.new("RGB", (side, side)).save(buffer, "PNG")
         uploads.append(Upload(buffer.getvalue(), side, side, None))
     refs = tuple(ImageRef(key=str(place)) for place in range(len(sides)))
-    return UpscaleJob(UpscaleRequest(images=refs, scale=1), tuple(uploads))
+    return UpscaleJob(UpscaleRequest(images=refs, scale=1), tuple(uploads), None)
 
 
 def encoded(job: ResolvedJob, images: Sequence[Image.Image]) -> list[Picture]:

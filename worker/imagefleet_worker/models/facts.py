@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..adapters.formats import describe
 from ..adapters.textual_inversion import load_embedding
+from ..faces.architecture import architecture_of
 from .diffusers_folder import folder_family, folder_native_size_px
 from .families import Family, family_of, native_size_px
 from .header import read_header
@@ -20,7 +21,8 @@ class Facts:
     native_size_px: int = 0
     """Picture side that a checkpoint was trained at."""
     forms: tuple[str, ...] = ()
-    """A LoRA's kinds (`lora`, `loha`, ...), or an embedding's number of vectors."""
+    """A LoRA's kinds (`lora`, `loha`, ...), an embedding's number of vectors, or a face restorer's
+    architecture."""
     trigger_words: tuple[str, ...] = ()
     """What to put into the prompt for it."""
     bundles_embeddings: bool = False
@@ -52,7 +54,9 @@ def facts_of(path: Path, kind: Kind) -> Facts:
                 forms=(f"{embedding.length} vectors",),
                 trigger_words=(embedding.name,),
             )
-        case "upscaler":
+        case "face":
+            return Facts(forms=(architecture_of(path),))
+        case "upscaler" | "face_part":
             return Facts()
 
 

@@ -7,7 +7,10 @@ from typing import Literal
 from imagefleet_shared.errors import FileUnavailable
 from imagefleet_worker.models.diffusers_folder import INDEX
 
-Kind = Literal["checkpoint", "lora", "embedding", "upscaler"]
+NamedKind = Literal["checkpoint", "lora", "embedding", "upscaler", "face"]
+"""What requests ask for by name; `face`: a face restorer."""
+Kind = NamedKind | Literal["face_part"]
+"""And what these need beside them: `face_part`, a face detector or parser."""
 
 _FOLDERS: dict[str, Kind] = {
     "checkpoints": "checkpoint",
@@ -23,6 +26,10 @@ _FOLDERS: dict[str, Kind] = {
     "dat": "upscaler",
     "hat": "upscaler",
     "scunet": "upscaler",
+    "faces": "face",
+    "gfpgan": "face",
+    "codeformer": "face",
+    "restoreformer": "face",
 }
 _SUFFIXES: dict[Kind, set[str]] = {
     # Pickles are listed so that asking for one says why it is refused.
@@ -30,7 +37,11 @@ _SUFFIXES: dict[Kind, set[str]] = {
     "lora": {".safetensors", ".pt", ".bin"},
     "embedding": {".safetensors", ".pt", ".bin"},
     "upscaler": {".safetensors", ".pth"},
+    "face": {".safetensors", ".pth"},
+    "face_part": {".safetensors", ".pth"},
 }
+_FACE_PARTS = ("detection_", "parsing_")
+"""How facexlib names those files, which A1111 keeps among its restorers."""
 
 
 def model_paths(root: Path, kind: Kind) -> list[Path]:
@@ -45,7 +56,8 @@ def model_paths(root: Path, kind: Kind) -> list[Path]:
     found: set[Path] = set()
     try:
         for folder in home.iterdir():
-            if _FOLDERS.get(folder.name.lower()) == kind and _is_real_folder(folder):
+            known = _FOLDERS.get(folder.name.lower())
+            if known == ("face" if kind == "face_part" else kind) and _is_real_folder(folder):
                 found.update(path.resolve() for path in _walk(folder, kind))
     except OSError as exc:
         raise FileUnavailable(f"the model folder {root} cannot be read: {exc}") from exc
@@ -62,7 +74,9 @@ def _walk(folder: Path, kind: Kind) -> Iterator[Path]:
             else:
                 yield from _walk(entry, kind)
         elif entry.suffix.lower() in _SUFFIXES[kind] and entry.is_file():
-            yield entry
+            is_part = entry.name.lower().startswith(_FACE_PARTS)
+            if kind not in ("face", "face_part") or is_part == (kind == "face_part"):
+                yield entry
 
 
 def _is_real_folder(path: Path) -> bool:

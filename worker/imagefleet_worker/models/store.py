@@ -1,9 +1,9 @@
 """The models of a worker, by name: what is in its model folder and nothing else.
 
-Read are the subfolders ``checkpoints``, ``loras``, ``embeddings`` and ``upscalers``, and A1111's
-own names for them, at any depth; upper and lower case count the same. A model's name is its file's
-name without the suffix, or the name of a diffusers folder. Names are looked up in a listing and
-never become part of a path.
+Read are the subfolders ``checkpoints``, ``loras``, ``embeddings``, ``upscalers`` and ``faces``, and
+A1111's own names for them, at any depth; upper and lower case count the same. A model's name is its
+file's name without the suffix, or the name of a diffusers folder. Names are looked up in a listing
+and never become part of a path.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from imagefleet_shared.errors import (
     FileUnavailable,
     UnknownCheckpoint,
     UnknownEmbedding,
+    UnknownFaceRestorer,
     UnknownLora,
     UnknownUpscaler,
     WorkerFailure,
@@ -24,7 +25,7 @@ from imagefleet_shared.errors import (
 
 from .facts import Facts, facts_of
 from .families import Family
-from .listing import Kind, model_paths
+from .listing import Kind, NamedKind, model_paths
 
 _NOT_A_NAME = re.compile(r"[/\\\0]|\.\.|^[A-Za-z]:")
 _UNKNOWN = {
@@ -32,6 +33,7 @@ _UNKNOWN = {
     "lora": UnknownLora,
     "embedding": UnknownEmbedding,
     "upscaler": UnknownUpscaler,
+    "face": UnknownFaceRestorer,
 }
 
 logger = logging.getLogger(__name__)
@@ -92,12 +94,12 @@ class ModelStore:
             if len(files) == 1 and not _NOT_A_NAME.search(name) and files[0].facts
         )
 
-    def find(self, kind: Kind, name: str) -> ModelFile:
+    def find(self, kind: NamedKind, name: str) -> ModelFile:
         """The model of that name.
 
         Raises:
-            UnknownCheckpoint, UnknownLora, UnknownEmbedding, UnknownUpscaler: there is none, or the
-                name could be a path.
+            UnknownCheckpoint, UnknownLora, UnknownEmbedding, UnknownUpscaler, UnknownFaceRestorer:
+                there is none, or the name could be a path.
             CorruptFile: it is damaged, unsupported, or a pickle where none is read; the message
                 says how to convert that.
             FileUnavailable: the model folder or the file cannot be read.

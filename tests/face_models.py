@@ -1,0 +1,62 @@
+"""Small networks for faces, and pictures of drawn ones, for tests."""
+
+from itertools import count
+from pathlib import Path
+from random import Random
+from shutil import copy
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from spandrel.architectures.RestoreFormer import RestoreFormer
+from torch import Tensor
+
+from imagefleet_worker.faces.parsenet import ParseNet
+from imagefleet_worker.models.store import ModelStore
+from tools.training.faces import DrawnFace, draw_faces
+
+DEMO_DETECTOR = (
+    Path(__file__).parents[1] / "worker/models/faces/detection_mobilenet0.25_demo.safetensors"
+)
+SKIN = 1
+"""ParseNet's label."""
+
+
+def write_face_models(models: Path) -> None:
+    """A restorer `tiny` with random weights, a parser that sees skin, the demo's detector."""
+    faces = models / "faces"
+    faces.mkdir(parents=True)
+    torch.manual_seed(0)
+    network = RestoreFormer(
+        n_embed=16, embed_dim=32, ch=32, ch_mult=(1,) * 6, num_res_blocks=1, z_channels=32
+    )
+    save_file(network.state_dict(), faces / "tiny.safetensors")
+    save_file(one_label(SKIN), faces / "parsing_parsenet.safetensors")
+    copy(DEMO_DETECTOR, faces)
+
+
+def one_label(label: int) -> dict[str, Tensor]:
+    """Weights of a parser that sees the same everywhere."""
+    weights = {name: torch.zeros_like(each) for name, each in ParseNet().state_dict().items()}
+    for name, each in weights.items():
+        if name.endswith("running_var"):
+            each.fill_(1)
+    weights["out_mask_conv.conv2d.bias"][label] = 1
+    return weights
+
+
+def portrait(side_px: int = 256, seed: int = 1) -> tuple[Image.Image, DrawnFace]:
+    """A picture of one drawn face of half its height, with room on all sides."""
+    room = side_px / 8
+    for attempt in count():
+        random = Random(f"portrait {seed} {attempt}")
+        picture, [face] = draw_faces(random, side_px, side_px, (side_px / 2,))
+        if min(face.box) > room and max(face.box) < side_px - room:
+            return picture, face
+    raise AssertionError
+
+
+def model_store(folder: Path) -> ModelStore:
+    """A store with `write_face_models`."""
+    write_face_models(folder)
+    return ModelStore(folder)

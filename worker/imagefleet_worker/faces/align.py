@@ -1,0 +1,124 @@
+"""A face moved to where restorers expect it, and back.
+
+Positions are complex numbers, x + iy, so that a similarity is one product and one sum; they are
+counted from the upper left edge, a pixel's middle lies at a half.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate
+
+FACE_PX = 512
+"""Side of an aligned face."""
+TEMPLATE = (
+    *(192.98138 + 239.94708j, 318.90277 + 240.1936j, 256.63416 + 314.01935j),
+    *(201.26117 + 371.41043j, 313.08905 + 371.15118j),
+)
+"""Where eyes, nose and corners of the mouth lie in it: facexlib's mean of the FFHQ faces, on which
+the restorers were trained."""
+_GREY = (132 / 255, 133 / 255, 135 / 255)
+"""What facexlib puts where an aligned face passes the picture's edge."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A similarity from a picture to the aligned face: z becomes `turn * z + move`.
+
+    Attributes:
+        region: of the picture, all that the aligned face shows: left, top, right, bottom.
+    """
+
+    turn: complex
+    move: complex
+    region: tuple[int, int, int, int]
+
+
+def align(landmarks: Sequence[complex], width: int, height: int) -> Alignment | None:
+    """The similarity that brings landmarks closest to the template.
+
+    Least squares in closed form (Umeyama 1991 without reflections); facexlib takes OpenCV's
+    estimate by least median, which is the same where the five points fit, and else leaves some out.
+
+    Args:
+        landmarks: five.
+        width: of the picture, as `height`, pixels.
+
+    Returns:
+        None where no part of the face would lie in the picture.
+    """
+    centre, aim = sum(landmarks) / len(landmarks), sum(TEMPLATE) / len(TEMPLATE)
+    pairs = [(z - centre, t - aim) for z, t in zip(landmarks, TEMPLATE, strict=True)]
+    spread = sum(abs(z) ** 2 for z, _ in pairs)
+    turn = sum(t * z.conjugate() for z, t in pairs) / spread if spread else 0j
+    if not turn:
+        return None
+    move = aim - turn * centre
+    corners = [(corner * FACE_PX - move) / turn for corner in (0, 1, 1j, 1 + 1j)]
+    left, right = min(c.real for c in corners), max(c.real for c in corners)
+    top, bottom = min(c.imag for c in corners), max(c.imag for c in corners)
+    region = (
+        *(max(0, floor(left)), max(0, floor(top))),
+        *(min(width, ceil(right)), min(height, ceil(bottom))),
+    )
+    if region[0] >= region[2] or region[1] >= region[3]:
+        return None
+    return Alignment(turn, move, region)
+
+
+def to_face(picture: Tensor, alignment: Alignment) -> Tensor:
+    """The aligned face of a picture.
+
+    Args:
+        picture: `(1, 3, H, W)` float32 in [0, 1], on the CPU; only read.
+
+    Returns:
+        `(1, 3, 512, 512)` in [0, 1].
+    """
+    left, top, right, bottom = alignment.region
+    grey = torch.tensor(_GREY)[:, None, None]
+    part = picture[..., top:bottom, left:right] - grey
+    positions = (_middles(FACE_PX, FACE_PX) - alignment.move) / alignment.turn
+    sampled = _sample(part, positions - complex(left, top), abs(alignment.turn))
+    return sampled + grey
+
+
+def to_picture(face: Tensor, alignment: Alignment) -> Tensor:
+    """An aligned face, and 0 round it, as it lies in the region.
+
+    Args:
+        face: `(1, C, 512, 512)` float32, on the CPU.
+
+    Returns:
+        `(1, C, h, w)`, of the region's size.
+    """
+    left, top, right, bottom = alignment.region
+    positions = _middles(right - left, bottom - top) + complex(left, top)
+    return _sample(face, alignment.turn * positions + alignment.move, 1 / abs(alignment.turn))
+
+
+def _middles(width: int, height: int) -> Tensor:
+    """Positions of pixels' middles, `(height, width)` complex."""
+    rows = torch.arange(height, dtype=torch.float64) + 0.5
+    columns = torch.arange(width, dtype=torch.float64) + 0.5
+    return torch.complex(columns.expand(height, width), rows[:, None].expand(height, width))
+
+
+def _sample(pixels: Tensor, positions: Tensor, scale: float) -> Tensor:
+    """Pixels at those positions, bilinear, 0 outside.
+
+    facexlib samples alike, but where the result is smaller it skips pixels, which shows as jagged
+    edges: here they are averaged first.
+
+    Args:
+        scale: pixels of the result per pixel given.
+    """
+    height, width = pixels.shape[2:]
+    normed = torch.stack([positions.real / width, positions.imag / height], dim=-1) * 2 - 1
+    if scale < 1:
+        size = (max(1, ceil(height * scale)), max(1, ceil(width * scale)))
+        pixels = interpolate(pixels, size, mode="bilinear", antialias=True)
+    return grid_sample(pixels, normed[None].to(pixels), align_corners=False)

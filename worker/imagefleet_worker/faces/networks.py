@@ -1,0 +1,87 @@
+"""Networks for faces kept warm on the device."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+from spandrel import canonicalize_state_dict
+from torch import nn
+
+from imagefleet_shared.errors import CorruptFile, OutOfMemory
+
+from ..kept import Kept
+from ..models.store import ModelFile
+from ..upscale.weights import first_sentence, read_weights
+from .parsenet import ParseNet
+from .restorer import Restorer, load_restorer
+from .retinaface import RetinaFace
+
+N = TypeVar("N", bound=nn.Module)
+
+logger = logging.getLogger(__name__)
+
+
+class FaceNetworks:
+    """Detectors, parsers and restorers, in float32, by bytes; belongs to one thread.
+
+    Each method raises `FileUnavailable` or `CorruptFile` where the file cannot be loaded, and
+    `OutOfMemory` where the device has no room for it.
+    """
+
+    def __init__(self, device: torch.device, budget_bytes: int) -> None:
+        self.device = device
+        self._warm = Kept[ModelFile, nn.Module](_size_of, budget_bytes)
+
+    def restorer(self, file: ModelFile) -> Restorer:
+        return self._get(file, load_restorer)
+
+    def detector(self, file: ModelFile) -> RetinaFace:
+        return self._get(file, _load_detector)
+
+    def parser(self, file: ModelFile) -> ParseNet:
+        return self._get(file, _load_parser)
+
+    def _get(self, file: ModelFile, load: Callable[[Path], N]) -> N:
+        # A file is only ever loaded as one of the three: its name says which.
+        return cast(N, self._warm.get(file, lambda: self._loaded(file, load)))
+
+    def _loaded(self, file: ModelFile, load: Callable[[Path], N]) -> N:
+        started = time.monotonic()
+        try:
+            network = load(file.path).eval().requires_grad_(False).to(self.device)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"{self.device} has no room for {file.name}") from error
+        logger.info(
+            "loaded %s in %.2f s",
+            file.path.name,
+            time.monotonic() - started,
+            extra={"action": "load_face_network", "bytes": _size_of(network)},
+        )
+        return network
+
+
+def _load_detector(path: Path) -> RetinaFace:
+    weights = canonicalize_state_dict(read_weights(path))
+    wide = any(name.startswith("body.layer4.") for name in weights)
+    return _filled(RetinaFace("resnet50" if wide else "mobilenet"), weights, path)
+
+
+def _load_parser(path: Path) -> ParseNet:
+    return _filled(ParseNet(), canonicalize_state_dict(read_weights(path)), path)
+
+
+def _filled(network: N, weights: dict[str, torch.Tensor], path: Path) -> N:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CorruptFile(
+            f"{path.name}: not the network that its name says; {first_sentence(error)}"
+        ) from error
+    return network
+
+
+def _size_of(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))

@@ -1,0 +1,98 @@
+"""Faces of a picture drawn anew: found, aligned, restored, blended back."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..images import eight_bit, from_unit_range, to_unit_range
+from ..stages import Stages
+from .align import align, to_face, to_picture
+from .detect import Face, detect
+from .mask import soft_mask
+from .networks import FaceNetworks
+from .parsenet import ParseNet
+from .parts import ResolvedFaces
+from .restorer import DEFAULT_FIDELITY, Restorer
+
+log = logging.getLogger(__name__)
+
+
+class FaceRestorer:
+    """Restores faces with networks that it keeps warm; used on the engine's thread only."""
+
+    def __init__(self, networks: FaceNetworks) -> None:
+        self._networks = networks
+
+    def restore(
+        self,
+        pictures: Sequence[Image.Image],
+        faces: ResolvedFaces,
+        stages: Stages,
+    ) -> list[Image.Image]:
+        """The pictures with their faces restored.
+
+        A pixel that no face's mask reaches stays as it is; a picture without faces is returned
+        itself. Every face is taken from the picture as it was given, the surest is laid in first.
+
+        Args:
+            pictures: RGB; or I;16, which becomes RGB where it has a face.
+
+        Raises:
+            CorruptFile: a network cannot be loaded, or gives NaN.
+            AllEnded: no job is to go on; asked after each face.
+        """
+        stages.begin("faces")
+        detector = self._networks.detector(faces.detector)
+        device = self._networks.device
+        found = [detect(detector, device, eight_bit(picture)) for picture in pictures]
+        total = sum(len(own) for own in found)
+        log.info(
+            "%d faces in %d pictures",
+            total,
+            len(pictures),
+            extra={"action": "find_faces", "faces": [len(own) for own in found]},
+        )
+        if not total:
+            return list(pictures)
+        hand = _Hand(self._networks, faces)
+        stages.begin("faces", total)
+        restored: list[Image.Image] = []
+        for picture, own in zip(pictures, found, strict=True):
+            restored.append(hand.draw(eight_bit(picture), own, stages) if own else picture)
+        return restored
+
+
+class _Hand:
+    """What draws the faces of one job."""
+
+    def __init__(self, networks: FaceNetworks, faces: ResolvedFaces) -> None:
+        self._device = networks.device
+        self._restorer: Restorer = networks.restorer(faces.restorer)
+        self._parser: ParseNet = networks.parser(faces.parser)
+        asked = faces.asked
+        self._visibility = asked.visibility
+        self._fidelity = DEFAULT_FIDELITY if asked.fidelity is None else asked.fidelity
+
+    def draw(self, picture: Image.Image, faces: Sequence[Face], stages: Stages) -> Image.Image:
+        given = to_unit_range(picture)
+        result = given.clone()
+        for face in faces:
+            alignment = align(face.landmarks, *picture.size)
+            if alignment is not None:
+                layer = to_picture(self._drawn(to_face(given, alignment)), alignment)
+                left, top, right, bottom = alignment.region
+                under = result[..., top:bottom, left:right]
+                colours, share = layer[:, :3], layer[:, 3:] * self._visibility
+                under += share * (colours - under)
+            stages.step()
+        [restored] = from_unit_range(result.clamp(0, 1))
+        return restored
+
+    def _drawn(self, face: Tensor) -> Tensor:
+        """An aligned face drawn anew, in [0, 1], with its mask as a fourth channel."""
+        drawn = self._restorer(face.to(self._device) * 2 - 1, self._fidelity)
+        mask = soft_mask(self._parser(drawn))
+        return torch.cat([(drawn + 1) / 2, mask], dim=1).cpu()
