@@ -13,6 +13,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.utils import logging
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from imagefleet_producer import GenerateRequest
 from imagefleet_worker.models.single_file import load_single_file
@@ -28,6 +29,9 @@ class PlainDiffusers:
     def __init__(self, models: Path, checkpoint: str, device: str, fuse: bool = False) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        # What its part of diffusers tells of embeddings and draws while LoRAs are loaded.
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
         self._models = models
         self._fuse = fuse
         self._device = torch.device(device)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -55,15 +56,17 @@ class Resident:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.kill()
+        self._connection.close()
         self._process.join()
 
 
 def _serve(make: Callable[[], Contender], connection: Connection) -> None:
     contender = make()
     connection.send("ready")
-    while True:
-        requests = connection.recv()
-        started = time.perf_counter()
-        batches = contender(requests)
-        connection.send(Drawn(time.perf_counter() - started, batches))
+    # Until the other end is closed.
+    with suppress(EOFError):
+        while True:
+            requests = connection.recv()
+            started = time.perf_counter()
+            batches = contender(requests)
+            connection.send(Drawn(time.perf_counter() - started, batches))
