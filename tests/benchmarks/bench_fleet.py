@@ -123,6 +123,8 @@ def through_fleet(fleet: TestFleet, requests: Sequence[GenerateRequest]) -> Draw
 
 def measure(work: Work, folder: Path, rounds: int) -> list[Row]:
     """A row for each way."""
+    # The first of them warms up.
+    turns = [work.jobs(turn) for turn in range(rounds + 1)]
     with ExitStack() as stack:
         environment = stack.enter_context(servers(folder, work.models))
         fleet = TestFleet(environment, folder)
@@ -137,12 +139,10 @@ def measure(work: Work, folder: Path, rounds: int) -> list[Row]:
             "fleet": partial(through_fleet, fleet),
         }
         drawn: dict[str, list[Drawn]] = {way: [] for way in ways}
-        # The first round warms up.
-        for turn in range(rounds + 1):
-            requests = work.jobs(turn)
+        for requests in turns:
             for way, draw in ways.items():
                 drawn[way].append(draw(requests))
-    return [_row(way, drawn, len(requests)) for way in ways]
+    return [_row(way, drawn, len(turns[0])) for way in ways]
 
 
 def _row(way: str, drawn: Mapping[str, Sequence[Drawn]], jobs: int) -> Row:

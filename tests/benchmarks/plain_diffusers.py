@@ -1,7 +1,7 @@
 """Requests drawn one after another by diffusers' own pipelines, as their users do it."""
 
 # Pipelines are typed as if every part of them were there.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 from collections.abc import Sequence
 from pathlib import Path
