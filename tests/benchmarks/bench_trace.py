@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.bench_trace [--jobs 200] [--quick]
 
-Twenty sets of one to three LoRAs, rank 32; the set of a job is drawn by Zipf's law, the most wanted
-one twice as often as the second and so on. The demo's architecture with random weights, 128 x 128,
-few steps, as large batches of short jobs make changes of LoRAs matter most.
+Twenty sets of one to three LoRAs, rank 32; which set a job wants is drawn by Zipf's law, the first
+twice as often as the second and three times as often as the third. The demo's architecture with
+random weights at 128 x 128; few steps, so that changes of LoRAs weigh.
 
 - engine: `Engine` with the studio, 32 jobs at hand at once: it chooses what runs together and next.
 - arrival order: the same engine with one job at hand, so each job alone and in turn.
