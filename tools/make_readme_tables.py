@@ -1,4 +1,4 @@
-"""Write the README's tables of settings and request fields from the code.
+"""Write the README's tables from the code, and its figures from the benchmarks' results.
 
     python -m tools.make_readme_tables [--check]
 
@@ -26,6 +26,7 @@ from imagefleet_producer import (
 )
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_worker.settings import WorkerSettings
+from tools.benchmark_results import speed_lines
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -53,6 +54,7 @@ def with_tables(readme: str) -> str:
         "FaceRestore": _fields(FaceRestore),
         "UpscalePass": _fields(UpscalePass),
         "UpscaleRequest": _fields(UpscaleRequest),
+        "speed": speed_lines(),
     }
     for name, table in tables.items():
         block = re.compile(f"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)

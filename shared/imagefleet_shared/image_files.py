@@ -10,6 +10,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from .errors import InvalidImage, InvalidRequest
 from .fields import ImageFormat
+from .png import encode_png
 
 _UNICODE = b"UNICODE\0"
 # A JPEG segment is at most 65,535 bytes, two of which hold its length.
@@ -30,8 +31,7 @@ def encode_image(
     and WebP. A JPEG has no transparency: what is transparent is laid on white.
 
     Args:
-        png_level: zlib's, 0..9. Level 1 takes a fifth of the time of Pillow's default for 6 % more
-            bytes.
+        png_level: zlib's, 0..9; 1 is a faster way to about the same bytes, see `png`.
         quality: of JPEG and (lossy) WebP, 1..100.
         icc_profile: of the picture's colours; None: they are sRGB, which the file need not say.
 
@@ -43,6 +43,8 @@ def encode_image(
         chunks = PngInfo()
         if parameters is not None:
             chunks.add_text("parameters", parameters)
+        if png_level == 1:
+            return encode_png(image, icc_profile, [chunk[:2] for chunk in chunks.chunks])
         image.save(buffer, "PNG", pnginfo=chunks, compress_level=png_level, icc_profile=icc_profile)
         return buffer.getvalue()
     exif = b"" if parameters is None else _user_comment(parameters)

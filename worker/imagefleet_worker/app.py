@@ -17,7 +17,7 @@ from imagefleet_shared.ledger import UNREACHABLE, Ledger
 from imagefleet_shared.presence import ANNOUNCE_S, ModelInfo, WorkerInfo, announce, withdraw
 from imagefleet_shared.routing import QUEUES
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
-from imagefleet_shared.storage import open_store
+from imagefleet_shared.storage import ObjectStore, open_store
 
 from . import metrics
 from .attention import choose_attention
@@ -84,6 +84,7 @@ class Worker:
         device: of its engine.
         beat_fd: pipe to the parent; None without one.
         renderer: what draws; None: the real thing.
+        store: where pictures go; None: the one that the settings name.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class Worker:
         device: torch.device,
         beat_fd: int | None,
         renderer: Renderer | None = None,
+        store: ObjectStore | None = None,
     ) -> None:
         broker = BrokerSettings()
-        store = open_store(StorageSettings())
+        store = store or open_store(StorageSettings())
         self._name, self._settings, self._device = name, settings, device
         self._redis: Redis = connect(broker, retries=_PATIENCE)
         self._celery: Celery = make_celery(broker)

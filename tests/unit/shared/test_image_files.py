@@ -64,11 +64,26 @@ def test_a_text_too_long_for_jpeg_is_refused_and_fits_the_others() -> None:
         assert read_parameters(encode_image(noise(8, 8), format, "x" * 33_000)) == "x" * 33_000
 
 
-def test_png_is_lossless_at_every_level_and_quality_counts_elsewhere() -> None:
+@pytest.mark.parametrize("level", [0, 1, 9])
+@pytest.mark.parametrize("size", [(64, 64), (1, 1), (1, 200), (200, 1), (7, 128), (9, 129)])
+def test_png_is_lossless_at_every_level_and_size(level: int, size: tuple[int, int]) -> None:
+    gradient = Image.linear_gradient("L").resize(size)
+    clear = noise(*size)
+    clear.putalpha(gradient)
+    for image in (noise(*size), gradient.convert("RGB"), clear):
+        data = encode_image(image, "png", INFOTEXT, png_level=level, icc_profile=b"colours")
+        with Image.open(io.BytesIO(data)) as png:
+            png.verify()
+        back = open_image(data)
+        assert (back.mode, back.tobytes()) == (image.mode, image.tobytes())
+        assert back.info["icc_profile"] == b"colours"
+
+
+def test_the_levels_of_png_differ_in_bytes_and_jpeg_and_webp_heed_quality() -> None:
+    image = Image.linear_gradient("L").convert("RGB").resize((300, 300))
+    sizes = [len(encode_image(image, "png", None, png_level=level)) for level in (9, 1, 0)]
+    assert sizes == sorted(set(sizes))
     image = noise(64, 64)
-    for level in (0, 1, 9):
-        data = encode_image(image, "png", None, png_level=level)
-        assert open_image(data).tobytes() == image.tobytes()
     for format in ("jpeg", "webp"):
         assert len(encode_image(image, format, None, quality=20)) < len(
             encode_image(image, format, None)

@@ -1,0 +1,104 @@
+"""What the benchmarks measured, and the README's lines that say it."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[1] / "tests/benchmarks/results"
+_RANK = 32
+
+Row = Mapping[str, str | float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The figures of one benchmark."""
+
+    date: str
+    machine: str
+    rows: tuple[Row, ...]
+
+    def row(self, **wanted: str | float) -> Row:
+        """The one row with these values."""
+        [row] = [row for row in self.rows if all(row[key] == wanted[key] for key in wanted)]
+        return row
+
+
+def found(name: str) -> Result | None:
+    """A benchmark's result; None where it was not run yet."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return None
+    facts = json.loads(path.read_text())
+    return Result(facts["date"], facts["machine"], tuple(facts["rows"]))
+
+
+def speed_lines() -> str:
+    """The README's list of figures, with those of every benchmark that was run."""
+    lines = [
+        f"- {line} ({result.machine}, {result.date}).\n"
+        for name, lines_of in _LINES.items()
+        if (result := found(name))
+        for line in lines_of(result)
+    ]
+    return "".join(lines)
+
+
+def _fleet(result: Result) -> Iterator[str]:
+    ours = result.row(way="fleet")
+    yield (
+        f"32 mixed jobs on the demo's model: {_figure(ours, 'images/s')} images/s, "
+        f"{_figure(ours, 'times plain diffusers')} times plain diffusers, "
+        f"{_figure(ours, 'times usual Celery worker')} times a Celery worker that draws, "
+        "encodes and uploads job by job"
+    )
+
+
+def _trace(result: Result) -> Iterator[str]:
+    ours = result.row(way="engine")
+    yield (
+        f"200 jobs with 20 sets of LoRAs: {_figure(ours, 'total s')} s, "
+        f"{_figure(ours, 'times as fast as arrival order')} times as fast as one by one, "
+        f"{_figure(ours, 'times as fast as diffusers')} times as fast as diffusers, which loads, "
+        "fuses, unfuses and unloads for each"
+    )
+
+
+def _switch(result: Result) -> Iterator[str]:
+    for family, name in (("sd1", "SD 1.5"), ("sdxl", "SDXL")):
+        row = result.row(family=family, rank=_RANK, loras=1)
+        yield (
+            f"Another LoRA of rank {_RANK} on {name}, full size: {_figure(row, 'change_s')} CPU "
+            f"seconds, back to one that was on before {_figure(row, 'back_s')}; "
+            f"diffusers {_figure(row, 'diffusers_s')}"
+        )
+
+
+def _idle(result: Result) -> Iterator[str]:
+    [row] = result.rows
+    yield (
+        f"Pictures of 8 megapixels and a store 200 ms away leave the GPU idle for "
+        f"{_figure(row, 'idle %')} % of the time; an engine that sleeps stands for the GPU"
+    )
+
+
+def _round_trip(result: Result) -> Iterator[str]:
+    row = result.row(part="submit to result, all of it")
+    yield (
+        f"Queue, ledger and a local store add {_figure(row, 'median ms')} ms to a job, "
+        f"{_figure(row, 'p95 ms')} ms at the 95th percentile"
+    )
+
+
+_LINES: dict[str, Callable[[Result], Iterator[str]]] = {
+    "fleet": _fleet,
+    "trace": _trace,
+    "switch": _switch,
+    "idle": _idle,
+    "round_trip": _round_trip,
+}
+
+
+def _figure(row: Row, key: str) -> str:
+    return f"{float(row[key]):.2g}" if float(row[key]) < 10 else f"{float(row[key]):.0f}"
