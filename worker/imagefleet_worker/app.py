@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from contextlib import suppress
 from threading import Event, Thread, Timer
 
 import torch
@@ -24,12 +25,14 @@ from .delivery import Delivery
 from .engine import Engine, Renderer
 from .generate import Studio
 from .heartbeat import Heartbeat, die_with_parent
+from .intake import Intake
 from .lease import LeaseKeeper
 from .models.listing import Kind
 from .models.pipelines import PipelineCache
 from .models.store import ModelFile, ModelStore
 from .pictures import Spool
 from .resolve import Resolver
+from .room import HOST_MEMORY, CudaMemory
 from .settings import WorkerSettings
 from .tasks import register
 from .upscale.cache import UpscalerCache
@@ -103,7 +106,10 @@ class Worker:
             lambda: renderer or make_studio(settings, self._models, device),
             Heartbeat(beat_fd),
             settings.max_batch_pixels,
+            settings.gather_ms / 1000,
+            CudaMemory(device) if device.type == "cuda" else HOST_MEMORY,
         )
+        self._intake = Intake(self._redis, name, settings.queues, settings.slots)
         self._stopping = Event()
         delivery = Delivery(
             worker=name,
@@ -113,11 +119,13 @@ class Worker:
             models=self._models,
             resolver=self._resolver,
             engine=self._engine,
+            intake=self._intake,
             store=store,
             spool=Spool(settings.spool_dir),
             png_level=settings.png_level,
         )
         register(self._celery, settings.queues, delivery)
+        self._celery.steps["consumer"].add(self._intake.step())
 
     def run(self) -> None:
         """Serve until SIGTERM, then finish what runs, or hand it back."""
@@ -126,7 +134,9 @@ class Worker:
         self._engine.start()
         self._engine.ready.result()
         self._keeper.start()
-        Thread(target=self._announce, name="announce", daemon=True).start()
+        self._intake.start()
+        announcing = Thread(target=self._announce, name="announce", daemon=True)
+        announcing.start()
         Thread(target=self._reconcile, name="reconcile", daemon=True).start()
         worker_shutting_down.connect(self._drain, weak=False)
         try:
@@ -139,7 +149,8 @@ class Worker:
             ).start()
         finally:
             self._stopping.set()
-            withdraw(self._redis, self._name)
+            self._intake.close()
+            announcing.join()
 
     def _drain(self, **_: object) -> None:
         log.info("draining: running jobs have %g s to finish", self._settings.drain_timeout_s)
@@ -155,6 +166,9 @@ class Worker:
             except (*UNREACHABLE, ImagefleetError) as exc:
                 log.warning("not announced: %s", exc)
             self._stopping.wait(ANNOUNCE_S)
+        # Before the jobs held have ended: the others' shares of what waits grow at once.
+        with suppress(*UNREACHABLE):
+            withdraw(self._redis, self._name)
 
     def _info(self) -> WorkerInfo:
         kinds: tuple[Kind, ...] = ("checkpoint", "lora", "embedding", "upscaler")

@@ -19,6 +19,7 @@ from imagefleet_shared.storage import ObjectStore
 
 from . import metrics
 from .engine import Engine
+from .intake import Holding, Intake
 from .lease import HandBack, HeldJob, LeaseKeeper, LeaseLost
 from .models.store import ModelStore
 from .pictures import Picture, Spool, encode_pictures
@@ -46,6 +47,7 @@ class Delivery:
         models: ModelStore,
         resolver: Resolver,
         engine: Engine,
+        intake: Intake,
         store: ObjectStore,
         spool: Spool,
         png_level: int,
@@ -57,6 +59,7 @@ class Delivery:
         self._models = models
         self._resolver = resolver
         self._engine = engine
+        self._intake = intake
         self._store = store
         self._spool = spool
         self._png_level = png_level
@@ -74,8 +77,8 @@ class Delivery:
         if lease is None:
             return "nothing to do: held by another worker, or ended"
         try:
-            with self._keeper.hold(lease) as held:
-                result = self._do(held)
+            with self._keeper.hold(lease) as held, self._intake.hold(lease.job.kind) as holding:
+                result = self._do(held, holding)
         except LeaseLost:
             return "lost: another worker has the job"
         except HandBack:
@@ -89,7 +92,7 @@ class Delivery:
             raise failure from exc
         return self._succeed(lease, result)
 
-    def _do(self, held: HeldJob) -> JobResult:
+    def _do(self, held: HeldJob, holding: Holding) -> JobResult:
         job, leased = held.job, monotonic()
         folder = job_folder(job.id, job.submitted_s)
         if job.progress.attempt > 1:
@@ -97,12 +100,16 @@ class Delivery:
             finished = self._patiently(held, lambda: self._store.find(manifest_key(folder)))
             if finished is not None:
                 return JobResult.model_validate_json(finished)
-        resolved = self._patiently(held, lambda: self._resolver.resolve(job))
-        ready = monotonic()
-        pictures, drawn, rendered = self._spool.find(job.id), None, ready
-        if pictures is None:
-            drawn = self._engine.render(resolved, held.tell, held)
-            rendered = monotonic()
+        with self._engine.expected() as ticket:
+            resolved = self._patiently(held, lambda: self._resolver.resolve(job))
+            ready = monotonic()
+            spooled = self._spool.find(job.id)
+            drawn = None
+            if not spooled:
+                drawn = self._engine.render(resolved, held.tell, held, job.priority, ticket)
+        holding.drawn()
+        rendered, pictures = monotonic(), spooled or ()
+        if drawn:
             held.tell("store", 0, len(drawn.images))
             pictures = encode_pictures(resolved, drawn.images, self._models, self._png_level)
         images = self._store_pictures(held, folder, pictures)
