@@ -47,7 +47,7 @@ class WorkerInfo(Frozen):
 
 def announce(redis: Redis, worker: WorkerInfo) -> None:
     """Say that the worker lives; it is forgotten unless this is repeated."""
-    now_s = cast(tuple[int, int], redis.time())[0]
+    now_s = redis.time()[0]
     pipeline = redis.pipeline()
     pipeline.set(worker_key(worker.name), worker.model_dump_json(), ex=_FORGET_S)
     for kind in worker.kinds:

@@ -1,7 +1,7 @@
 """A small backlog spreads over the workers, a large one is drawn in large batches."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,8 @@ from imagefleet_producer import GenerateRequest, Job
 from imagefleet_shared.backlog import read_backlog
 from imagefleet_shared.broker import connect
 from imagefleet_shared.presence import ANNOUNCE_S
+from localfleet.process import Process
 from tests.fleet import TestFleet, wait_for
-
-BATCHES = {"max_batch_pixels": str(16 * 64 * 64), "slots": "16"}
 
 
 @pytest.fixture
@@ -42,6 +41,23 @@ def enqueue(fleet: TestFleet, name: str, seconds: float) -> Job:
     return fleet.client.generate(request)
 
 
+def start(fleet: TestFleet) -> Process:
+    return fleet.start_sleeper(max_batch_pixels=str(16 * 64 * 64), slots="16")
+
+
+def workers_of(jobs: Iterable[Job]) -> set[str]:
+    return {job.result(timeout=60).worker for job in jobs}
+
+
+def wait_until_both_take_jobs(fleet: TestFleet) -> None:
+    """A worker announces itself a moment before its consumer is connected."""
+    wait_for(
+        lambda: len(workers_of([enqueue(fleet, "early", 0.5), enqueue(fleet, "early", 0.5)])) == 2,
+        60,
+        "both take jobs",
+    )
+
+
 def serving(fleet: TestFleet) -> int:
     with connect(fleet.broker, retries=2) as redis:
         return read_backlog(redis, ["generate"], "a worker that looks on")["generate"].workers - 1
@@ -49,12 +65,11 @@ def serving(fleet: TestFleet) -> int:
 
 def test_two_jobs_go_to_two_idle_workers_and_many_go_to_both_in_batches(fleet: TestFleet) -> None:
     for _ in range(2):
-        fleet.start_sleeper(**BATCHES)
-    first = enqueue(fleet, "both", 0.1)
-    first.result(timeout=60)
+        start(fleet)
+    wait_until_both_take_jobs(fleet)
     for turn in range(3):
         two = [enqueue(fleet, f"two-{turn}-{place}", 2) for place in range(2)]
-        assert len({job.result(timeout=60).worker for job in two}) == 2
+        assert len(workers_of(two)) == 2
 
     # While both are at work, a backlog gathers.
     busy = [enqueue(fleet, f"busy-{place}", 2) for place in range(2)]
@@ -70,13 +85,14 @@ def test_two_jobs_go_to_two_idle_workers_and_many_go_to_both_in_batches(fleet: T
 
 
 def test_when_a_worker_dies_the_other_takes_its_share_too(fleet: TestFleet) -> None:
-    victim, _ = (fleet.start_sleeper(**BATCHES) for _ in range(2))
+    victim, _ = (start(fleet) for _ in range(2))
+    wait_until_both_take_jobs(fleet)
     assert serving(fleet) == 2
-    busy = [enqueue(fleet, f"busy-{place}", 1) for place in range(2)]
+    busy = [enqueue(fleet, f"busy-{place}", 3) for place in range(2)]
     wait_for(lambda: all(job.progress().step > 0 for job in busy), 60, "both are at work")
     victim.kill()
     wait_for(lambda: serving(fleet) == 1, 3 * ANNOUNCE_S + 15, "it is taken for gone")
     many = [enqueue(fleet, f"many-{place}", 0.5) for place in range(16)]
-    results = [job.result(timeout=60) for job in [*busy, *many]]
-    assert len({result.worker for result in results[2:]}) == 1
-    assert max(result.timings.batch_jobs for result in results) >= 8
+    assert len(workers_of(many)) == 1
+    assert len(workers_of(busy)) == 1, "the dead one's job was done too"
+    assert max(job.result().timings.batch_jobs for job in many) >= 8

@@ -44,19 +44,20 @@ class Holding:
     """A job between its lease and its end."""
 
     def __init__(self, intake: "Intake", kind: JobKind) -> None:
-        self._intake, self._kind = intake, kind
+        self._intake = intake
+        self._kind: JobKind = kind
         self._drawn = False
 
     def drawn(self) -> None:
         """The device is done with it: another may take its place."""
         if not self._drawn:
             self._drawn = True
-            self._intake.count(held={self._kind: -1}, drawn=1)
+            self._intake.count(self._kind, held=-1, drawn=1)
 
     def end(self) -> None:
         """It has ended, drawn or not."""
         self.drawn()
-        self._intake.count(held={}, drawn=-1)
+        self._intake.count(self._kind, held=0, drawn=-1)
 
 
 class Intake(Thread):
@@ -78,17 +79,17 @@ class Intake(Thread):
     @contextmanager
     def hold(self, kind: JobKind) -> Generator[Holding]:
         """Count a job for as long as the context lasts."""
-        self.count(held={kind: 1}, drawn=0)
+        self.count(kind, held=1, drawn=0)
         holding = Holding(self, kind)
         try:
             yield holding
         finally:
             holding.end()
 
-    def count(self, *, held: Mapping[JobKind, int], drawn: int) -> None:
+    def count(self, kind: JobKind, *, held: int, drawn: int) -> None:
         """Add to the jobs held and to those drawn, and look anew."""
         with self._changed:
-            self._held.update(held)
+            self._held[kind] += held
             self._drawn += drawn
             self._news = True
             self._changed.notify()
@@ -100,13 +101,13 @@ class Intake(Thread):
         class IntakeStep(bootsteps.StartStopStep):
             requires = ("celery.worker.consumer.tasks:Tasks",)
 
-            def start(self, c: Any) -> None:  # noqa: ANN401 — Celery is not typed
-                read_every_reply(c.task_consumer.channel)
-                c.qos.value = 1
-                c.qos.set(1)
-                intake.attach(c)
+            def start(self, parent: Any) -> None:  # noqa: ANN401 — Celery is not typed
+                read_every_reply(parent.task_consumer.channel)
+                parent.qos.value = 1
+                parent.qos.set(1)
+                intake.attach(parent)
 
-            def stop(self, c: Any) -> None:  # noqa: ANN401
+            def stop(self, parent: Any) -> None:  # noqa: ANN401
                 intake.attach(None)
 
         return IntakeStep

@@ -13,7 +13,7 @@ from imagefleet_shared.errors import OutOfMemory
 USABLE = 0.9
 """Share of the free memory that a batch is planned for; blocks of other sizes keep the rest."""
 GROWTH = 1.02
-"""Out of memory, a family's batches are halved. Each one that fits, and has at least half of what is
+"""Out of memory, a family's batches are halved. Each that fits, and has at least half of what is
 allowed, then allows so much more: twice as much after 35, so seldom is a size tried again."""
 
 

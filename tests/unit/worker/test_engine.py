@@ -309,10 +309,11 @@ def test_nobody_waits_longer_than_the_window(generate: ResolvedJob) -> None:
 def test_a_job_that_failed_on_its_way_is_waited_for_no_more(generate: ResolvedJob) -> None:
     with Host(Roomy(), generate, LONG_S) as host:
         host.renderer.gate.set()
+        early: list[Future[Rendered]] = []
         with suppress(CorruptFile), host.engine.expected():
-            early = host.give()
+            early.append(host.give())
             raise CorruptFile("found while it was resolved")
-        assert early.result(10).batch_jobs == 1
+        assert early[0].result(10).batch_jobs == 1
 
 
 def test_after_running_out_of_memory_batches_are_smaller_and_grow_back_slowly(
