@@ -1,12 +1,13 @@
-"""A small backlog spreads over the workers, a large one is drawn in large batches."""
+"""Which jobs workers take, and in which order: a small backlog spreads, a large one batches."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from imagefleet_producer import GenerateRequest, Job
+from imagefleet_producer import GenerateRequest, Job, JobStatus
 from imagefleet_shared.backlog import read_backlog
 from imagefleet_shared.broker import connect
 from imagefleet_shared.presence import ANNOUNCE_S
@@ -36,9 +37,11 @@ def fleet(
     fleet.close()
 
 
-def enqueue(fleet: TestFleet, name: str, seconds: float) -> Job:
+def enqueue(
+    fleet: TestFleet, name: str, seconds: float, priority: Literal["high", "low"] = "high"
+) -> Job:
     request = GenerateRequest(prompt=f"{name} {seconds}", checkpoint="demo", width=64, height=64)
-    return fleet.client.generate(request)
+    return fleet.client.generate(request, priority=priority)
 
 
 def start(fleet: TestFleet) -> Process:
@@ -96,3 +99,16 @@ def test_when_a_worker_dies_the_other_takes_its_share_too(fleet: TestFleet) -> N
     assert len(workers_of(many)) == 1
     assert len(workers_of(busy)) == 1, "the dead one's job was done too"
     assert max(job.result().timings.batch_jobs for job in many) >= 8
+
+
+def test_of_the_jobs_that_a_worker_holds_those_of_higher_priority_go_first(
+    fleet: TestFleet,
+) -> None:
+    fleet.start_sleeper(max_batch_pixels="0")
+    first = enqueue(fleet, "first", 3)
+    wait_for(lambda: first.progress().step > 0, 60, "the first is at work")
+    jobs = [enqueue(fleet, "low", 0.1, "low"), enqueue(fleet, "high", 0.1)]
+    wait_for(lambda: all(job.status() is JobStatus.RUNNING for job in jobs), 60, "both are held")
+    assert fleet.runs() == ["first"]
+    workers_of(jobs)
+    assert fleet.runs() == ["first", "high", "low"]
