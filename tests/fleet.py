@@ -52,10 +52,13 @@ class TestFleet:
         return process.start()
 
     def start_sleeper(self, supervised: bool = False, **settings: str) -> Process:
-        """Start a worker whose engine sleeps; its renderings are in `runs`."""
+        """Start a worker whose engine sleeps; its renderings are in `runs`.
+
+        It takes one job at a time, unless `max_batch_pixels` says otherwise.
+        """
         options = ["--supervised"] if supervised else []
         arguments = ["-m", "tests.chaos.sleeping_worker", str(self.runs_file), *options]
-        return self.start_worker(arguments, **settings)
+        return self.start_worker(arguments, **{"max_batch_pixels": "0", **settings})
 
     @property
     def runs_file(self) -> Path:

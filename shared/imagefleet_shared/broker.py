@@ -30,6 +30,8 @@ def make_celery(settings: BrokerSettings) -> Celery:
         task_send_sent_event=True,
         worker_send_task_events=True,
         worker_prefetch_multiplier=1,
+        # How many messages a worker takes it decides itself, after a lost connection too.
+        worker_enable_prefetch_count_reduction=False,
         # Keep what app.py of the worker sets up; apps configure their own logging.
         worker_hijack_root_logger=False,
         # The worker outlives any outage of Redis.

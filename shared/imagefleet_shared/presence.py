@@ -6,10 +6,11 @@ from typing import cast
 from redis import Redis
 
 from .fields import Frozen, JobKind
-from .routing import PREFIX, worker_key
+from .routing import PREFIX, QUEUES, serving_key, worker_key
 
 ANNOUNCE_S = 5
 """How often a worker renews its announcement; it is forgotten after three times that."""
+_FORGET_S = 3 * ANNOUNCE_S
 
 
 class ModelInfo(Frozen):
@@ -47,12 +48,22 @@ class WorkerInfo(Frozen):
 
 def announce(redis: Redis, worker: WorkerInfo) -> None:
     """Say that the worker lives; it is forgotten unless this is repeated."""
-    redis.set(worker_key(worker.name), worker.model_dump_json(), ex=3 * ANNOUNCE_S)
+    now_s = redis.time()[0]
+    pipeline = redis.pipeline()
+    pipeline.set(worker_key(worker.name), worker.model_dump_json(), ex=_FORGET_S)
+    for kind in worker.kinds:
+        pipeline.zremrangebyscore(serving_key(kind), "-inf", now_s)
+        pipeline.zadd(serving_key(kind), {worker.name: now_s + _FORGET_S})
+    pipeline.execute()
 
 
 def withdraw(redis: Redis, name: str) -> None:
     """Take the announcement back at once."""
-    redis.delete(worker_key(name))
+    pipeline = redis.pipeline()
+    pipeline.delete(worker_key(name))
+    for kind in QUEUES:
+        pipeline.zrem(serving_key(kind), name)
+    pipeline.execute()
 
 
 def live_workers(redis: Redis) -> list[WorkerInfo]:

@@ -54,6 +54,12 @@ def worker_key(name: str) -> str:
     return f"{PREFIX}worker:{name}"
 
 
+def serving_key(kind: JobKind) -> str:
+    """Sorted set of the names of workers that take this kind of job; score: Redis's time, s, at
+    which one that said nothing more is taken for gone."""
+    return f"{PREFIX}serving:{kind}"
+
+
 def queue_list(queue: str, priority: Priority) -> str:
     """The Redis list in which kombu keeps a queue's messages of one priority."""
     step = PRIORITIES[priority]

@@ -3,7 +3,8 @@
     python -m tests.chaos.sleeping_worker RUNS [--supervised]
 
 A prompt is a name and what to do: "fox 0.5" sleeps half a second, "fox hang" hangs the engine, and
-"fox die" kills the process. Each rendering appends the name to the file RUNS.
+"fox die" kills the process. Each rendering appends the name to the file RUNS. A batch takes as long
+as its longest job.
 """
 
 import os
@@ -32,26 +33,29 @@ class Sleeper:
         self._runs = runs
 
     def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
-        [job] = jobs
-        assert isinstance(job, ResolvedGenerate)
-        name, order = job.request.prompt.split()
+        drawings = [job for job in jobs if isinstance(job, ResolvedGenerate)]
+        names, orders = zip(*(job.request.prompt.split() for job in drawings), strict=True)
         with self._runs.open("a") as runs:
-            runs.write(f"{name}\n")
-        steps = 1 if order in ("die", "hang") else round(float(order) / STEP_S)
+            runs.writelines(f"{name}\n" for name in names)
+        deadly, hanging = "die" in orders, "hang" in orders
+        steps = 1 if deadly or hanging else round(max(map(float, orders)) / STEP_S)
         stages.begin("denoise", steps)
-        if order == "die":
+        if deadly:
             # At work, and the ledger knows it.
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
         for _ in range(steps):
-            time.sleep(10_000 if order == "hang" else STEP_S)
+            time.sleep(10_000 if hanging else STEP_S)
             stages.step()
-        return [[Image.new("RGB", (64, 64), (seed % 256, 0, 0)) for seed in job.seeds.seeds]]
+        return [
+            [Image.new("RGB", (64, 64), (seed % 256, 0, 0)) for seed in job.seeds.seeds]
+            for job in drawings
+        ]
 
 
 def main() -> None:
     runs, *options = sys.argv[1:]
-    settings = WorkerSettings(max_batch_pixels=0)
+    settings = WorkerSettings()
     if "--supervised" in options:
         command = (sys.executable, "-m", "tests.chaos.sleeping_worker", runs)
         seat = Seat(f"seat-{os.getpid()}", "cpu")

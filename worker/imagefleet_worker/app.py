@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from contextlib import suppress
 from threading import Event, Thread, Timer
 from typing import get_args
 
@@ -28,12 +29,14 @@ from .faces.restore import FaceRestorer
 from .finish import Finisher
 from .generate import Studio
 from .heartbeat import Heartbeat, die_with_parent
+from .intake import Intake
 from .lease import LeaseKeeper
 from .models.listing import NamedKind
 from .models.pipelines import PipelineCache
 from .models.store import ModelFile, ModelStore
 from .pictures import Spool
 from .resolve import Resolver
+from .room import HOST_MEMORY, CudaMemory
 from .settings import WorkerSettings
 from .tasks import register
 from .upscale.cache import UpscalerCache
@@ -111,7 +114,10 @@ class Worker:
             lambda: renderer or make_studio(settings, self._models, device),
             Heartbeat(beat_fd),
             settings.max_batch_pixels,
+            settings.gather_ms / 1000,
+            CudaMemory(device) if device.type == "cuda" else HOST_MEMORY,
         )
+        self._intake = Intake(self._redis, name, settings.queues, settings.slots)
         self._stopping = Event()
         delivery = Delivery(
             worker=name,
@@ -121,11 +127,13 @@ class Worker:
             models=self._models,
             resolver=self._resolver,
             engine=self._engine,
+            intake=self._intake,
             store=store,
             spool=Spool(settings.spool_dir),
             png_level=settings.png_level,
         )
         register(self._celery, settings.queues, delivery)
+        self._celery.steps["consumer"].add(self._intake.step())
 
     def run(self) -> None:
         """Serve until SIGTERM, then finish what runs, or hand it back."""
@@ -134,7 +142,9 @@ class Worker:
         self._engine.start()
         self._engine.ready.result()
         self._keeper.start()
-        Thread(target=self._announce, name="announce", daemon=True).start()
+        self._intake.start()
+        announcing = Thread(target=self._announce, name="announce", daemon=True)
+        announcing.start()
         Thread(target=self._reconcile, name="reconcile", daemon=True).start()
         worker_shutting_down.connect(self._drain, weak=False)
         try:
@@ -147,7 +157,8 @@ class Worker:
             ).start()
         finally:
             self._stopping.set()
-            withdraw(self._redis, self._name)
+            self._intake.close()
+            announcing.join()
 
     def _drain(self, **_: object) -> None:
         log.info("draining: running jobs have %g s to finish", self._settings.drain_timeout_s)
@@ -163,6 +174,9 @@ class Worker:
             except (*UNREACHABLE, ImagefleetError) as exc:
                 log.warning("not announced: %s", exc)
             self._stopping.wait(ANNOUNCE_S)
+        # Before the jobs held have ended: the others' shares of what waits grow at once.
+        with suppress(*UNREACHABLE):
+            withdraw(self._redis, self._name)
 
     def _info(self) -> WorkerInfo:
         files = [file for kind in get_args(NamedKind) for file in self._models.listed(kind)]

@@ -7,6 +7,10 @@ from typing import TypeVar
 
 from PIL import Image
 
+from imagefleet_shared.fields import Priority
+from imagefleet_shared.routing import PRIORITIES
+
+from .line import Setup, Traits
 from .looks import Look
 from .prompts.plan import needs_negative
 from .ready import ResolvedGenerate, ResolvedJob, ResolvedUpscale
@@ -41,21 +45,21 @@ def _shared(look: Look, guidance_scale: float) -> Hashable:
     return (look.checkpoint, look.loras, look.windows, guided)
 
 
-def together(waiting: Sequence[ResolvedJob], max_pixels: int) -> list[int]:
-    """Places of the jobs to run next: the one that waited longest, and those that fit with it.
+def traits_of(job: ResolvedJob, priority: Priority) -> Traits:
+    """What of a job decides about its turn."""
+    looks = [] if isinstance(job, ResolvedUpscale) else job.looks
+    return Traits(
+        key=batch_key(job),
+        pixels=pixels_of(job),
+        begins=_setup(looks[0]) if looks else None,
+        ends=_setup(looks[-1]) if looks else None,
+        family=looks[0].checkpoint.family if looks else None,
+        priority=PRIORITIES[priority],
+    )
 
-    Args:
-        waiting: oldest first, at least one.
-        max_pixels: of all pictures of a batch in their largest pass; one job alone may exceed it.
-    """
-    key = batch_key(waiting[0])
-    chosen, pixels = [0], pixels_of(waiting[0])
-    for place, job in enumerate(waiting[1:], start=1):
-        if key is None or batch_key(job) != key or pixels + pixels_of(job) > max_pixels:
-            continue
-        chosen.append(place)
-        pixels += pixels_of(job)
-    return chosen
+
+def _setup(look: Look) -> Setup:
+    return (look.checkpoint, look.loras)
 
 
 def pixels_of(job: ResolvedJob) -> int:

@@ -20,6 +20,7 @@ from imagefleet_shared.storage import ObjectStore
 
 from . import metrics
 from .engine import Engine
+from .intake import Holding, Intake
 from .lease import HandBack, HeldJob, LeaseKeeper, LeaseLost
 from .making import Made, make
 from .models.store import ModelStore
@@ -48,6 +49,7 @@ class Delivery:
         models: ModelStore,
         resolver: Resolver,
         engine: Engine,
+        intake: Intake,
         store: ObjectStore,
         spool: Spool,
         png_level: int,
@@ -58,6 +60,7 @@ class Delivery:
         self._keeper = keeper
         self._resolver = resolver
         self._engine = engine
+        self._intake = intake
         self._store = store
         self._spool = spool
         self._encode = partial(encode_pictures, models=models, png_level=png_level)
@@ -75,8 +78,8 @@ class Delivery:
         if lease is None:
             return "nothing to do: held by another worker, or ended"
         try:
-            with self._keeper.hold(lease) as held:
-                result = self._do(held)
+            with self._keeper.hold(lease) as held, self._intake.hold(lease.job.kind) as holding:
+                result = self._do(held, holding)
         except LeaseLost:
             return "lost: another worker has the job"
         except HandBack:
@@ -90,7 +93,7 @@ class Delivery:
             raise failure from exc
         return self._succeed(lease, result)
 
-    def _do(self, held: HeldJob) -> JobResult:
+    def _do(self, held: HeldJob, holding: Holding) -> JobResult:
         job, leased = held.job, monotonic()
         folder = job_folder(job.id, job.submitted_s)
         if job.progress.attempt > 1:
@@ -98,10 +101,15 @@ class Delivery:
             finished = self._patiently(held, lambda: self._store.find(manifest_key(folder)))
             if finished is not None:
                 return JobResult.model_validate_json(finished)
-        resolved = self._patiently(held, lambda: self._resolver.resolve(job))
-        ready = monotonic()
-        kept = self._spool.find(job.id)
-        made = Made.before(kept) if kept else make(resolved, self._engine, held, self._encode)
+        with self._engine.expected() as ticket:
+            resolved = self._patiently(held, lambda: self._resolver.resolve(job))
+            ready = monotonic()
+            kept = self._spool.find(job.id)
+            if kept:
+                made = Made.before(kept)
+            else:
+                render = partial(self._engine.render, priority=job.priority, ticket=ticket)
+                made = make(resolved, render, held, self._encode, holding.drawn)
         images = self._store_pictures(held, folder, made.pictures)
         result = JobResult(
             job_id=job.id,

@@ -1,25 +1,24 @@
 """The one thread that touches the device: takes jobs in batches, renders them, reports steps."""
 
-import gc
 import logging
-import traceback
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from threading import Condition, Thread
 from time import monotonic
 from typing import Protocol
 
-import torch
 from PIL import Image
 
-from imagefleet_shared.errors import OutOfMemory
+from imagefleet_shared.fields import Priority
 from imagefleet_shared.status import Stage
 
 from . import metrics
-from .batching import together
-from .ready import ResolvedJob, ResolvedUpscale
+from .batching import traits_of
+from .line import Line
+from .orders import Order, Rendered, seated
+from .ready import ResolvedJob
+from .room import HOST_MEMORY, DeviceMemory, Room, translated
 from .stages import NOBODY, AllEnded, Stages, Tell, Viewer
 
 log = logging.getLogger(__name__)
@@ -41,30 +40,8 @@ class Renderer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """What the engine made of a job."""
-
-    images: list[Image.Image]
-    waited_s: float
-    """In the engine's queue."""
-    stages_s: dict[str, float]
-    """Of the whole batch."""
-    batch_jobs: int
-    """Jobs in the batch, this one included."""
-
-
-@dataclass(eq=False)
-class _Order:
-    job: ResolvedJob
-    tell: Tell
-    viewer: Viewer
-    ordered_s: float = field(default_factory=monotonic)
-    done: "Future[Rendered]" = field(default_factory=Future)
-
-
 class Engine(Thread):
-    """Runs a renderer on the jobs that wait, oldest first, those that fit together at once.
+    """Runs a renderer on the jobs that wait, those that fit together at once, in `Line`'s order.
 
     Args:
         make_renderer: makes what draws; called on the engine's thread, as everything that computes:
@@ -73,6 +50,8 @@ class Engine(Thread):
         beat: called with True at every step and with False when there is nothing to do, so that a
             parent process can tell a stall from idleness.
         max_batch_pixels: of all pictures of a batch; 0 renders every job alone.
+        gather_s: how long a batch that is not full waits for jobs that are on their way.
+        memory: of the device.
     """
 
     def __init__(
@@ -80,32 +59,63 @@ class Engine(Thread):
         make_renderer: Callable[[], Renderer],
         beat: Callable[[bool], None],
         max_batch_pixels: int,
+        gather_s: float = 0,
+        memory: DeviceMemory = HOST_MEMORY,
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self.ready: Future[None] = Future()
         """Done once the renderer is made, or with what kept it from being made."""
         self._make_renderer = make_renderer
         self._beat = beat
-        self._max_batch_pixels = max_batch_pixels
-        self._waiting: deque[_Order] = deque()
+        self._room = Room(max_batch_pixels, memory)
+        self._gather_s = gather_s
+        self._coming: set[object] = set()
+        self._line: Line[Order] = Line()
         self._changed = Condition()
         self._closed = False
 
-    def render(self, job: ResolvedJob, tell: Tell, viewer: Viewer = NOBODY) -> Rendered:
+    @contextmanager
+    def expected(self) -> Generator[object]:
+        """Announce a job: batches that have room wait a little for it.
+
+        Yields:
+            What `render` takes to know it again. Where the context ends without, it comes no more.
+        """
+        ticket = object()
+        with self._changed:
+            self._coming.add(ticket)
+        try:
+            yield ticket
+        finally:
+            with self._changed:
+                self._coming.discard(ticket)
+                self._changed.notify()
+
+    def render(
+        self,
+        job: ResolvedJob,
+        tell: Tell,
+        viewer: Viewer = NOBODY,
+        priority: Priority = "normal",
+        ticket: object = None,
+    ) -> Rendered:
         """Have a job rendered; blocks the calling thread until it is done.
 
         Args:
             job: to be rendered.
             tell: hears of every step.
             viewer: is shown sketches of the pictures, when it wants them.
+            priority: among the jobs that wait here.
+            ticket: of `expected`, if the job was.
 
         Raises:
             ImagefleetError: what the job asks for cannot be done.
             JobCanceled, JobTimeout, LeaseLost, HandBack: whatever `tell` raised.
         """
-        order = _Order(job, tell, viewer)
+        order = Order(job, traits_of(job, priority), tell, viewer)
         with self._changed:
-            self._waiting.append(order)
+            self._coming.discard(ticket)
+            self._line.join(order, order.traits)
             self._changed.notify()
         return order.done.result()
 
@@ -129,39 +139,46 @@ class Engine(Thread):
             del orders
             self._beat(False)
 
-    def _next(self) -> list[_Order]:
+    def _next(self) -> list[Order]:
         """The orders to run next; none once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
+            self._changed.wait_for(lambda: len(self._line) or self._closed)
+            if not len(self._line):
                 return []
-            jobs = [order.job for order in self._waiting]
-            places = together(jobs, self._max_batch_pixels)
-            orders = [self._waiting[place] for place in places]
-            for order in orders:
-                self._waiting.remove(order)
-            return orders
+            self._changed.wait_for(
+                lambda: not self._coming or self._line.full(self._room.pixels), self._gather_s
+            )
+            batch = self._line.take(self._room.pixels)
+        for place in batch:
+            metrics.PASSED_OVER.observe(place.passed)
+        return [place.item for place in batch]
 
-    def _run(self, renderer: Renderer, orders: Sequence[_Order]) -> None:
+    def _run(self, renderer: Renderer, orders: Sequence[Order]) -> None:
         started_s = monotonic()
-        stages = Stages([self._beating(order.tell) for order in orders], _seated(orders))
+        stages = Stages([self._beating(order.tell) for order in orders], seated(orders))
+        family, pixels = orders[0].traits.family, sum(order.traits.pixels for order in orders)
         try:
-            pictures = renderer.render([order.job for order in orders], stages)
+            with self._room.watched(family, pixels):
+                pictures = renderer.render([order.job for order in orders], stages)
             stages.end()
             metrics.BATCH_JOBS.observe(len(orders))
             for stage, seconds in stages.seconds.items():
                 metrics.STAGE_SECONDS.labels(stage).observe(seconds)
         except AllEnded:
+            self._line.forget()
             pictures = [[] for _ in orders]
         except BaseException as exc:  # Else the thread would end and its callers wait for ever.
-            error = _translated(exc)
+            self._line.forget()
+            error = translated(exc)
             if len(orders) == 1:
                 orders[0].done.set_exception(error)
                 return
-            # One of them cannot be done, or all are too many at once: each must show by itself.
-            log.warning("a batch of %d failed, each job again alone: %s", len(orders), error)
-            for order in orders:
-                self._run(renderer, [order])
+            # One of them cannot be done, or all are too many at once: halves find out which.
+            log.warning("a batch of %d failed, its halves again apart: %s", len(orders), error)
+            metrics.BATCHES_SPLIT.labels(type(error).__name__).inc()
+            middle = len(orders) // 2
+            self._run(renderer, orders[:middle])
+            self._run(renderer, orders[middle:])
             return
         for place, (order, images) in enumerate(zip(orders, pictures, strict=True)):
             if place in stages.ended:
@@ -176,27 +193,3 @@ class Engine(Thread):
             tell(stage, step, steps)
 
         return beat_and_tell
-
-
-def _seated(orders: Sequence[_Order]) -> list[tuple[Viewer, slice]]:
-    """The viewers, each with the places of its job's pictures in the batch."""
-    seated: list[tuple[Viewer, slice]] = []
-    first = 0
-    for order in orders:
-        count = 1 if isinstance(order.job, ResolvedUpscale) else len(order.job.seeds.seeds)
-        seated.append((order.viewer, slice(first, first + count)))
-        first += count
-    return seated
-
-
-def _translated(exc: BaseException) -> BaseException:
-    if not isinstance(exc, torch.OutOfMemoryError):
-        return exc
-    # The frames that failed hold the tensors that took the memory.
-    traceback.clear_frames(exc.__traceback__)
-    gc.collect()
-    torch.cuda.empty_cache()
-    return OutOfMemory(
-        "the device ran out of memory; ask for a smaller size or fewer images, or run the worker "
-        "with IMAGEFLEET_VRAM=balanced or low"
-    )

@@ -10,11 +10,12 @@ from PIL import Image
 
 from imagefleet_shared.status import Stage
 
-from .engine import Engine, Rendered
+from .orders import Rendered
 from .pictures import Picture
 from .ready import ResolvedGenerate, ResolvedJob, UpscaleJob
 from .stages import Tell, Viewer
 
+Render = Callable[[ResolvedJob, Tell, Viewer], Rendered]
 Encode = Callable[[ResolvedJob, Sequence[Image.Image]], list[Picture]]
 
 _PARTS = 1000
@@ -47,24 +48,42 @@ class Made:
 
 
 def make(
-    job: ResolvedGenerate | UpscaleJob, engine: Engine, listener: Listener, encode: Encode
+    job: ResolvedGenerate | UpscaleJob,
+    render: Render,
+    listener: Listener,
+    encode: Encode,
+    drawn: Callable[[], None],
 ) -> Made:
     """Have a job's pictures made; blocks until they are files.
+
+    Args:
+        job: what is to be made.
+        render: has the engine draw or enlarge.
+        listener: hears of the steps.
+        encode: makes files of pictures.
+        drawn: called once the engine is done with the job, before its last pictures are files.
 
     Raises:
         ImagefleetError: as the engine.
         JobCanceled, JobTimeout, LeaseLost, HandBack: whatever the listener raised.
     """
     if isinstance(job, UpscaleJob):
-        return _enlarge(job, engine, listener, encode)
-    drawn = engine.render(job, listener.tell, listener)
+        return _enlarge(job, render, listener, encode, drawn)
+    rendered = render(job, listener.tell, listener)
     done_s = monotonic()
-    listener.tell("store", 0, len(drawn.images))
-    pictures = encode(job, drawn.images)
-    return Made(pictures, drawn.waited_s, drawn.stages_s, drawn.batch_jobs, done_s)
+    drawn()
+    listener.tell("store", 0, len(rendered.images))
+    pictures = encode(job, rendered.images)
+    return Made(pictures, rendered.waited_s, rendered.stages_s, rendered.batch_jobs, done_s)
 
 
-def _enlarge(job: UpscaleJob, engine: Engine, listener: Listener, encode: Encode) -> Made:
+def _enlarge(
+    job: UpscaleJob,
+    render: Render,
+    listener: Listener,
+    encode: Encode,
+    drawn: Callable[[], None],
+) -> Made:
     """One picture after the other, so that memory holds two at most, and other jobs get their turn.
 
     A picture is encoded while the engine is at work on the next one.
@@ -78,12 +97,13 @@ def _enlarge(job: UpscaleJob, engine: Engine, listener: Listener, encode: Encode
             tell = listener.tell
             if len(pixels) > 1:
                 tell = _shared_out(tell, sum(pixels[:place]), pixels[place], sum(pixels))
-            drawn = engine.render(part, tell, listener)
+            one = render(part, tell, listener)
             if files:
                 files[-1].result()
-            files.append(encoder.submit(encode, part, drawn.images))
-            rendered.append(Rendered([], drawn.waited_s, drawn.stages_s, drawn.batch_jobs))
+            files.append(encoder.submit(encode, part, one.images))
+            rendered.append(Rendered([], one.waited_s, one.stages_s, one.batch_jobs))
         done_s = monotonic()
+        drawn()
         listener.tell("store", 0, len(pixels))
     stages = {stage for each in rendered for stage in each.stages_s}
     return Made(

@@ -12,6 +12,17 @@ STAGE_SECONDS = Histogram(
 BATCH_JOBS = Histogram(
     "imagefleet_batch_jobs", "Jobs drawn together.", buckets=(1, 2, 4, 8, 16, 32)
 )
+BATCHES_SPLIT = Counter(
+    "imagefleet_batches_split", "Batches that failed and were run again in halves.", ["error"]
+)
+PASSED_OVER = Histogram(
+    "imagefleet_passed_over",
+    "Of each job: batches that ran before it though a later job led them.",
+    buckets=(0, 1, 2, 4, 8),
+)
+SHARE = Gauge(
+    "imagefleet_share", "Jobs that this worker may hold now, of what waits, before their pictures."
+)
 
 VAE_UPCASTS = Counter(
     "imagefleet_vae_upcasts", "VAEs that overflowed in half precision and went on in float32."

@@ -65,6 +65,8 @@ class WorkerSettings(BaseSettings):
     as many."""
     max_batch_pixels: int = Field(default=2048 * 2048, ge=0)
     """Waiting jobs of equal settings are drawn together, up to so many pixels; 0: each alone."""
+    gather_ms: float = Field(default=10, ge=0, le=1000)
+    """How long a batch that has room waits for jobs on their way to the device, milliseconds."""
     max_prompt_tokens: int = Field(default=750, ge=75)
     """Longest prompt, tokens of CLIP."""
     png_level: int = Field(default=1, ge=0, le=9)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from imagefleet_shared.parts import HiresPass, ImageRef
 from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
 from imagefleet_worker.app import make_studio
-from imagefleet_worker.batching import batch_key, pixels_of, together
-from imagefleet_worker.engine import Engine, Rendered, Renderer
+from imagefleet_worker.batching import batch_key, pixels_of, traits_of
+from imagefleet_worker.engine import Engine, Renderer
+from imagefleet_worker.line import Line
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.orders import Rendered
 from imagefleet_worker.ready import ResolvedGenerate, ResolvedJob, ResolvedUpscale
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.stages import Stages
@@ -49,23 +52,36 @@ def quietly(stage: Stage, step: int, steps: int) -> None:
 
 
 def through_engine(
-    engine: Engine, jobs: Sequence[ResolvedJob], tells: Sequence[Callable[[Stage, int, int], None]]
+    studio: Renderer,
+    jobs: Sequence[ResolvedJob],
+    tells: Sequence[Callable[[Stage, int, int], None]],
 ) -> list[Rendered | Exception]:
-    def one(job: ResolvedJob, tell: Callable[[Stage, int, int], None]) -> Rendered | Exception:
+    """What an engine of its own makes of jobs that it expects all at once."""
+    engine = Engine(lambda: studio, lambda _busy: None, max_batch_pixels=10**9, gather_s=60)
+
+    def one(
+        job: ResolvedJob, tell: Callable[[Stage, int, int], None], ticket: object
+    ) -> Rendered | Exception:
         try:
-            return engine.render(job, tell)
+            return engine.render(job, tell, ticket=ticket)
         except Exception as exc:
             return exc
 
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        waiting = [pool.submit(one, job, tell) for job, tell in zip(jobs, tells, strict=True)]
-        while len(engine._waiting) < len(jobs):  # pyright: ignore[reportPrivateUsage] — before it starts
-            pass
+    with ExitStack() as stack, ThreadPoolExecutor(len(jobs)) as pool:
+        tickets = [stack.enter_context(engine.expected()) for _ in jobs]
         engine.start()
-        results = [done.result() for done in waiting]
+        results = list(pool.map(one, jobs, tells, tickets))
     engine.close()
     engine.join()
     return results
+
+
+def first_batch(jobs: Sequence[ResolvedJob], max_pixels: int) -> list[int]:
+    """Places of the jobs that run first, of those that wait."""
+    line: Line[int] = Line()
+    for place, job in enumerate(jobs):
+        line.join(place, traits_of(job, "normal"))
+    return [place.item for place in line.take(lambda _family: max_pixels)]
 
 
 def greatest_difference(one: Image.Image, other: Image.Image) -> int:
@@ -75,7 +91,7 @@ def greatest_difference(one: Image.Image, other: Image.Image) -> int:
 def test_prompts_seeds_and_counts_may_differ_within_a_batch(models: ModelStore) -> None:
     jobs = [job(models, "one", 1), job(models, "two", 2), job(models, "three", 3, num_images=4)]
     assert len({batch_key(each) for each in jobs}) == 1
-    assert together(jobs, 10**9) == [0, 1, 2]
+    assert first_batch(jobs, 10**9) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -100,13 +116,13 @@ def test_prompts_of_other_window_counts_run_apart(models: ModelStore) -> None:
     """Padding a short prompt with an empty window changed its picture."""
     short = job(models)
     longer = replace(short, look=replace(short.look, windows=2))
-    assert together([short, longer], 10**9) == [0]
+    assert first_batch([short, longer], 10**9) == [0]
 
 
 def test_a_batch_is_bounded_by_pixels_and_takes_the_oldest_first(models: ModelStore) -> None:
     jobs = [job(models, seed=seed) for seed in range(5)]
-    assert together(jobs, 3 * 64 * 64) == [0, 1, 2]
-    assert together(jobs, 0) == [0], "the oldest runs whatever its size"
+    assert first_batch(jobs, 3 * 64 * 64) == [0, 1, 2]
+    assert first_batch(jobs, 0) == [0], "the oldest runs whatever its size"
 
 
 def test_hires_counts_its_larger_pass(models: ModelStore) -> None:
@@ -119,8 +135,18 @@ def test_an_upscale_runs_alone(models: ModelStore) -> None:
         UpscaleInput(Image.new("RGB", (8, 8)), None, None, None),
         None,
     )
-    assert together([upscale, upscale, job(models)], 10**9) == [0]
-    assert together([job(models), upscale, job(models)], 10**9) == [0, 2]
+    assert first_batch([upscale, upscale, job(models)], 10**9) == [0]
+    assert first_batch([job(models), upscale, job(models)], 10**9) == [0, 2]
+
+
+def test_a_jobs_turn_depends_on_its_first_look_and_what_follows_on_its_last(
+    models: ModelStore,
+) -> None:
+    plain, other = job(models), job(models, checkpoint="demo-xl")
+    hires = job(models, "a fox <lora:demo-one:1>", hires=HiresPass(scale=2, prompt="a fox"))
+    assert traits_of(plain, "normal").begins == traits_of(hires, "normal").ends
+    assert traits_of(plain, "normal").begins != traits_of(hires, "normal").begins
+    assert traits_of(plain, "normal").family != traits_of(other, "normal").family
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "euler_ancestral", "dpmpp_2m_sde"])
@@ -128,8 +154,7 @@ def test_pictures_are_alone_as_they_are_in_a_batch(
     models: ModelStore, studio: Renderer, scheduler: str
 ) -> None:
     jobs = [job(models, p, seed, scheduler=scheduler) for seed, p in enumerate(PROMPTS)]
-    engine = Engine(lambda: studio, lambda _busy: None, max_batch_pixels=10**9)
-    results = through_engine(engine, jobs, [quietly] * len(jobs))
+    results = through_engine(studio, jobs, [quietly] * len(jobs))
     for each, result in zip(jobs, results, strict=True):
         assert isinstance(result, Rendered)
         assert result.batch_jobs == len(jobs)
@@ -155,8 +180,7 @@ def test_a_cancel_within_a_batch_leaves_the_others(models: ModelStore, studio: R
             raise JobCanceled("second")
 
     jobs = [job(models, p, seed) for seed, p in enumerate(PROMPTS)]
-    engine = Engine(lambda: studio, lambda _busy: None, max_batch_pixels=10**9)
-    first, second, *_ = through_engine(engine, jobs, [quietly, canceled, quietly, quietly])
+    first, second, *_ = through_engine(studio, jobs, [quietly, canceled, quietly, quietly])
     assert isinstance(second, JobCanceled)
     assert isinstance(first, Rendered)
     [[alone]] = studio.render([jobs[0]], Stages([quietly]))
@@ -177,12 +201,9 @@ class OutOfMemoryAbove:
         return self._studio.render(jobs, stages)
 
 
-def test_a_batch_that_is_too_large_is_drawn_job_by_job(
-    models: ModelStore, studio: Renderer
-) -> None:
+def test_a_batch_that_is_too_large_is_drawn_in_halves(models: ModelStore, studio: Renderer) -> None:
     small = OutOfMemoryAbove(studio, pictures=1)
     jobs = [job(models, p, seed) for seed, p in enumerate(PROMPTS)]
-    engine = Engine(lambda: small, lambda _busy: None, max_batch_pixels=10**9)
-    results = through_engine(engine, jobs, [quietly] * len(jobs))
+    results = through_engine(small, jobs, [quietly] * len(jobs))
     assert all(isinstance(result, Rendered) for result in results)
-    assert small.batches == [4, 1, 1, 1, 1]
+    assert small.batches == [4, 2, 1, 1, 2, 1, 1]

@@ -1,10 +1,12 @@
-"""The engine: one job at a time, in order; a job's trouble stays the job's own."""
+"""The engine: whose turn it is, with whom; a job's trouble stays the job's own."""
 
 import gc
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from threading import Event, get_ident
 
 import pytest
@@ -15,11 +17,15 @@ from imagefleet_shared.errors import CorruptFile, JobCanceled, OutOfMemory, Work
 from imagefleet_shared.parts import ImageRef
 from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
-from imagefleet_worker.engine import Engine, Rendered
+from imagefleet_worker.engine import Engine
 from imagefleet_worker.lease import HandBack
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.orders import Rendered
 from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale
+from imagefleet_worker.room import HOST_MEMORY, Room
 from imagefleet_worker.stages import Stages, Tell
 from imagefleet_worker.upscale.inputs import UpscaleInput
+from tests.jobs import resolved
 
 PICTURE = Image.new("RGB", (2, 2))
 
@@ -213,3 +219,160 @@ def test_a_renderer_that_cannot_be_made_says_why() -> None:
     engine.start()
     with pytest.raises(WorkerFailure, match="no attention backend"):
         engine.ready.result(timeout=10)
+
+
+class Roomy:
+    """A renderer with room for so many pictures; notes the size of each batch it is given."""
+
+    def __init__(self, room: int = 10**9) -> None:
+        self.room = room
+        self.batches: list[int] = []
+        self.entered, self.gate = Event(), Event()
+
+    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+        self.batches.append(len(jobs))
+        self.entered.set()
+        assert self.gate.wait(10)
+        if len(jobs) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return [[PICTURE] for _ in jobs]
+
+
+@pytest.fixture(scope="module")
+def generate(demo_models: Path) -> ResolvedJob:
+    """Any number of it fit into one batch, of 64 x 64 pixels each."""
+    return resolved(ModelStore(demo_models), width=64, height=64)
+
+
+class Host:
+    """An engine on a renderer of the test's own, and threads that give it jobs."""
+
+    def __init__(
+        self, renderer: Roomy, generate: ResolvedJob, gather_s: float, most: int = 8
+    ) -> None:
+        self.renderer, self._generate = renderer, generate
+        self.engine = Engine(
+            lambda: renderer, lambda _: None, most * 64 * 64, gather_s, memory=HOST_MEMORY
+        )
+        self._pool = ThreadPoolExecutor(32)
+
+    def __enter__(self) -> "Host":
+        self.engine.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.renderer.gate.set()
+        self.engine.close()
+        self.engine.join(10)
+        self._pool.shutdown()
+
+    def give(self, ticket: object = None) -> Future[Rendered]:
+        return self._pool.submit(self.engine.render, self._generate, ignore, ticket=ticket)
+
+    def batch_of(self, count: int) -> list[Rendered]:
+        """Jobs that the engine has all at once."""
+        with ExitStack() as stack:
+            tickets = [stack.enter_context(self.engine.expected()) for _ in range(count)]
+            given = [self.give(ticket) for ticket in tickets]
+            return [one.result(10) for one in given]
+
+
+LONG_S = 600.0
+"""A window that ends no test: only what is tested ends the wait."""
+
+
+def test_a_batch_waits_for_jobs_on_their_way_until_all_are_there(generate: ResolvedJob) -> None:
+    with Host(Roomy(), generate, LONG_S) as host, host.engine.expected() as late:
+        early = host.give()
+        assert not host.renderer.entered.wait(0.1)
+        other = host.give(late)
+        host.renderer.gate.set()
+        assert [early.result(10).batch_jobs, other.result(10).batch_jobs] == [2, 2]
+
+
+def test_a_job_alone_waits_for_nobody(generate: ResolvedJob) -> None:
+    with Host(Roomy(), generate, LONG_S) as host, host.engine.expected() as ticket:
+        host.renderer.gate.set()
+        assert host.give(ticket).result(10).batch_jobs == 1
+
+
+def test_a_full_batch_waits_for_nobody(generate: ResolvedJob) -> None:
+    with Host(Roomy(), generate, LONG_S, most=1) as host, host.engine.expected():
+        host.renderer.gate.set()
+        assert host.give().result(10).batch_jobs == 1
+
+
+def test_nobody_waits_longer_than_the_window(generate: ResolvedJob) -> None:
+    with Host(Roomy(), generate, 0.01) as host, host.engine.expected():
+        host.renderer.gate.set()
+        assert host.give().result(10).batch_jobs == 1
+
+
+def test_a_job_that_failed_on_its_way_is_waited_for_no_more(generate: ResolvedJob) -> None:
+    with Host(Roomy(), generate, LONG_S) as host:
+        host.renderer.gate.set()
+        early: list[Future[Rendered]] = []
+        with suppress(CorruptFile), host.engine.expected():
+            early.append(host.give())
+            raise CorruptFile("found while it was resolved")
+        assert early[0].result(10).batch_jobs == 1
+
+
+def test_after_running_out_of_memory_batches_are_smaller_and_grow_back_slowly(
+    generate: ResolvedJob,
+) -> None:
+    renderer = Roomy(room=5)
+    renderer.gate.set()
+    with Host(renderer, generate, LONG_S) as host:
+        assert [one.batch_jobs for one in host.batch_of(8)] == [4] * 8
+        assert renderer.batches == [8, 4, 4], "in halves, and nothing is lost"
+        renderer.batches.clear()
+        host.batch_of(8)
+        assert renderer.batches == [4, 4], "the same batch is not tried again"
+        renderer.room = 8
+        for _ in range(40):
+            host.batch_of(8)
+        assert renderer.batches[-1] == 8
+        firsts = [renderer.batches.index(size) for size in (4, 5, 6, 7, 8)]
+        assert firsts == sorted(firsts), "step by step"
+
+
+def test_what_does_not_fit_for_one_family_says_nothing_of_another() -> None:
+    room = Room(1000, HOST_MEMORY)
+    with suppress(torch.OutOfMemoryError), room.watched("sdxl", 800):
+        raise torch.OutOfMemoryError("no room")
+    assert (room.pixels("sdxl"), room.pixels("sd1")) == (400, 1000)
+
+
+class Counted:
+    """A device of 1000 bytes on which a batch takes 100 and 2 for each pixel."""
+
+    def __init__(self) -> None:
+        self.free, self.pixels = 1000, 0
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def begin(self) -> None:
+        self.pixels = 0
+
+    def peak_bytes(self) -> int:
+        return 100 + 2 * self.pixels
+
+    def run(self, room: Room, pixels: int) -> None:
+        with room.watched("sd1", pixels):
+            self.pixels = pixels
+
+
+def test_free_memory_bounds_a_batch_by_what_a_pixel_took() -> None:
+    memory = Counted()
+    room = Room(10**6, memory)
+    assert room.pixels("sd1") == 10**6, "nothing is known yet"
+    memory.run(room, 100)
+    assert room.pixels("sd1") == 900 / 3
+    memory.run(room, 300)
+    assert room.pixels("sd1") == 900 * 300 // 700, "a larger batch tells better"
+    memory.run(room, 10)
+    assert room.pixels("sd1") == 900 * 300 // 700, "a smaller one tells nothing"
+    memory.free = 100
+    assert room.pixels("sd1") == 90 * 300 // 700

@@ -78,8 +78,12 @@ def encoded(job: ResolvedJob, images: Sequence[Image.Image]) -> list[Picture]:
     return [Picture(b"", "png", image.width, image.height, None) for image in images]
 
 
+def undrawn() -> None:
+    """Nobody waits to hear that the engine is done."""
+
+
 def test_pictures_come_in_order(engine: Engine, renderer: Enlarging) -> None:
-    made = make(job(), engine, Listener(), encoded)
+    made = make(job(), engine.render, Listener(), encoded, undrawn)
     assert renderer.sizes == [(side, side) for side in SIDES]
     assert [picture.width for picture in made.pictures] == SIDES
     assert made.batch_jobs == 1
@@ -88,7 +92,7 @@ def test_pictures_come_in_order(engine: Engine, renderer: Enlarging) -> None:
 
 def test_progress_is_shared_out_by_pixels(engine: Engine) -> None:
     listener = Listener()
-    make(job(), engine, listener, encoded)
+    make(job(), engine.render, listener, encoded, undrawn)
     assert listener.told.pop() == ("store", 0, 3)
     steps = [step for _, step, _ in listener.told]
     assert steps == sorted(steps)
@@ -101,7 +105,7 @@ def test_progress_is_shared_out_by_pixels(engine: Engine) -> None:
 
 def test_the_progress_of_one_picture_is_its_tiles(engine: Engine) -> None:
     listener = Listener()
-    make(job([8]), engine, listener, encoded)
+    make(job([8]), engine.render, listener, encoded, undrawn)
     assert listener.told[-2:] == [("upscale", 4, 4), ("store", 0, 1)]
 
 
@@ -120,7 +124,21 @@ def test_a_picture_is_encoded_while_the_next_one_is_enlarged(
             if len(renderer.sizes) == 2:
                 second.set()
 
-    assert len(make(job(), engine, Telling(), waiting).pictures) == 3
+    assert len(make(job(), engine.render, Telling(), waiting, undrawn).pictures) == 3
+
+
+def test_it_is_told_that_the_engine_is_done_once_after_the_last_picture(
+    engine: Engine, renderer: Enlarging
+) -> None:
+    drawn_after: list[int] = []
+    make(
+        job(),
+        engine.render,
+        Listener(),
+        encoded,
+        lambda: drawn_after.append(len(renderer.sizes)),
+    )
+    assert drawn_after == [3]
 
 
 def test_a_canceled_job_starts_no_further_picture(engine: Engine, renderer: Enlarging) -> None:
@@ -130,5 +148,5 @@ def test_a_canceled_job_starts_no_further_picture(engine: Engine, renderer: Enla
                 raise JobCanceled("job")
 
     with pytest.raises(JobCanceled):
-        make(job(), engine, Canceling(), encoded)
+        make(job(), engine.render, Canceling(), encoded, undrawn)
     assert len(renderer.sizes) == 2

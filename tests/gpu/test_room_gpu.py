@@ -1,0 +1,32 @@
+"""What a GPU's memory tells of a batch."""
+
+import pytest
+import torch
+
+from imagefleet_worker.room import CudaMemory
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="NOT RUN: memory of a GPU needs CUDA, there is none here"
+)
+
+MIB = 2**20
+
+
+def test_a_peak_counts_what_was_given_back_and_not_what_stays() -> None:
+    memory = CudaMemory(torch.device("cuda"))
+    memory.begin()
+    weights = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
+    passing = torch.empty(32 * MIB, dtype=torch.uint8, device="cuda")
+    del passing
+    assert memory.peak_bytes() == 32 * MIB
+    memory.begin()
+    assert memory.peak_bytes() == 0
+    del weights
+
+
+def test_what_the_allocator_keeps_unused_is_free() -> None:
+    memory = CudaMemory(torch.device("cuda"))
+    tensor = torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
+    taken = memory.free_bytes()
+    del tensor
+    assert memory.free_bytes() - taken >= 256 * MIB

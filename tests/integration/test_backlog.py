@@ -1,0 +1,51 @@
+"""What waits, and how many workers there are for it."""
+
+import pytest
+from redis import Redis
+
+from imagefleet_shared.backlog import Backlog, read_backlog
+from imagefleet_shared.broker import connect, make_celery, publish
+from imagefleet_shared.fields import JobKind
+from imagefleet_shared.presence import WorkerInfo, announce, withdraw
+from imagefleet_shared.records import Wakeup
+from imagefleet_shared.settings import BrokerSettings
+
+
+@pytest.fixture
+def broker(redis_url: str) -> BrokerSettings:
+    return BrokerSettings(redis_url=redis_url)
+
+
+@pytest.fixture
+def redis(broker: BrokerSettings) -> Redis:
+    return connect(broker, retries=2)
+
+
+def info(name: str, *kinds: JobKind) -> WorkerInfo:
+    return WorkerInfo(
+        name=name, device="cpu", slots=8, kinds=kinds, default_checkpoint=None, models=()
+    )
+
+
+def test_workers_are_counted_for_what_they_take_and_who_asks_counts_announced_or_not(
+    redis: Redis,
+) -> None:
+    announce(redis, info("one", "generate", "upscale"))
+    announce(redis, info("two", "generate"))
+    expected = {"generate": Backlog(0, 2), "upscale": Backlog(0, 1)}
+    assert read_backlog(redis, ["generate", "upscale"], "one") == expected
+    expected = {"generate": Backlog(0, 3), "upscale": Backlog(0, 2)}
+    assert read_backlog(redis, ["generate", "upscale"], "three") == expected
+    withdraw(redis, "two")
+    assert read_backlog(redis, ["generate"], "one") == {"generate": Backlog(0, 1)}
+
+
+def test_messages_of_every_priority_are_counted(redis: Redis, broker: BrokerSettings) -> None:
+    app = make_celery(broker)
+    for number, priority in enumerate(("high", "normal", "low", "low")):
+        publish(app, Wakeup(f"job-{number}", "generate", priority, number))
+    publish(app, Wakeup("other", "upscale", "normal", 9))
+    assert read_backlog(redis, ["generate", "upscale"], "one") == {
+        "generate": Backlog(4, 1),
+        "upscale": Backlog(1, 1),
+    }
