@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from time import monotonic, sleep
 from typing import TypeVar
@@ -97,11 +98,12 @@ class Delivery:
             finished = self._patiently(held, lambda: self._store.find(manifest_key(folder)))
             if finished is not None:
                 return JobResult.model_validate_json(finished)
-        resolved = self._patiently(held, lambda: self._resolver.resolve(job))
+        resolved = self._patiently(held, lambda: self._resolver.resolve(job, held.tell))
         ready = monotonic()
         pictures, drawn, rendered = self._spool.find(job.id), None, ready
         if pictures is None:
-            drawn = self._engine.render(resolved, held.tell, held)
+            meanwhile = partial(self._models.ahead.read, resolved.files)
+            drawn = self._engine.render(resolved, held.tell, held, meanwhile)
             rendered = monotonic()
             held.tell("store", 0, len(drawn.images))
             pictures = encode_pictures(resolved, drawn.images, self._models, self._png_level)

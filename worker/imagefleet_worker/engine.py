@@ -91,13 +91,20 @@ class Engine(Thread):
         self._changed = Condition()
         self._closed = False
 
-    def render(self, job: ResolvedJob, tell: Tell, viewer: Viewer = NOBODY) -> Rendered:
+    def render(
+        self,
+        job: ResolvedJob,
+        tell: Tell,
+        viewer: Viewer = NOBODY,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Rendered:
         """Have a job rendered; blocks the calling thread until it is done.
 
         Args:
             job: to be rendered.
             tell: hears of every step.
             viewer: is shown sketches of the pictures, when it wants them.
+            meanwhile: done on the calling thread while the job waits; it must compute nothing.
 
         Raises:
             ImagefleetError: what the job asks for cannot be done.
@@ -107,6 +114,8 @@ class Engine(Thread):
         with self._changed:
             self._waiting.append(order)
             self._changed.notify()
+        if meanwhile is not None:
+            meanwhile()
         return order.done.result()
 
     def close(self) -> None:

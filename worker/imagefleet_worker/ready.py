@@ -10,6 +10,7 @@ from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from .hires_size import HiresSize
 from .inpaint.prepare import PreparedImage
 from .looks import Look
+from .models.store import ModelFile
 from .passes import Steps
 from .sampling.noise import Seeds
 
@@ -55,6 +56,17 @@ class ResolvedGenerate:
         """Of every pass."""
         return [self.look, *(part.look for part in (self.refiner, self.hires) if part)]
 
+    @property
+    def files(self) -> list[ModelFile]:
+        """Checkpoints and LoRAs of every pass; embeddings are read already."""
+        loras = (lora.file for look in self.looks for lora in look.loras)
+        return [*(look.checkpoint for look in self.looks), *loras]
+
+    @property
+    def upscalers(self) -> list[str]:
+        """Names of those that it asks for; some are no models."""
+        return [part.upscaler for part in (self.hires, self.upscale) if part]
+
 
 @dataclass(frozen=True)
 class ResolvedUpscale:
@@ -65,6 +77,16 @@ class ResolvedUpscale:
     """RGB."""
     parameters: str | None
     """The text that the picture carries of its making."""
+
+    @property
+    def files(self) -> list[ModelFile]:
+        """None but the upscaler."""
+        return []
+
+    @property
+    def upscalers(self) -> list[str]:
+        """The name of its one."""
+        return [self.request.upscaler]
 
 
 ResolvedJob = ResolvedGenerate | ResolvedUpscale
