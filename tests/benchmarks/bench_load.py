@@ -33,6 +33,7 @@ from tests.full_size import write_full_size
 
 PAGES = ("cold", "cold, hashed beside", "read ahead")
 ACCESS = ("mapped", "read whole")
+_CHILD = "--child"
 
 
 class ReadWhole:
@@ -95,7 +96,7 @@ def measured(path: Path, family: Family) -> list[dict[str, str | float]]:
     rows: list[dict[str, str | float]] = []
     for pages in PAGES:
         for access in ACCESS:
-            command = [sys.executable, "-m", "tests.benchmarks.bench_load"]
+            command = [sys.executable, "-m", "tests.benchmarks.bench_load", _CHILD]
             printed = subprocess.run(
                 [*command, str(path), pages, access], check=True, capture_output=True, text=True
             ).stdout
@@ -117,8 +118,8 @@ def measured(path: Path, family: Family) -> list[dict[str, str | float]]:
 
 
 def main() -> None:
-    if len(sys.argv) == 4:
-        load(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    if sys.argv[1:2] == [_CHILD]:
+        load(Path(sys.argv[2]), *sys.argv[3:])
         return
     families = [family for family in get_args(Family) if family in (sys.argv[1:] or ["sd1"])]
     rows: list[dict[str, str | float]] = []

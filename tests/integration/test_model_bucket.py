@@ -98,7 +98,8 @@ def fetched(folder: Path) -> list[str]:
 def grown_old(folder: Path) -> None:
     """Make every version in a cache look unused for long, each longer than the next."""
     for age, version in enumerate((folder / "versions").iterdir(), start=1):
-        os.utime(version, times=(time() - age - 2 * SPARED_S,) * 2)
+        used_s = time() - age - 2 * SPARED_S
+        os.utime(version, times=(used_s, used_s))
 
 
 def test_a_bucket_is_listed_by_a1111s_folders_without_fetching_checkpoints(
@@ -127,7 +128,7 @@ def test_a_file_is_fetched_whole_and_its_hash_is_known(
     told: list[tuple[Stage, int, int]] = []
     file = store.find("upscaler", "up")
 
-    path = store.fetch(file, lambda *progress: told.append(progress))
+    path = store.fetch(file, lambda stage, step, steps: told.append((stage, step, steps)))
     assert path == file.path == store.fetched("upscaler", "up")
     assert path.read_bytes() == content
     assert store.sha256(file) == hashlib.sha256(content).hexdigest()
