@@ -33,6 +33,8 @@ from tests.full_size import write_full_size
 
 PAGES = ("cold", "cold, hashed beside", "read ahead")
 ACCESS = ("mapped", "read whole")
+REPEATS = 2
+"""The fastest counts: the machine may have other things to do."""
 _CHILD = "--child"
 
 
@@ -91,16 +93,21 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def _in_child(path: Path, pages: str, access: str) -> list[float]:
+    command = [sys.executable, "-m", "tests.benchmarks.bench_load", _CHILD]
+    printed = subprocess.run(
+        [*command, str(path), pages, access], check=True, capture_output=True, text=True
+    ).stdout
+    return [float(figure) for figure in printed.split()]
+
+
 def measured(path: Path, family: Family) -> list[dict[str, str | float]]:
     """A row for each way to load the file."""
     rows: list[dict[str, str | float]] = []
     for pages in PAGES:
         for access in ACCESS:
-            command = [sys.executable, "-m", "tests.benchmarks.bench_load", _CHILD]
-            printed = subprocess.run(
-                [*command, str(path), pages, access], check=True, capture_output=True, text=True
-            ).stdout
-            ahead_s, seconds, before, anonymous, peak = map(float, printed.split())
+            runs = [_in_child(path, pages, access) for _ in range(REPEATS)]
+            ahead_s, seconds, before, anonymous, peak = min(runs, key=lambda run: run[1])
             rows.append(
                 {
                     "checkpoint": family,

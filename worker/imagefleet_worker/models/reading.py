@@ -19,16 +19,11 @@ class ReadAhead:
     It reads and hashes, which takes nothing from the engine's thread; it computes no tensors.
 
     Args:
-        sha256: reads and hashes a file, unless that was done before.
-        known_sha256: the hash, if that was done.
+        sha256: hashes a file, unless that was done before.
     """
 
-    def __init__(
-        self,
-        sha256: Callable[[ModelFile], str | None],
-        known_sha256: Callable[[ModelFile], str | None],
-    ) -> None:
-        self._sha256, self._known_sha256 = sha256, known_sha256
+    def __init__(self, sha256: Callable[[ModelFile], str | None]) -> None:
+        self._sha256 = sha256
         self._loaded: set[ModelFile] = set()
         self._being_read: set[ModelFile] = set()
 
@@ -54,13 +49,10 @@ class ReadAhead:
                     self._being_read.discard(file)
 
     def _read(self, file: ModelFile) -> None:
-        if file.path.is_dir():
-            for weights in file.path.rglob("*.safetensors"):
-                will_need(weights)
-        elif self._known_sha256(file):
-            will_need(file.path)
-        else:
-            self._sha256(file)
+        weights = file.path.rglob("*.safetensors") if file.path.is_dir() else [file.path]
+        for path in weights:
+            will_need(path)
+        self._sha256(file)
 
 
 def sha256_of(path: Path) -> str:

@@ -57,7 +57,7 @@ class ModelStore:
         self._found: dict[tuple[Kind, str], ModelFile] = {}
         self._facts: dict[Version, Facts | None] = {}
         self._digests: dict[Version, str] = {}
-        self.ahead = ReadAhead(self.sha256, self.known_sha256)
+        self.ahead = ReadAhead(self.sha256)
 
     def listed(self, kind: Kind) -> tuple[ModelFile, ...]:
         """The models of a kind that load here, by name; ambiguous names are left out.
@@ -97,7 +97,8 @@ class ModelStore:
             raise WorkerFailure(f"several {kind}s are named {name!r}: {places}; rename all but one")
         if files[0].facts is None:
             # Read again for the reason; a file that was mended in between is fine.
-            self._read_facts(files[0])
+            files[0] = replace(files[0], facts=self._read_facts(files[0]))
+            self._facts[files[0].version] = files[0].facts
         self._found[kind, name] = files[0]
         return files[0]
 
