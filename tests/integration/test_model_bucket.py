@@ -120,6 +120,17 @@ def test_a_bucket_is_listed_by_a1111s_folders_without_fetching_checkpoints(
     assert fetched(tmp_path) == []
 
 
+def test_a_header_longer_than_what_is_read_first_is_read_whole(
+    shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    tensors = {key: torch.zeros(1, 4, 1, 1) for key in SD1}
+    content = save(tensors, metadata={"notes": "long " * 50_000})
+    shelf.put("checkpoints/a.safetensors", content)
+
+    assert store.find("checkpoint", "a").family == "sd1"
+    assert fetched(tmp_path) == []
+
+
 def test_a_file_is_fetched_whole_and_its_hash_is_known(
     shelf: Shelf, store: ModelStore, tmp_path: Path
 ) -> None:
@@ -294,10 +305,13 @@ def test_what_was_used_just_now_stays_though_the_budget_is_exceeded(
 def test_a_diffusers_folder_of_a_bucket_is_refused_and_its_parts_are_no_models(
     shelf: Shelf, store: ModelStore
 ) -> None:
+    shelf.put("checkpoints/model_index.json", b"{}")
     shelf.put("checkpoints/turbo/model_index.json", b"{}")
     shelf.put("checkpoints/turbo/unet/diffusion_pytorch_model.safetensors", CHECKPOINT)
 
-    assert store.listed("checkpoint") == ()
+    shelf.put("checkpoints/a.safetensors", CHECKPOINT)
+
+    assert [file.name for file in store.listed("checkpoint")] == ["a"]
     with pytest.raises(FileUnavailable, match="turbo is a diffusers folder"):
         store.find("checkpoint", "turbo")
 

@@ -19,6 +19,8 @@ from imagefleet_shared.errors import ImagefleetError, StorageUnavailable
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.storage import s3_client
 
+from .header import MAX_HEADER_BYTES
+
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
@@ -28,6 +30,8 @@ LISTING_S = 10
 """A listing is believed for so long: a file that is replaced is noticed this late at most."""
 PART_BYTES = 16 * 2**20
 _PARTS_AT_ONCE = 4
+_FIRST_BYTES = 64 * 2**10
+_LENGTH_BYTES = 8
 
 _GONE = {"NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416"}
 
@@ -106,6 +110,17 @@ class ModelBucket:
             raise StorageUnavailable(
                 f"{self.url_of(file)}: {len(content)} bytes instead of {end - start}"
             )
+        return content
+
+    def read_header(self, file: RemoteFile) -> bytes:
+        """Its first bytes, and of a .safetensors file the whole header; raises as `read`."""
+        if not file.size_bytes:
+            return b""
+        content = self.read(file, 0, min(file.size_bytes, _FIRST_BYTES))
+        length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+        end = min(file.size_bytes, _LENGTH_BYTES + length)
+        if length <= MAX_HEADER_BYTES and end > len(content):
+            content += self.read(file, len(content), end)
         return content
 
     def chunks(self, file: RemoteFile, start: int) -> Iterator[bytes]:

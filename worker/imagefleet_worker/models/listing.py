@@ -63,7 +63,9 @@ def kind_of(path: PurePosixPath) -> Kind | None:
 
 def is_folder_index(path: PurePosixPath) -> bool:
     """Whether a file below a model folder makes the folder that it is in a diffusers folder."""
-    return path.name == INDEX and _FOLDERS.get(path.parts[0].lower()) == "checkpoint"
+    if path.name != INDEX or len(path.parts) <= 2:
+        return False
+    return _FOLDERS.get(path.parts[0].lower()) == "checkpoint"
 
 
 def _walk(folder: Path, kind: Kind) -> Iterator[Path]:

@@ -17,15 +17,12 @@ from ..settings import WorkerSettings
 from .bucket import LISTING_S, ModelBucket, RemoteFile
 from .disk_cache import DiskCache
 from .download import download
-from .header import MAX_HEADER_BYTES
 from .listing import Kind, is_folder_index, kind_of
 from .model_file import ModelFile
 
 Tell = Callable[[Stage, int, int], None]
 """Takes the stage, and the megabytes that are there and that there will be; raises to give up."""
 
-_FIRST_BYTES = 64 * 2**10
-_LENGTH_BYTES = 8
 _MB = 10**6
 _PEEKS_AT_ONCE = 8
 
@@ -175,13 +172,7 @@ class RemoteModels:
         whole = self._place(file)
         if whole.exists() or path.exists():
             return whole if whole.exists() else path
-        content = b""
-        if file.size_bytes:
-            content = self._bucket.read(file, 0, min(file.size_bytes, _FIRST_BYTES))
-            length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-            end = min(file.size_bytes, _LENGTH_BYTES + length)
-            if length <= MAX_HEADER_BYTES and end > len(content):
-                content += self._bucket.read(file, len(content), end)
+        content = self._bucket.read_header(file)
         # Without the lock, which whoever fetches the file may hold for minutes.
         with self._disk.writing():
             self._disk.make_folder(version)
