@@ -156,6 +156,11 @@ class UpscalePass(RequestPart):
     tile_overlap: int = Field(default=16, ge=0, le=512)
     """Input pixels that neighbouring tiles share at least; the seam is blended over them."""
 
+    @property
+    def upscalers(self) -> tuple[str, ...]:
+        """Those asked for, by name."""
+        return (self.upscaler, self.upscaler_2) if self.upscaler_2 else (self.upscaler,)
+
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         by_size = self.width is not None or self.height is not None

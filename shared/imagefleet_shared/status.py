@@ -42,7 +42,8 @@ class Progress(Frozen):
     status: JobStatus
     stage: Stage = "queued"
     step: int = 0
-    """Steps (of denoise, hires), faces (of faces) or tiles (of upscale) done, from 0."""
+    """Done, from 0: steps (of denoise, hires), faces (of faces), tiles (of upscale), megabytes
+    fetched (of load)."""
     steps: int = 0
     """Steps of this stage; 0 where it has none."""
     attempt: int = 0

@@ -88,9 +88,9 @@ class S3Store:
     def __init__(self, settings: StorageSettings, bucket: str, prefix: str) -> None:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        self._s3 = _client(settings, settings.s3_endpoint_url)
+        self._s3 = s3_client(settings, settings.s3_endpoint_url)
         public = settings.s3_public_endpoint_url
-        self._public_s3 = _client(settings, public) if public else self._s3
+        self._public_s3 = s3_client(settings, public) if public else self._s3
 
     def put_new(self, key: str, content: bytes, content_type: str) -> StoredObject:
         """See `ObjectStore.put_new`; the digest is kept as the object's metadata."""
@@ -186,7 +186,8 @@ class FileStore:
         return path
 
 
-def _client(settings: StorageSettings, endpoint_url: str | None) -> "S3Client":
+def s3_client(settings: StorageSettings, endpoint_url: str | None) -> "S3Client":
+    """A client of the service that the settings name; it may be shared between threads."""
     return boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint_url,

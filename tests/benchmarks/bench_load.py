@@ -1,63 +1,140 @@
 """Time and memory of loading full-size single-file checkpoints (random fp16 weights), offline.
 
-    python -m tests.benchmarks.bench_load
+    python -m tests.benchmarks.bench_load [sd1] [sdxl]
 
-Writes 9 GB into a temporary folder. Each load runs in a process of its own, so that peak memory is
-that of this load; the file is in the page cache, as it is when a worker loads it again.
+Writes 2 GB (sd1) or 7 GB (sdxl) into a temporary folder. Each load runs in a process of its own, so
+that peak memory is that of this load. Compared are the file mapped (as we load it) and read whole,
+each from a disk that was not read before, with the hash taken beside the load, and after the job's
+own thread has read and hashed the file while it waited (`ReadAhead`).
 """
 
+import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Self, get_args
+from unittest.mock import patch
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
+from imagefleet_worker.models import single_file
 from imagefleet_worker.models.families import Family
+from imagefleet_worker.models.reading import sha256_of
 from imagefleet_worker.models.single_file import load_single_file
 from tests.benchmarks.report import report
 from tests.full_size import write_full_size
 
-FAMILIES: tuple[Family, ...] = ("sd1", "sdxl")
+PAGES = ("cold", "cold, hashed beside", "read ahead")
+ACCESS = ("mapped", "read whole")
+REPEATS = 2
+"""The fastest counts: the machine may have other things to do."""
+_CHILD = "--child"
 
 
-def load(path: Path) -> None:
+class ReadWhole:
+    """Stands where `safe_open` stands, and reads the file in one go."""
+
+    def __init__(self, path: Path, framework: str) -> None:
+        assert framework == "pt"
+        self._tensors = safetensors.torch.load(path.read_bytes())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tensors.clear()
+
+    def get_tensor(self, key: str) -> Tensor:
+        """As `safe_open` has it."""
+        return self._tensors[key]
+
+
+def drop_pages(path: Path) -> None:
+    """Have a file's pages out of the page cache, as far as the system heeds that."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def load(path: Path, pages: str, access: str) -> None:
     """Load one file and print seconds and memory; runs in the child."""
+    drop_pages(path)
+    ahead_s = 0.0
+    if pages == "read ahead":
+        ahead_s = _seconds(lambda: sha256_of(path))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    loaded = load_single_file(path, torch.device("cpu"), torch.float16)
-    seconds = time.perf_counter() - started
+    hasher = Thread(target=sha256_of, args=(path,))
+    if pages == "cold, hashed beside":
+        hasher.start()
+    opener = ReadWhole if access == "read whole" else single_file.safe_open
+    with patch.object(single_file, "safe_open", opener):
+        started = time.perf_counter()
+        loaded = load_single_file(path, torch.device("cpu"), torch.float16)
+        if hasher.ident is not None:
+            hasher.join()
+        seconds = time.perf_counter() - started
     status = Path("/proc/self/status").read_text().splitlines()
     anonymous = next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     del loaded  # Held until its memory was read.
-    print(seconds, before, anonymous, peak)
+    print(ahead_s, seconds, before, anonymous, peak)
 
 
-def main() -> None:
-    if len(sys.argv) == 2:
-        load(Path(sys.argv[1]))
-        return
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _in_child(path: Path, pages: str, access: str) -> list[float]:
+    command = [sys.executable, "-m", "tests.benchmarks.bench_load", _CHILD]
+    printed = subprocess.run(
+        [*command, str(path), pages, access], check=True, capture_output=True, text=True
+    ).stdout
+    return [float(figure) for figure in printed.split()]
+
+
+def measured(path: Path, family: Family) -> list[dict[str, str | float]]:
+    """A row for each way to load the file."""
     rows: list[dict[str, str | float]] = []
-    with TemporaryDirectory(prefix="imagefleet-bench-") as folder:
-        for family in FAMILIES:
-            path = Path(folder) / f"{family}.safetensors"
-            write_full_size(path, family, seed=0)
-            command = [sys.executable, "-m", "tests.benchmarks.bench_load", str(path)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            seconds, before, anonymous, peak = map(float, printed.split())
+    for pages in PAGES:
+        for access in ACCESS:
+            runs = [_in_child(path, pages, access) for _ in range(REPEATS)]
+            ahead_s, seconds, before, anonymous, peak = min(runs, key=lambda run: run[1])
             rows.append(
                 {
                     "checkpoint": family,
                     "file GB": path.stat().st_size / 1e9,
+                    "page cache": pages,
+                    "file": access,
+                    "read ahead s": ahead_s,
                     "load s": seconds,
                     "GiB before": before / 2**20,
                     "GiB own after": anonymous / 2**20,
                     "GiB peak, mapped file included": peak / 2**20,
                 }
             )
+    return rows
+
+
+def main() -> None:
+    if sys.argv[1:2] == [_CHILD]:
+        load(Path(sys.argv[2]), *sys.argv[3:])
+        return
+    families = [family for family in get_args(Family) if family in (sys.argv[1:] or ["sd1"])]
+    rows: list[dict[str, str | float]] = []
+    with TemporaryDirectory(prefix="imagefleet-bench-") as folder:
+        for family in families:
+            path = Path(folder) / f"{family}.safetensors"
+            write_full_size(path, family, seed=0)
+            rows += measured(path, family)
             path.unlink()
     report("load", rows)
 

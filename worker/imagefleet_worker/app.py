@@ -33,6 +33,7 @@ from .intake import Intake
 from .lease import LeaseKeeper
 from .models.listing import NamedKind
 from .models.pipelines import PipelineCache
+from .models.remote import open_remote
 from .models.store import ModelFile, ModelStore
 from .pictures import Spool
 from .resolve import Resolver
@@ -66,9 +67,10 @@ def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.devi
         originals_bytes=int(settings.originals_gb * 1e9),
         copies_bytes=int(settings.merged_cache_gb * 1e9),
         verify_every=settings.verify_every,
+        host_bytes=int(settings.host_cache_gb * 1e9),
     )
     upscalers = UpscalerCache(
-        lambda name: models.find("upscaler", name).path,
+        lambda name: models.fetched("upscaler", name),
         device,
         dtype,
         budget_bytes=int(settings.upscaler_cache_gb * 1e9),
@@ -107,7 +109,7 @@ class Worker:
         self._ledger = Ledger(
             self._redis, record_ttl_s=broker.record_ttl_s, lease_s=settings.lease_s
         )
-        self._models = ModelStore(settings.models_dir)
+        self._models = ModelStore(settings.models_dir, open_remote(settings, StorageSettings()))
         self._resolver = Resolver(settings, self._models, store)
         self._keeper = LeaseKeeper(self._ledger)
         self._engine = Engine(
@@ -201,8 +203,8 @@ class Worker:
         )
 
     def _hash(self, file: ModelFile) -> str | None:
-        """Adapters are small and hashed at once; gigabytes only once somebody uses them."""
-        if file.kind in ("lora", "embedding"):
+        """Adapters are small and hashed at once; what is large or far, once somebody uses it."""
+        if file.kind in ("lora", "embedding") and file.remote is None:
             return self._models.sha256(file)
         return self._models.known_sha256(file)
 

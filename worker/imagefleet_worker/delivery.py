@@ -63,6 +63,7 @@ class Delivery:
         self._intake = intake
         self._store = store
         self._spool = spool
+        self._models = models
         self._encode = partial(encode_pictures, models=models, png_level=png_level)
 
     def deliver(self, job_id: str) -> str:
@@ -102,13 +103,18 @@ class Delivery:
             if finished is not None:
                 return JobResult.model_validate_json(finished)
         with self._engine.expected() as ticket:
-            resolved = self._patiently(held, lambda: self._resolver.resolve(job))
+            resolved = self._patiently(held, lambda: self._resolver.resolve(job, held.tell))
             ready = monotonic()
             kept = self._spool.find(job.id)
             if kept:
                 made = Made.before(kept)
             else:
-                render = partial(self._engine.render, priority=job.priority, ticket=ticket)
+                render = partial(
+                    self._engine.render,
+                    priority=job.priority,
+                    ticket=ticket,
+                    meanwhile=partial(self._models.ahead.read, resolved.files),
+                )
                 made = make(resolved, render, held, self._encode, holding.drawn)
         images = self._store_pictures(held, folder, made.pictures)
         result = JobResult(

@@ -98,6 +98,7 @@ class Engine(Thread):
         viewer: Viewer = NOBODY,
         priority: Priority = "normal",
         ticket: object = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Rendered:
         """Have a job rendered; blocks the calling thread until it is done.
 
@@ -107,6 +108,7 @@ class Engine(Thread):
             viewer: is shown sketches of the pictures, when it wants them.
             priority: among the jobs that wait here.
             ticket: of `expected`, if the job was.
+            meanwhile: done on the calling thread while the job waits; it must compute nothing.
 
         Raises:
             ImagefleetError: what the job asks for cannot be done.
@@ -117,6 +119,8 @@ class Engine(Thread):
             self._coming.discard(ticket)
             self._line.join(order, order.traits)
             self._changed.notify()
+        if meanwhile is not None:
+            meanwhile()
         return order.done.result()
 
     def close(self) -> None:

@@ -103,7 +103,7 @@ class Studio:
         """The checkpoint of a look, with its adapters on and its texts encoded."""
         shared, request = look_of(batch.shared), batch.shared.request
         stages.begin("load")
-        warm = self._pipelines.get(shared.checkpoint.name)
+        warm = self._pipelines.get(shared.checkpoint)
         stages.begin("adapters")
         warm = self._adapters.switch(warm, shared.loras)
         stages.begin("text")
@@ -132,7 +132,7 @@ class Studio:
         return size.crop_picture(large)
 
     def _decoded(self, look: Look, latents: Tensor, stages: Stages) -> list[Image.Image]:
-        warm = self._pipelines.get(look.checkpoint.name)
+        warm = self._pipelines.get(look.checkpoint)
         stages.begin("decode", len(latents))
         pictures = from_vae_range(decode(warm, latents, stages))
         # Weights that were moved onto the device step by step (VRAM preset low) leave it.

@@ -42,6 +42,13 @@ MERGED_BYTES = Gauge(
 ORIGINALS_BYTES = Gauge(
     "imagefleet_originals_bytes", "Memory of saved weights of the pipeline used last.", ["place"]
 )
+MODEL_FETCHES = Counter("imagefleet_model_fetches", "Models fetched from the bucket.")
+MODEL_FETCHED_BYTES = Counter("imagefleet_model_fetched_bytes", "Bytes fetched for them.")
+MODEL_DISK_BYTES = Gauge("imagefleet_model_disk_bytes", "Local disk that fetched models take.")
+PIPELINES = Counter(
+    "imagefleet_pipelines", "Checkpoints that batches asked for, by where they were.", ["tier"]
+)
+PIPELINE_BYTES = Gauge("imagefleet_pipeline_bytes", "Memory of kept checkpoints.", ["tier"])
 
 
 def serve(port: int) -> None:

@@ -9,6 +9,7 @@ from .faces.parts import ResolvedFaces
 from .hires_size import HiresSize
 from .inpaint.prepare import PreparedImage
 from .looks import Look
+from .models.store import ModelFile
 from .passes import Steps
 from .sampling.noise import Seeds
 from .upscale.inputs import UpscaleInput, decode_upscale_input
@@ -56,6 +57,19 @@ class ResolvedGenerate:
         """Of every pass."""
         return [self.look, *(part.look for part in (self.refiner, self.hires) if part)]
 
+    @property
+    def files(self) -> list[ModelFile]:
+        """Checkpoints and LoRAs of every pass, and what faces need; embeddings are read already."""
+        loras = (lora.file for look in self.looks for lora in look.loras)
+        faces = self.faces.files if self.faces else ()
+        return [*(look.checkpoint for look in self.looks), *loras, *faces]
+
+    @property
+    def upscalers(self) -> list[str]:
+        """Names of those that it asks for; some are no models."""
+        hires = [self.hires.upscaler] if self.hires else []
+        return [*hires, *(self.upscale.upscalers if self.upscale else ())]
+
 
 @dataclass(frozen=True)
 class ResolvedUpscale:
@@ -91,6 +105,16 @@ class UpscaleJob:
         pixels = upload.width * upload.height
         picture = upload.decoded or decode_upscale_input(upload.content, pixels)
         return ResolvedUpscale(self.request, picture, self.faces)
+
+    @property
+    def files(self) -> list[ModelFile]:
+        """What faces need."""
+        return list(self.faces.files) if self.faces else []
+
+    @property
+    def upscalers(self) -> list[str]:
+        """Names of those that it asks for; some are no models."""
+        return list(self.request.upscalers)
 
 
 ResolvedJob = ResolvedGenerate | ResolvedUpscale

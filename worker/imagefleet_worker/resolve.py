@@ -18,6 +18,7 @@ from .hires_size import hires_size
 from .images import decode_image, decode_mask
 from .inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
 from .looks import Look, LookFinder
+from .models.remote import Tell, unheard
 from .models.store import ModelFile, ModelStore
 from .ready import Hires, Refiner, ResolvedGenerate, UpscaleJob
 from .settings import WorkerSettings
@@ -34,17 +35,28 @@ class Resolver:
         self._uploads = UploadChecker(models, self._fetch, settings.max_output_pixels)
         self._looks = LookFinder(models, settings.max_prompt_tokens)
 
-    def resolve(self, job: JobRecord) -> ResolvedGenerate | UpscaleJob:
-        """Make a job ready.
+    def resolve(self, job: JobRecord, tell: Tell = unheard) -> ResolvedGenerate | UpscaleJob:
+        """Make a job ready, with all its models on local disk.
+
+        Args:
+            job: to be made ready.
+            tell: hears how far models are fetched; what it raises ends that.
 
         Raises:
             InvalidRequest: something asked for does not exist, does not fit, or cannot be read.
-            StorageUnavailable: an input picture cannot be fetched.
+            StorageUnavailable: an input picture or a model cannot be fetched.
+            CorruptFile: a model is not what is published of it.
         """
         request = job.request()
         if isinstance(request, UpscaleRequest):
-            return self._uploads.check(request)
-        return self._generate(request, job.id)
+            ready = self._uploads.check(request)
+        else:
+            ready = self._generate(request, job.id)
+        # Last, so that gigabytes are fetched only for what can be done.
+        for file in (*ready.files, *map(self._upscaler, ready.upscalers)):
+            if file:
+                self._models.fetch(file, tell)
+        return ready
 
     def default_checkpoint(self) -> str | None:
         """What a request that names no checkpoint gets; None where there is no such choice."""
@@ -99,6 +111,12 @@ class Resolver:
             )
         return checkpoint
 
+    def _upscaler(self, name: str) -> ModelFile | None:
+        """Its file; None for what needs none."""
+        if name in (*LATENT_MODES, *PIXEL_MODES):
+            return None
+        return self._models.find("upscaler", name)
+
     def _picture(self, image: ImageRef) -> Image.Image:
         return decode_image(self._fetch(image), self._settings.max_output_pixels)
 
@@ -138,8 +156,7 @@ class Resolver:
         assert hires is not None, "called where there is a hires pass"
         size = hires_size(width, height, hires)
         check_pixels("hires picture", size.width, size.height, self._settings.max_pixels)
-        if hires.upscaler not in (*LATENT_MODES, *PIXEL_MODES):
-            self._models.find("upscaler", hires.upscaler)
+        self._upscaler(hires.upscaler)
         if hires.checkpoint:
             first, checkpoint = checkpoint, self._checkpoint(hires.checkpoint)
             if hires.upscaler in LATENT_MODES:

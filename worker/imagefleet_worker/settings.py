@@ -21,6 +21,12 @@ class WorkerSettings(BaseSettings):
 
     models_dir: Path = Path("models")
     """Folder with `checkpoints/` and `upscalers/`; a WebUI's `models` folder works as it is."""
+    models_url: str | None = None
+    """`s3://bucket/prefix` with more models, in the same folders; service as for pictures."""
+    model_cache_dir: Path = Path("/tmp/imagefleet-models")
+    """Where models of the bucket are kept on disk; the same folder for all workers of a host."""
+    model_disk_gb: float = Field(default=100, gt=0)
+    """They are kept up to this size, least recently used out first, GB."""
     default_checkpoint: str | None = None
     """Checkpoint for requests that name none; None: the only one there is, else they must."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -37,6 +43,8 @@ class WorkerSettings(BaseSettings):
     """`high`: all on the device; `balanced`: VAE in tiles; `low`: also weights kept on the host."""
     pipeline_cache_gb: float = Field(default=16, gt=0)
     """Warm checkpoints are kept up to this size, least recently used out first, GB."""
+    host_cache_gb: float = Field(default=16, ge=0)
+    """Beside a GPU: checkpoints that must leave it rest in host memory up to this size, GB."""
     upscaler_cache_gb: float = Field(default=2, gt=0)
     """Warm upscalers are kept up to this size, GB."""
     face_cache_gb: float = Field(default=2, gt=0)

@@ -62,8 +62,8 @@ class UploadChecker:
         self._check_size(upscale, width, height)
 
     def _check_upscalers(self, upscale: UpscalePass) -> None:
-        for name in (upscale.upscaler, upscale.upscaler_2):
-            if name and name not in PIXEL_MODES:
+        for name in upscale.upscalers:
+            if name not in PIXEL_MODES:
                 self._models.find("upscaler", name)
 
     def _check_size(self, upscale: UpscalePass, width: int, height: int) -> None:

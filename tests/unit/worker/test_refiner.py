@@ -54,8 +54,8 @@ def cache(models: Path) -> PipelineCache:
 
 
 @pytest.fixture(params=["refiner", "refiner-folder"])
-def warm(request: pytest.FixtureRequest, cache: PipelineCache) -> WarmPipeline:
-    return cache.get(request.param)
+def warm(request: pytest.FixtureRequest, cache: PipelineCache, models: Path) -> WarmPipeline:
+    return cache.get(ModelStore(models).find("checkpoint", request.param))
 
 
 @pytest.fixture(scope="module")

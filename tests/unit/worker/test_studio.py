@@ -76,7 +76,8 @@ def test_weights_that_are_not_as_saved_are_found_and_the_checkpoint_is_loaded_an
     before = draw(studio, models)
     draw(studio, models, "demo-one")
     draw(studio, models)
-    damaged = pipelines_of(studio).get("demo")
+    file = models.find("checkpoint", "demo")
+    damaged = pipelines_of(studio).get(file)
     weight = damaged.pipeline.unet.get_parameter(DAMAGED)
     with torch.no_grad():
         weight.view(-1)[0] += 1
@@ -88,4 +89,4 @@ def test_weights_that_are_not_as_saved_are_found_and_the_checkpoint_is_loaded_an
 
     assert after.tobytes() == before.tobytes()
     assert metrics.CORRUPTED._value.get() == found + 1  # pyright: ignore[reportPrivateUsage]
-    assert pipelines_of(studio).get("demo") is not damaged
+    assert pipelines_of(studio).get(file) is not damaged

@@ -57,7 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def warm_from(models: Path, name: str, dtype: torch.dtype, vram: Vram = "high") -> WarmPipeline:
     store = ModelStore(models)
     cache = PipelineCache(store, torch.device("cpu"), dtype, "sdpa", vram, 2**40, 2**40, 0, 1)
-    return cache.get(name)
+    return cache.get(store.find("checkpoint", name))
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def find_inversions(
     """
     found = {
         one.token or one.name: TextualInversion(
-            _embedding(models.find("embedding", one.name)), one.token or one.name, one.scale
+            _embedding(models.find("embedding", one.name), models), one.token or one.name, one.scale
         )
         for one in asked
     }
@@ -83,7 +83,7 @@ def find_inversions(
     folded = [text.casefold() for text in texts]
     for file in models.listed("embedding"):
         if any(file.name.casefold() in text for text in folded):
-            found.setdefault(file.name, TextualInversion(_embedding(file), file.name))
+            found.setdefault(file.name, TextualInversion(_embedding(file, models), file.name))
     return tuple(found.values())
 
 
@@ -114,12 +114,17 @@ def _fitting(models: ModelStore, name: str, checkpoint: ModelFile) -> ModelFile:
     return file
 
 
+def _embedding(file: ModelFile, models: ModelStore) -> Embedding:
+    models.fetch(file)
+    return _loaded(file)
+
+
 @lru_cache(maxsize=256)
-def _embedding(file: ModelFile) -> Embedding:
+def _loaded(file: ModelFile) -> Embedding:
     return load_embedding(file.path)
 
 
 def _bundled(file: ModelFile, models: ModelStore) -> tuple[Embedding, ...]:
     if not (file.facts and file.facts.bundles_embeddings):
         return ()
-    return bundled_embeddings(read_tensors(file.path).tensors, models.sha256(file) or "")
+    return bundled_embeddings(read_tensors(models.fetch(file)).tensors, models.sha256(file) or "")

@@ -126,6 +126,18 @@ class MergedState:
             seconds=perf_counter() - started_s,
         )
 
+    def release(self) -> None:
+        """Take every adapter off and keep no copies: the weights may then move elsewhere.
+
+        Raises:
+            StateCorrupted: some parameter is not its original.
+        """
+        self.switch(())
+        if differing := self._differing():
+            raise StateCorrupted(f"not as saved before a move: {named(differing)}")
+        self._originals.clear()
+        self._copies.clear()
+
     def verify(self) -> bool:
         """Whether every parameter that should be its original is, bit for bit."""
         return not self._differing()

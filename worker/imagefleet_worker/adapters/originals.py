@@ -68,6 +68,12 @@ class Originals:
         self._saved[target] = (parameter, pinned.copy_(weight))
         self._pinned_bytes += weight.nbytes
 
+    def clear(self) -> None:
+        """Forget all copies; every parameter must be its original."""
+        self._saved.clear()
+        self._largest.clear()
+        self._device_bytes = self._pinned_bytes = 0
+
     def __getitem__(self, target: Target) -> Tensor:
         """The saved copy: only to be read."""
         return self._saved[target][1]

@@ -57,7 +57,7 @@ class AdapterSwitcher:
             metrics.CORRUPTED.inc()
             self._pipelines.drop(warm)
             self._forget_encoded()
-            warm = self._pipelines.get(warm.file.name)
+            warm = self._pipelines.get(warm.file)
             report = warm.merged.switch(self._scaled(warm, loras))
         self._count(warm, report)
         return warm
@@ -74,7 +74,7 @@ class AdapterSwitcher:
 
     def _load(self, key: tuple[ModelFile, ModelFile]) -> Adapter:
         lora, checkpoint = key
-        return load_adapter(lora.path, self._pipelines.get(checkpoint.name).naming).adapter
+        return load_adapter(lora.path, self._pipelines.get(checkpoint).naming).adapter
 
     def _count(self, warm: WarmPipeline, report: SwitchReport) -> None:
         if report.rewritten or report.restored:

@@ -27,6 +27,10 @@ class ResolvedFaces:
     detector: ModelFile
     parser: ModelFile
 
+    @property
+    def files(self) -> tuple[ModelFile, ...]:
+        return (self.restorer, self.detector, self.parser)
+
 
 def resolve_faces(asked: FaceRestore, models: ModelStore) -> ResolvedFaces:
     """A request with its files.

@@ -1,7 +1,7 @@
 """Which files and folders under a model folder count as models of a kind."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from imagefleet_shared.errors import FileUnavailable
@@ -62,6 +62,24 @@ def model_paths(root: Path, kind: Kind) -> list[Path]:
     except OSError as exc:
         raise FileUnavailable(f"the model folder {root} cannot be read: {exc}") from exc
     return sorted(path for path in found if path.is_relative_to(home))
+
+
+def kind_of(path: PurePosixPath) -> Kind | None:
+    """What a file is for by its path below a model folder; None where it is no model."""
+    kind = _FOLDERS.get(path.parts[0].lower())
+    hidden = any(part.startswith(".") for part in path.parts)
+    if kind is None or hidden or len(path.parts) < 2:
+        return None
+    if kind == "face" and path.name.lower().startswith(_FACE_PARTS):
+        kind = "face_part"
+    return kind if path.suffix.lower() in _SUFFIXES[kind] else None
+
+
+def is_folder_index(path: PurePosixPath) -> bool:
+    """Whether a file below a model folder makes the folder that it is in a diffusers folder."""
+    if path.name != INDEX or len(path.parts) <= 2:
+        return False
+    return _FOLDERS.get(path.parts[0].lower()) == "checkpoint"
 
 
 def _walk(folder: Path, kind: Kind) -> Iterator[Path]:

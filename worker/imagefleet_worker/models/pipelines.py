@@ -1,11 +1,7 @@
-"""Warm pipelines: loaded checkpoints, kept while they fit a number of bytes."""
+"""Warm pipelines: checkpoints loaded and kept."""
 
-import gc
 import logging
 import time
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,53 +14,15 @@ from imagefleet_worker.adapters.keys import Naming
 from imagefleet_worker.adapters.merge import MergedState
 from imagefleet_worker.attention import AttentionBackend, set_attention
 from imagefleet_worker.models.diffusers_folder import load_diffusers_folder
-from imagefleet_worker.models.families import Family
 from imagefleet_worker.models.single_file import LoadedCheckpoint, load_single_file
 from imagefleet_worker.models.skeleton import Pipeline
 from imagefleet_worker.models.store import ModelFile, ModelStore
+from imagefleet_worker.models.tiers import Tiers
+from imagefleet_worker.models.warm import WarmPipeline
 
 Vram = Literal["low", "balanced", "high"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WarmPipeline:
-    """A checkpoint that is ready to run.
-
-    Attributes:
-        file: the checkpoint, in the version that was loaded.
-        family: its architecture.
-        pipeline: components in eval mode, with no gradients; those of another family are None or
-            absent. ``unet`` and text encoders have ``dtype``. ``vae`` starts in it too and changes
-            to float32 for good when it overflows, so encode and decode by ``vae.py`` alone.
-            ``scheduler.config`` says what the UNet predicts (``prediction_type``,
-            ``rescale_betas_zero_snr``).
-        sha256: of the file, hexadecimal; None for a diffusers folder.
-        native_size_px: the picture side that the model was trained at.
-        device: where passes run; with "low" on an accelerator the weights rest on the CPU.
-        dtype: of UNet and text encoders.
-        naming: its layers by the names that adapter files give them.
-        merged: its weights with adapters on; what is on stays until another set is wanted.
-    """
-
-    file: ModelFile
-    family: Family
-    pipeline: Pipeline
-    sha256: str | None
-    native_size_px: int
-    device: torch.device
-    dtype: torch.dtype
-    naming: Naming
-    merged: MergedState
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all weights and buffers as they are now: a VAE that overflowed has grown."""
-        parts = [part for part in self.pipeline.components.values() if isinstance(part, Module)]
-        return sum(
-            tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers())
-        )
 
 
 class PipelineCache:
@@ -91,6 +49,7 @@ class PipelineCache:
         copies_bytes: for the merged weights of each pipeline on the CPU; see `MergedState`. A GPU
             merges in the time of some copies, and has better use for the memory.
         verify_every: see `MergedState`.
+        host_bytes: beside an accelerator, for pipelines that had to leave it; see `Tiers`.
     """
 
     def __init__(
@@ -104,43 +63,47 @@ class PipelineCache:
         originals_bytes: int,
         copies_bytes: int,
         verify_every: int,
+        host_bytes: int = 0,
     ) -> None:
         self._store = store
         self._device = device
         self._dtype = dtype
         self._attention: AttentionBackend = attention
         self._vram: Vram = vram
-        self._budget_bytes = budget_bytes
+        # The CPU's memory is the host's, and with "low" that is where weights rest anyway.
+        moves = device.type != "cpu" and vram != "low"
+        self._tiers = Tiers(
+            device,
+            torch.device("cpu"),
+            device_bytes=budget_bytes,
+            host_bytes=host_bytes if moves else 0,
+            dropped=store.ahead.unloaded,
+        )
         self._originals_bytes = originals_bytes
         self._copies_bytes = copies_bytes if device.type == "cpu" else 0
         self._verify_every = verify_every
-        # Least recently used first.
-        self._warm: OrderedDict[ModelFile, WarmPipeline] = OrderedDict()
         # diffusers draws a bar while it loads a folder, in the middle of the worker's log.
         diffusers_logging.disable_progress_bar()
 
-    def get(self, name: str) -> WarmPipeline:
-        """The checkpoint of that name, loaded unless warm; a replaced file is loaded anew.
+    def get(self, file: ModelFile) -> WarmPipeline:
+        """That checkpoint, loaded unless it is kept; an earlier version of its file is dropped.
 
-        A pipeline that makes room is dropped, so hold on to none for longer than its batch.
+        A pipeline that makes room leaves the device, so hold on to none for longer than its batch.
 
         Raises:
-            UnknownCheckpoint, CorruptFile, FileUnavailable, WorkerFailure: as
-                ``ModelStore.checkpoint``.
+            CorruptFile, FileUnavailable: as `load_single_file` and `load_diffusers_folder`.
             OutOfMemory: the device has no room for it, alone.
         """
-        file = self._store.find("checkpoint", name)
-        if file in self._warm:
-            self._warm.move_to_end(file)
-            return self._warm[file]
-        for stale in [other for other in self._warm if other.path == file.path]:
-            self._evict(stale)
+        found = self._tiers.find(file)
+        if found is not None:
+            return found
+        self._tiers.drop_others_named(file)
         # Its size on disk is a first guess; room is made before loading, lest both lie side by
         # side.
-        self._make_room(file.size_bytes)
+        self._tiers.make_room(file.size_bytes)
         warm = self._load(file)
-        self._make_room(warm.size_bytes)
-        self._warm[file] = warm
+        self._tiers.keep(warm)
+        self._store.ahead.loaded(file)
         return warm
 
     @property
@@ -150,35 +113,16 @@ class PipelineCache:
 
     def drop(self, warm: WarmPipeline) -> None:
         """Forget a pipeline whose weights are not to be trusted; the next `get` loads it anew."""
-        for file in [file for file, known in self._warm.items() if known is warm]:
-            self._evict(file)
-
-    def _make_room(self, size_bytes: int) -> None:
-        while self._warm and size_bytes + self._size_bytes() > self._budget_bytes:
-            self._evict(next(iter(self._warm)))
-
-    def _size_bytes(self) -> int:
-        return sum(warm.size_bytes for warm in self._warm.values())
-
-    def _evict(self, file: ModelFile) -> None:
-        del self._warm[file]
-        # Offload hooks point back at their models: only the collector frees those.
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        logger.info("unloaded %s", file.name, extra={"action": "unload_checkpoint"})
+        self._tiers.drop(warm.file)
 
     def _load(self, file: ModelFile) -> WarmPipeline:
         started_s = time.monotonic()
         offload = self._vram == "low" and self._device.type != "cpu"
         resting = torch.device("cpu") if offload else self._device
-        folder = file.path.is_dir()
-        load = load_diffusers_folder if folder else load_single_file
+        path = self._store.fetch(file)
+        load = load_diffusers_folder if path.is_dir() else load_single_file
         try:
-            # The hash is taken beside the load: both read the same pages, so the disk is read once.
-            with ThreadPoolExecutor(max_workers=1) as hasher:
-                digest = None if folder else hasher.submit(self._store.sha256, file)
-                loaded = load(file.path, resting, self._dtype)
+            loaded = load(path, resting, self._dtype)
         except torch.OutOfMemoryError as exc:
             raise OutOfMemory(f"{self._device} has no room for {file.name}") from exc
         self._prepare(loaded, offload)
@@ -187,7 +131,6 @@ class PipelineCache:
             file=file,
             family=loaded.family,
             pipeline=loaded.pipeline,
-            sha256=None if digest is None else digest.result(),
             native_size_px=loaded.native_size_px,
             device=self._device,
             dtype=self._dtype,

@@ -1,4 +1,4 @@
-"""The models of a worker, by name: what is in its model folder and nothing else.
+"""The models of a worker, by name: what is in its model folder and its bucket, and nothing else.
 
 Read are the subfolders ``checkpoints``, ``loras``, ``embeddings``, ``upscalers`` and ``faces``, and
 A1111's own names for them, at any depth; upper and lower case count the same. A model's name is its
@@ -6,10 +6,10 @@ file's name without the suffix, or the name of a diffusers folder. Names are loo
 and never become part of a path.
 """
 
-import hashlib
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from imagefleet_shared.errors import (
@@ -24,8 +24,10 @@ from imagefleet_shared.errors import (
 )
 
 from .facts import Facts, facts_of
-from .families import Family
 from .listing import Kind, NamedKind, model_paths
+from .model_file import ModelFile, Version
+from .reading import ReadAhead, sha256_of
+from .remote import RemoteModels, Tell, unheard
 
 _NOT_A_NAME = re.compile(r"[/\\\0]|\.\.|^[A-Za-z]:")
 _UNKNOWN = {
@@ -39,58 +41,40 @@ _UNKNOWN = {
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelFile:
-    """A model on disk; two are equal only if the file was not replaced in between.
-
-    Attributes:
-        name: what requests call it.
-        kind: what it is for.
-        path: the file, or the diffusers folder.
-        size_bytes: of the file, or of the folder's weights.
-        modified_ns: last change, nanoseconds since the epoch.
-        facts: what it says of itself; None for what cannot be loaded.
-    """
-
-    name: str
-    kind: Kind
-    path: Path
-    size_bytes: int
-    modified_ns: int
-    facts: Facts | None
-
-    @property
-    def family(self) -> Family | None:
-        """The architecture that it has or is for; None where that cannot be told."""
-        return self.facts.family if self.facts else None
-
-    @property
-    def native_size_px(self) -> int:
-        """Picture side that a checkpoint was trained at; 0 for anything else."""
-        return self.facts.native_size_px if self.facts else 0
-
-
-_Version = tuple[Path, int, int]
-
-
 class ModelStore:
-    """Finds models under one folder; every call sees the folder as it is now.
+    """Finds models under one folder, which every call sees as it is now, and in a bucket.
 
-    Links that lead out of the folder, and links to folders, are ignored. Headers and digests are
-    read once for each version of a file. Safe to use from several threads.
+    A name means one file: one in the folder and one in the bucket are two. Links that lead out of
+    the folder, and links to folders, are ignored. Headers and digests are read once for each
+    version of a file. Safe to use from several threads.
+
+    Args:
+        root: the model folder. Beside a bucket it need not be there.
+        remote: what is in the bucket; None: there is none.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, remote: RemoteModels | None = None) -> None:
         self._root = root
-        self._facts: dict[_Version, Facts | None] = {}
-        self._digests: dict[_Version, str] = {}
+        self._remote = remote
+        self._found: dict[tuple[Kind, str], ModelFile] = {}
+        self._facts: dict[Version, Facts | None] = {}
+        self._digests: dict[Version, str] = {}
+        self.ahead = ReadAhead(self.sha256)
 
     def listed(self, kind: Kind) -> tuple[ModelFile, ...]:
-        """The models of a kind that load here, by name; ambiguous names are left out."""
-        table = self._table(kind)
+        """The models of a kind that load here, by name; ambiguous names are left out.
+
+        Raises:
+            FileUnavailable: the model folder cannot be read.
+            StorageUnavailable: the bucket is away and was never seen.
+        """
+        table: dict[str, list[ModelFile]] = {}
+        for file in self._described(self._files(kind)):
+            table.setdefault(file.name, []).append(file)
+        chosen = {name: _loading(files) for name, files in sorted(table.items())}
         return tuple(
             files[0]
-            for name, files in sorted(table.items())
+            for name, files in chosen.items()
             if len(files) == 1 and not _NOT_A_NAME.search(name) and files[0].facts
         )
 
@@ -102,77 +86,111 @@ class ModelStore:
                 there is none, or the name could be a path.
             CorruptFile: it is damaged, unsupported, or a pickle where none is read; the message
                 says how to convert that.
-            FileUnavailable: the model folder or the file cannot be read.
+            FileUnavailable: the model folder or the file cannot be read, or it is a diffusers
+                folder in the bucket.
+            StorageUnavailable: the bucket is away and was never seen.
             WorkerFailure: two files have that name.
         """
-        files = [] if _NOT_A_NAME.search(name) else self._table(kind).get(name, [])
+        files = [] if _NOT_A_NAME.search(name) else self._named(kind, name)
         if not files:
             raise _UNKNOWN[kind](name, [known.name for known in self.listed(kind)])
         if len(files) > 1:
-            paths = " and ".join(str(file.path.relative_to(self._root.resolve())) for file in files)
-            raise WorkerFailure(f"several {kind}s are named {name!r}: {paths}; rename all but one")
+            places = " and ".join(self._place(file) for file in files)
+            raise WorkerFailure(f"several {kind}s are named {name!r}: {places}; rename all but one")
         if files[0].facts is None:
             # Read again for the reason; a file that was mended in between is fine.
-            facts_of(files[0].path, kind)
+            files[0] = replace(files[0], facts=self._read_facts(files[0]))
+            self._facts[files[0].version] = files[0].facts
+        self._found[kind, name] = files[0]
         return files[0]
+
+    def fetch(self, file: ModelFile, tell: Tell = unheard) -> Path:
+        """Where the file lies, fetched from the bucket if need be; see `RemoteModels.fetch`."""
+        return self._remote.fetch(file, tell) if self._remote and file.remote else file.path
+
+    def fetched(self, kind: Kind, name: str) -> Path:
+        """Where the file that `find` gave last for a name lies; it waits for no network.
+
+        For the engine's thread, which draws with what jobs found before; raises as `find`.
+        """
+        return self.fetch(self._found.get((kind, name)) or self.find(kind, name))
 
     def sha256(self, file: ModelFile) -> str | None:
         """The file's SHA-256 in hexadecimal, read once for each version; None for a folder.
 
         Raises:
             FileUnavailable: the file cannot be read.
+            StorageUnavailable, CorruptFile: it must be fetched, and `fetch` fails.
         """
-        if file.path.is_dir():
+        if file.version in self._digests:
+            return self._digests[file.version]
+        path = self.fetch(file)
+        if path.is_dir():
             return None
-        version = (file.path, file.modified_ns, file.size_bytes)
-        if version not in self._digests:
-            try:
-                with file.path.open("rb") as stream:
-                    self._digests[version] = hashlib.file_digest(stream, "sha256").hexdigest()
-            except OSError as exc:
-                raise FileUnavailable(f"{file.path.name} cannot be read: {exc.strerror}") from exc
-        return self._digests[version]
+        known = self._remote.sha256(file) if self._remote and file.remote else None
+        self._digests[file.version] = known or sha256_of(path)
+        return self._digests[file.version]
 
     def known_sha256(self, file: ModelFile) -> str | None:
         """The file's SHA-256 if it was asked for before; reads nothing."""
-        return self._digests.get((file.path, file.modified_ns, file.size_bytes))
+        return self._digests.get(file.version)
 
-    def _table(self, kind: Kind) -> dict[str, list[ModelFile]]:
-        """Files by name; of several those that load: a kept .ckpt does not hide its conversion."""
-        table: dict[str, list[ModelFile]] = {}
-        for path in model_paths(self._root, kind):
-            file = self._describe(path, kind)
-            if file is not None:
-                table.setdefault(file.name, []).append(file)
-        return {
-            name: [file for file in files if file.facts] or files for name, files in table.items()
-        }
+    def _named(self, kind: Kind, name: str) -> list[ModelFile]:
+        named = [file for file in self._files(kind) if file.name == name]
+        if not named and self._remote:
+            # It may have come since the bucket was listed.
+            named = [file for file in self._remote.files(kind, 0) if file.name == name]
+        if not named and self._remote and kind == "checkpoint":
+            self._remote.refuse_folder(name)
+        return _loading(self._described(named))
 
-    def _describe(self, path: Path, kind: Kind) -> ModelFile | None:
-        folder = path.is_dir()
-        try:
-            stats = [part.stat() for part in (path.rglob("*.safetensors") if folder else [path])]
-        except OSError:
-            # Deleted since it was listed.
-            return None
-        size_bytes = sum(stat.st_size for stat in stats)
-        modified_ns = max((stat.st_mtime_ns for stat in stats), default=0)
-        version = (path, modified_ns, size_bytes)
-        if version not in self._facts:
-            self._facts[version] = _facts_or_none(path, kind)
-        return ModelFile(
-            name=path.name if folder else path.stem,
-            kind=kind,
-            path=path,
-            size_bytes=size_bytes,
-            modified_ns=modified_ns,
-            facts=self._facts[version],
-        )
+    def _files(self, kind: Kind) -> list[ModelFile]:
+        """Without their facts."""
+        if self._remote is None:
+            paths = model_paths(self._root, kind)
+        else:
+            paths = model_paths(self._root, kind) if self._root.exists() else []
+        local = [file for path in paths if (file := _local(path, kind))]
+        return [*local, *(self._remote.files(kind) if self._remote else ())]
+
+    def _place(self, file: ModelFile) -> str:
+        if self._remote and file.remote:
+            return self._remote.url(file.remote.path)
+        return str(file.path.relative_to(self._root.resolve()))
+
+    def _described(self, files: Sequence[ModelFile]) -> list[ModelFile]:
+        unknown = [file for file in files if file.version not in self._facts]
+        if self._remote:
+            self._remote.peek_all([file for file in unknown if file.remote])
+        for file in unknown:
+            try:
+                self._facts[file.version] = self._read_facts(file)
+            except (CorruptFile, FileUnavailable) as exc:
+                logger.warning("%s left out: %s", file.kind, exc, extra={"action": "list_model"})
+                self._facts[file.version] = None
+        return [replace(file, facts=self._facts[file.version]) for file in files]
+
+    def _read_facts(self, file: ModelFile) -> Facts:
+        return facts_of(self._remote.peek(file) if self._remote else file.path, file.kind)
 
 
-def _facts_or_none(path: Path, kind: Kind) -> Facts | None:
+def _local(path: Path, kind: Kind) -> ModelFile | None:
+    folder = path.is_dir()
     try:
-        return facts_of(path, kind)
-    except (CorruptFile, FileUnavailable) as exc:
-        logger.warning("%s left out: %s", kind, exc, extra={"action": "list_model"})
+        stats = [part.stat() for part in (path.rglob("*.safetensors") if folder else [path])]
+    except OSError:
+        # Deleted since it was listed.
         return None
+    return ModelFile(
+        name=path.name if folder else path.stem,
+        kind=kind,
+        path=path,
+        size_bytes=sum(stat.st_size for stat in stats),
+        modified_ns=max((stat.st_mtime_ns for stat in stats), default=0),
+        facts=None,
+    )
+
+
+def _loading(files: list[ModelFile]) -> list[ModelFile]:
+    """Of several, those that load: a kept .ckpt does not hide its conversion."""
+    return [file for file in files if file.facts] or files

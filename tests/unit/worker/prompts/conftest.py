@@ -16,7 +16,10 @@ def warm_pipelines(demo_models: Path) -> dict[Family, WarmPipeline]:
     cache = PipelineCache(
         store, torch.device("cpu"), torch.float32, "sdpa", "high", 2**40, 2**40, 0, 1
     )
-    return {"sd1": cache.get("demo"), "sdxl": cache.get("demo-xl")}
+    return {
+        "sd1": cache.get(store.find("checkpoint", "demo")),
+        "sdxl": cache.get(store.find("checkpoint", "demo-xl")),
+    }
 
 
 @pytest.fixture(params=["sd1", "sdxl"])

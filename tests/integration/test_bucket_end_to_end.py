@@ -1,0 +1,90 @@
+"""A fleet whose models all lie in a bucket draws with them, and says so."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagefleet_producer import GenerateRequest, HiresPass, LoRA, StorageSettings
+from imagefleet_shared.broker import connect
+from imagefleet_shared.presence import live_workers
+from imagefleet_shared.storage import FileStore, s3_client
+from imagefleet_worker.models.remote import open_remote
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.settings import WorkerSettings
+from localfleet.servers import BUCKET
+from tests.fleet import TestFleet
+from tests.jobs import resolved
+
+HIRES = {"scale": 1.5, "upscaler": "demo-x2", "num_inference_steps": 1}
+
+
+@pytest.fixture
+def environment(
+    s3_settings_env: dict[str, str],
+    unique_prefix: str,
+    demo_models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, str]:
+    """Of workers that find the demo's models in the bucket alone."""
+    environment = {
+        **s3_settings_env,
+        "IMAGEFLEET_MODELS_URL": f"s3://{BUCKET}/{unique_prefix}/models",
+        "IMAGEFLEET_MODEL_CACHE_DIR": str(tmp_path / "cache"),
+        "IMAGEFLEET_MODELS_DIR": str(tmp_path / "none"),
+        "IMAGEFLEET_SPOOL_DIR": str(tmp_path / "spool"),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = StorageSettings()
+    s3 = s3_client(settings, settings.s3_endpoint_url)
+    for path in demo_models.glob("*/*.safetensors"):
+        key = f"{unique_prefix}/models/{path.relative_to(demo_models)}"
+        s3.upload_file(str(path), BUCKET, key)
+    return environment
+
+
+@pytest.fixture
+def fleet(
+    environment: dict[str, str], redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TestFleet]:
+    monkeypatch.setenv("IMAGEFLEET_REDIS_URL", redis_url)
+    fleet = TestFleet({**environment, "IMAGEFLEET_REDIS_URL": redis_url}, tmp_path)
+    yield fleet
+    fleet.close()
+
+
+def test_a_job_made_ready_has_all_its_models_on_local_disk_and_no_others(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    models = ModelStore(tmp_path / "none", open_remote(WorkerSettings(), StorageSettings()))
+    store = FileStore(tmp_path / "pictures")
+    resolved(models, store, prompt="a fox <lora:demo-one:1>", hires=HIRES)
+
+    whole = {path.name for path in (tmp_path / "cache/versions").glob("*/*.safetensors")}
+    wanted = {"demo.safetensors", "demo-one.safetensors", "demo-x2.safetensors"}
+    # Embeddings have no header that would describe them, so all are fetched.
+    embeddings = {file.path.name for file in models.listed("embedding")}
+    assert whole == wanted | embeddings
+
+
+def test_a_worker_lists_and_draws_with_models_of_the_bucket(fleet: TestFleet) -> None:
+    fleet.start_worker(device="cpu")
+    with connect(fleet.broker, retries=2) as redis:
+        [worker] = live_workers(redis)
+    listed = {(model.kind, model.name) for model in worker.models}
+    assert {("checkpoint", "demo"), ("lora", "demo-one"), ("upscaler", "demo-x2")} <= listed
+
+    job = fleet.client.generate(
+        GenerateRequest(
+            prompt="a red fox",
+            checkpoint="demo",
+            width=64,
+            height=64,
+            num_inference_steps=2,
+            loras=(LoRA(name="demo-one"),),
+            hires=HiresPass.model_validate(HIRES),
+        )
+    )
+    assert job.result(timeout=300).images[0].width == 96

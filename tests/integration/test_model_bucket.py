@@ -1,0 +1,334 @@
+"""Models of a bucket: a real S3 server, and more than one process that wants the same file."""
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from prometheus_client import REGISTRY
+from safetensors.torch import save
+
+from imagefleet_shared.errors import (
+    CorruptFile,
+    FileUnavailable,
+    JobCanceled,
+    StorageUnavailable,
+    UnknownCheckpoint,
+    UnknownLora,
+    WorkerFailure,
+)
+from imagefleet_shared.settings import StorageSettings
+from imagefleet_shared.status import Stage
+from imagefleet_shared.storage import s3_client
+from imagefleet_worker.models.bucket import PART_BYTES, ModelBucket
+from imagefleet_worker.models.disk_cache import SPARED_S, DiskCache
+from imagefleet_worker.models.remote import RemoteModels
+from imagefleet_worker.models.store import ModelStore
+from localfleet.process import Process
+from localfleet.servers import BUCKET
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+SD1 = (
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+)
+PLENTY = 2**40
+CHECKPOINT = save({key: torch.zeros(1, 4, 1, 1) for key in SD1})
+
+
+class Shelf:
+    """A bucket's prefix that a test fills."""
+
+    def __init__(self, s3: "S3Client", prefix: str) -> None:
+        self._s3, self._prefix = s3, prefix
+        self.url = f"s3://{BUCKET}/{prefix}"
+
+    def put(self, path: str, content: bytes, **metadata: str) -> None:
+        self._s3.put_object(
+            Bucket=BUCKET, Key=f"{self._prefix}/{path}", Body=content, Metadata=metadata
+        )
+
+    def delete(self, path: str) -> None:
+        self._s3.delete_object(Bucket=BUCKET, Key=f"{self._prefix}/{path}")
+
+
+def open_store(url: str, folder: Path, budget_bytes: int = PLENTY) -> ModelStore:
+    bucket = ModelBucket(StorageSettings(), url)
+    return ModelStore(folder / "models", RemoteModels(bucket, DiskCache(folder, budget_bytes)))
+
+
+def fetch_in_process(url: str, folder: Path, tell_fetches: Callable[[float | None], None]) -> None:
+    store = open_store(url, folder)
+    path = store.fetch(store.find("upscaler", "large"))
+    assert path.stat().st_size == 3 * PART_BYTES
+    tell_fetches(REGISTRY.get_sample_value("imagefleet_model_fetches_total"))
+
+
+@pytest.fixture
+def shelf(
+    s3_settings_env: dict[str, str], unique_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> Shelf:
+    for name, value in s3_settings_env.items():
+        monkeypatch.setenv(name, value)
+    settings = StorageSettings()
+    return Shelf(s3_client(settings, settings.s3_endpoint_url), unique_prefix)
+
+
+@pytest.fixture
+def store(shelf: Shelf, tmp_path: Path) -> ModelStore:
+    return open_store(shelf.url, tmp_path)
+
+
+def fetched(folder: Path) -> list[str]:
+    """Names of the whole files in a cache."""
+    return sorted(
+        path.name
+        for path in (folder / "versions").glob("*/*")
+        if path.is_file() and not path.name.startswith(".")
+    )
+
+
+def grown_old(folder: Path) -> None:
+    """Make every version in a cache look unused for long, each longer than the next."""
+    for age, version in enumerate((folder / "versions").iterdir(), start=1):
+        used_s = time() - age - 2 * SPARED_S
+        os.utime(version, times=(used_s, used_s))
+
+
+def test_a_bucket_is_listed_by_a1111s_folders_without_fetching_checkpoints(
+    shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    shelf.put("Stable-diffusion/anime/theirs.safetensors", CHECKPOINT)
+    shelf.put("checkpoints/notes.txt", b"no model")
+    shelf.put("checkpoints/.hidden.safetensors", CHECKPOINT)
+    shelf.put("checkpoints/old.ckpt", b"PK\x03\x04 and so on")
+    shelf.put("ESRGAN/up.pth", b"weights")
+    shelf.put("else/other.safetensors", CHECKPOINT)
+
+    listed = [(file.name, file.family) for file in store.listed("checkpoint")]
+    assert listed == [("theirs", "sd1")]
+    assert [file.name for file in store.listed("upscaler")] == ["up"]
+    with pytest.raises(CorruptFile, match=r"(?s)old\.ckpt is a pickle.*save_file"):
+        store.find("checkpoint", "old")
+    assert fetched(tmp_path) == []
+
+
+def test_a_header_longer_than_what_is_read_first_is_read_whole(
+    shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    tensors = {key: torch.zeros(1, 4, 1, 1) for key in SD1}
+    content = save(tensors, metadata={"notes": "long " * 50_000})
+    shelf.put("checkpoints/a.safetensors", content)
+
+    assert store.find("checkpoint", "a").family == "sd1"
+    assert fetched(tmp_path) == []
+
+
+def test_a_file_is_fetched_whole_and_its_hash_is_known(
+    shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    content = os.urandom(2 * PART_BYTES + 5)
+    shelf.put("upscalers/up.pth", content)
+    told: list[tuple[Stage, int, int]] = []
+    file = store.find("upscaler", "up")
+
+    path = store.fetch(file, lambda stage, step, steps: told.append((stage, step, steps)))
+    assert path == file.path == store.fetched("upscaler", "up")
+    assert path.read_bytes() == content
+    assert store.sha256(file) == hashlib.sha256(content).hexdigest()
+    megabytes = len(content) // 10**6
+    assert (told[0], told[-1]) == (("load", 0, megabytes), ("load", megabytes, megabytes))
+
+
+def test_an_unknown_name_is_refused_with_those_of_folder_and_bucket(
+    shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    shelf.put("checkpoints/far.safetensors", CHECKPOINT)
+    (tmp_path / "models/checkpoints").mkdir(parents=True)
+    (tmp_path / "models/checkpoints/near.safetensors").write_bytes(CHECKPOINT)
+
+    with pytest.raises(UnknownCheckpoint, match="known: far, near"):
+        store.find("checkpoint", "b")
+
+
+def test_a_name_that_is_in_folder_and_bucket_is_an_error_that_names_both(
+    shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    shelf.put("checkpoints/a.safetensors", CHECKPOINT)
+    (tmp_path / "models/checkpoints").mkdir(parents=True)
+    (tmp_path / "models/checkpoints/a.safetensors").write_bytes(CHECKPOINT)
+
+    with pytest.raises(WorkerFailure, match=r"checkpoints/a\.safetensors and s3://"):
+        store.find("checkpoint", "a")
+    assert store.listed("checkpoint") == ()
+
+
+def test_a_new_name_is_found_at_once_though_listings_are_kept(
+    shelf: Shelf, store: ModelStore
+) -> None:
+    assert store.listed("checkpoint") == ()
+    shelf.put("checkpoints/new.safetensors", CHECKPOINT)
+    assert store.find("checkpoint", "new").family == "sd1"
+
+
+def test_a_replaced_file_is_another_model_and_never_mixed_with_the_first(
+    shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    shelf.put("upscalers/up.pth", b"first")
+    first = store.find("upscaler", "up")
+    shelf.put("upscalers/up.pth", b"other")
+
+    with pytest.raises(StorageUnavailable, match="replaced or removed"):
+        store.fetch(first)
+    second = store.find("upscaler", "up")
+    assert second != first
+    assert store.fetch(second).read_bytes() == b"other"
+
+
+def test_a_removed_file_is_unknown_once_that_is_noticed(shelf: Shelf, store: ModelStore) -> None:
+    shelf.put("loras/style.safetensors", CHECKPOINT)
+    file = store.find("lora", "style")
+    shelf.delete("loras/style.safetensors")
+
+    with pytest.raises(StorageUnavailable):
+        store.fetch(file)
+    with pytest.raises(UnknownLora, match="known: none"):
+        store.find("lora", "style")
+
+
+@pytest.mark.parametrize("stated", ["metadata", "beside"])
+def test_a_file_that_is_not_what_is_published_is_refused_and_not_kept(
+    stated: str, shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    digest = hashlib.sha256(b"what was meant").hexdigest()
+    metadata = {"sha256": digest} if stated == "metadata" else {}
+    shelf.put("upscalers/up.pth", b"what lies there", **metadata)
+    if stated == "beside":
+        shelf.put("upscalers/up.pth.sha256", f"{digest.upper()}  up.pth\n".encode())
+
+    with pytest.raises(CorruptFile, match=f"published is {digest}"):
+        store.fetch(store.find("upscaler", "up"))
+    assert fetched(tmp_path) == []
+
+
+def test_what_is_published_and_right_is_kept(shelf: Shelf, store: ModelStore) -> None:
+    digest = hashlib.sha256(b"weights").hexdigest()
+    shelf.put("upscalers/up.pth", b"weights", sha256=digest)
+    shelf.put("upscalers/up.pth.sha256", digest.encode())
+    assert store.fetch(store.find("upscaler", "up")).read_bytes() == b"weights"
+
+
+def test_a_cancel_ends_a_download_and_the_next_goes_on_with_it(
+    shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    content = os.urandom(3 * PART_BYTES)
+    shelf.put("upscalers/large.pth", content)
+    file = store.find("upscaler", "large")
+
+    def canceled(stage: Stage, step: int, steps: int) -> None:
+        if step:
+            raise JobCanceled("job")
+
+    with pytest.raises(JobCanceled):
+        store.fetch(file, canceled)
+    assert fetched(tmp_path) == []
+    told: list[int] = []
+    path = store.fetch(file, lambda _stage, step, _steps: told.append(step))
+    assert told[0] > 0
+    assert path.read_bytes() == content
+
+
+def test_a_broken_download_that_was_damaged_starts_anew(shelf: Shelf, store: ModelStore) -> None:
+    shelf.put("upscalers/up.pth", b"weights")
+    file = store.find("upscaler", "up")
+    file.path.parent.mkdir(parents=True)
+    file.path.with_name(f".{file.path.name}.part").write_bytes(b"\0\0\0")
+
+    with pytest.raises(StorageUnavailable, match="fetched anew"):
+        store.fetch(file)
+    assert store.fetch(file).read_bytes() == b"weights"
+
+
+def test_two_processes_that_want_a_file_at_once_download_it_once(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    shelf.put("upscalers/large.pth", os.urandom(3 * PART_BYTES))
+    processes = multiprocessing.get_context("spawn")
+    fetches = processes.SimpleQueue()
+    both = [
+        processes.Process(target=fetch_in_process, args=(shelf.url, tmp_path, fetches.put))
+        for _ in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sorted([fetches.get(), fetches.get()]) == [0, 1]
+    assert fetched(tmp_path) == ["large.pth"]
+
+
+def test_versions_that_were_not_used_for_longest_leave_the_disk_first(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    store = open_store(shelf.url, tmp_path, budget_bytes=2_500_000)
+    for name in ("a", "b", "c"):
+        shelf.put(f"upscalers/{name}.pth", os.urandom(10**6))
+    first, second, third = (store.find("upscaler", name) for name in "abc")
+    store.fetch(first)
+    store.fetch(second)
+    grown_old(tmp_path)
+    store.fetch(first)
+    store.fetch(third)
+
+    assert fetched(tmp_path) == ["a.pth", "c.pth"]
+    assert store.fetch(second).exists()
+
+
+def test_what_was_used_just_now_stays_though_the_budget_is_exceeded(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    store = open_store(shelf.url, tmp_path, budget_bytes=1)
+    for name in ("a", "b"):
+        shelf.put(f"upscalers/{name}.pth", b"weights")
+        store.fetch(store.find("upscaler", name))
+    assert fetched(tmp_path) == ["a.pth", "b.pth"]
+
+
+def test_a_diffusers_folder_of_a_bucket_is_refused_and_its_parts_are_no_models(
+    shelf: Shelf, store: ModelStore
+) -> None:
+    shelf.put("checkpoints/model_index.json", b"{}")
+    shelf.put("checkpoints/turbo/model_index.json", b"{}")
+    shelf.put("checkpoints/turbo/unet/diffusion_pytorch_model.safetensors", CHECKPOINT)
+
+    shelf.put("checkpoints/a.safetensors", CHECKPOINT)
+
+    assert [file.name for file in store.listed("checkpoint")] == ["a"]
+    with pytest.raises(FileUnavailable, match="turbo is a diffusers folder"):
+        store.find("checkpoint", "turbo")
+
+
+def test_while_the_store_is_away_what_is_on_disk_is_served(
+    shelf: Shelf, store: ModelStore, s3_server: Process, tmp_path: Path
+) -> None:
+    shelf.put("upscalers/up.pth", b"weights")
+    shelf.put("upscalers/other.pth", b"weights")
+    file, other = (store.find("upscaler", name) for name in ("up", "other"))
+    store.fetch(file)
+    s3_server.kill()
+    try:
+        assert store.fetched("upscaler", "up").read_bytes() == b"weights"
+        with pytest.raises(StorageUnavailable):
+            store.fetch(other)
+        with pytest.raises(StorageUnavailable):
+            open_store(shelf.url, tmp_path).find("upscaler", "up")
+    finally:
+        s3_server.start()

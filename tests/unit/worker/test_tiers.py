@@ -1,0 +1,173 @@
+"""Pipelines that leave the device rest in host memory and come back with the same bits."""
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from imagefleet_worker.adapters.delta import Component
+from imagefleet_worker.adapters.wanted import ScaledAdapter
+from imagefleet_worker.models.model_file import ModelFile
+from imagefleet_worker.models.pipelines import PipelineCache
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.models.tiers import Tiers
+from imagefleet_worker.models.warm import WarmPipeline
+from tests.random_adapters import linear_targets, random_lora
+from tools.make_demo_checkpoint import write_demo_checkpoint
+
+CPU = torch.device("cpu")
+PLENTY = 2**40
+
+Load = Callable[[str], WarmPipeline]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "checkpoints").mkdir()
+    for seed, name in enumerate("abc"):
+        write_demo_checkpoint(folder / f"checkpoints/{name}.safetensors", "sd1", seed=seed)
+    return folder
+
+
+@pytest.fixture
+def load(folder: Path) -> Load:
+    """Loads a checkpoint anew with every call."""
+
+    def load(name: str) -> WarmPipeline:
+        store = ModelStore(folder)
+        cache = PipelineCache(store, CPU, torch.float32, "sdpa", "high", PLENTY, PLENTY, PLENTY, 1)
+        return cache.get(store.find("checkpoint", name))
+
+    return load
+
+
+@pytest.fixture
+def dropped() -> list[str]:
+    return []
+
+
+def tiers_of(dropped: list[str], device_bytes: int, host_bytes: int) -> Tiers:
+    """The CPU stands for both; what moves is copied all the same."""
+
+    def hear(file: ModelFile) -> None:
+        dropped.append(file.name)
+
+    return Tiers(CPU, CPU, device_bytes=device_bytes, host_bytes=host_bytes, dropped=hear)
+
+
+def lora(warm: WarmPipeline) -> list[ScaledAdapter]:
+    modules: dict[Component, torch.nn.Module] = {"unet": warm.pipeline.unet}
+    targets = linear_targets("unet", warm.pipeline.unet)
+    adapter = random_lora("lora", modules, targets, rank=4, seed=0)
+    return [ScaledAdapter(adapter=adapter, unet_scale=1, text_encoder_scale=1)]
+
+
+def bits(warm: WarmPipeline) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in warm.tensors()]
+
+
+def same(warm: WarmPipeline, expected: list[Tensor]) -> bool:
+    return all(
+        torch.equal(tensor, other) for tensor, other in zip(warm.tensors(), expected, strict=True)
+    )
+
+
+def test_a_pipeline_comes_back_with_the_checkpoints_bits_in_the_same_tensors(
+    load: Load, dropped: list[str]
+) -> None:
+    first, second = load("a"), load("b")
+    base, tensors = bits(first), [id(tensor) for tensor in first.tensors()]
+    addresses = {tensor.data_ptr() for tensor in first.tensors()}
+    strides = [tensor.stride() for tensor in first.tensors()]
+    tiers = tiers_of(dropped, device_bytes=1, host_bytes=PLENTY)
+    tiers.keep(first)
+    first.merged.switch(lora(first))
+    assert not same(first, base)
+
+    tiers.keep(second)
+    assert same(first, base)
+    assert first.merged.saved_bytes.device == first.merged.copied_bytes == 0
+    assert not addresses & {tensor.data_ptr() for tensor in first.tensors()}
+    assert tiers.find(first.file) is first
+    assert same(first, base)
+    assert [id(tensor) for tensor in first.tensors()] == tensors
+    assert [tensor.stride() for tensor in first.tensors()] == strides
+    assert dropped == []
+
+
+def test_adapters_go_on_and_off_a_pipeline_that_came_back_as_before(
+    load: Load, dropped: list[str]
+) -> None:
+    first = load("a")
+    base = bits(first)
+    first.merged.switch(lora(first))
+    merged = bits(first)
+    tiers = tiers_of(dropped, device_bytes=1, host_bytes=PLENTY)
+    tiers.keep(first)
+    tiers.keep(load("b"))
+    assert tiers.find(first.file) is first
+
+    first.merged.switch(lora(first))
+    assert same(first, merged)
+    first.merged.switch(())
+    assert same(first, base)
+
+
+def test_host_memory_keeps_the_last_used_and_drops_the_others(
+    load: Load, dropped: list[str]
+) -> None:
+    first, second, third = load("a"), load("b"), load("c")
+    size_bytes = first.size_bytes
+    tiers = tiers_of(dropped, device_bytes=size_bytes, host_bytes=size_bytes)
+    for warm in (first, second, third):
+        tiers.keep(warm)
+
+    assert dropped == ["a"]
+    assert tiers.find(first.file) is None
+    assert tiers.find(second.file) is second
+    assert tiers.find(third.file) is third
+
+
+def test_what_host_memory_has_no_room_for_is_freed(load: Load, dropped: list[str]) -> None:
+    warm = load("a")
+    tiers = tiers_of(dropped, device_bytes=1, host_bytes=warm.size_bytes - 1)
+    tiers.keep(warm)
+    unet = weakref.ref(warm.pipeline.unet)
+    del warm
+    tiers.keep(load("b"))
+
+    assert dropped == ["a"]
+    assert unet() is None
+
+
+def test_weights_that_do_not_come_back_from_an_adapter_are_not_kept(
+    load: Load, dropped: list[str]
+) -> None:
+    warm = load("a")
+    tiers = tiers_of(dropped, device_bytes=1, host_bytes=PLENTY)
+    tiers.keep(warm)
+    warm.merged.switch(lora(warm))
+    warm.merged.switch(())
+    target = linear_targets("unet", warm.pipeline.unet)[0]
+    with torch.no_grad():
+        warm.pipeline.unet.get_parameter(target.parameter).view(-1)[0] += 1
+    tiers.keep(load("b"))
+
+    assert dropped == ["a"]
+    assert tiers.find(warm.file) is None
+
+
+def test_a_dropped_pipeline_is_in_neither_tier(load: Load, dropped: list[str]) -> None:
+    first, second = load("a"), load("b")
+    tiers = tiers_of(dropped, device_bytes=1, host_bytes=PLENTY)
+    tiers.keep(first)
+    tiers.keep(second)
+    tiers.drop(first.file)
+    tiers.drop(second.file)
+
+    assert dropped == ["a", "b"]
+    assert tiers.find(first.file) is tiers.find(second.file) is None

@@ -1,0 +1,135 @@
+"""Fetched models on local disk, shared by all workers of a host."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from time import sleep, time
+
+from imagefleet_shared.errors import FileUnavailable
+
+from .. import metrics
+
+log = logging.getLogger(__name__)
+
+LOCK_POLL_S = 0.1
+SPARED_S = 120
+"""What was used so lately may be waited for by a job, and stays though the budget be exceeded."""
+
+
+class DiskCache:
+    """Folders of one model version each, least recently used out first.
+
+    A folder's own time is when it was used last. Locks are files of their own, taken by `flock`, so
+    that they end with their process; they hold between processes and between threads.
+
+    Args:
+        root: of the cache; the same for all workers of a host.
+        budget_bytes: for all versions together; one alone may be larger.
+    """
+
+    def __init__(self, root: Path, budget_bytes: int) -> None:
+        self._versions = root / "versions"
+        self._locks = root / "locks"
+        self._budget_bytes = budget_bytes
+
+    def folder(self, version: str) -> Path:
+        """Where a version lies, if it does."""
+        return self._versions / version
+
+    def touch(self, version: str) -> bool:
+        """Whether there is such a folder, which now counts as used."""
+        try:
+            os.utime(self.folder(version))
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def lock(self, version: str, waiting: Callable[[], None]) -> Generator[None]:
+        """Keep everybody else from filling or removing the folder of a version, once it is free.
+
+        Args:
+            waiting: called now and then while another holds the lock; it may raise.
+
+        Raises:
+            FileUnavailable: the disk is full or cannot be written, in the body too.
+        """
+        with self.writing():
+            self._locks.mkdir(parents=True, exist_ok=True)
+            with (self._locks / version).open("w") as lock:
+                while not _taken(lock.fileno()):
+                    waiting()
+                    sleep(LOCK_POLL_S)
+                self.make_folder(version)
+                yield
+
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """Say what the operating system refuses in the body as `FileUnavailable`."""
+        try:
+            yield
+        except OSError as exc:
+            raise FileUnavailable(
+                f"the model cache {self._versions.parent} cannot be written: {exc.strerror}"
+            ) from exc
+
+    def make_folder(self, version: str) -> Path:
+        """The folder of a version, which now counts as used."""
+        folder = self.folder(version)
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        return folder
+
+    def make_room(self, size_bytes: int) -> None:
+        """Remove versions that were not used for longest, until so many bytes fit the budget."""
+        used = {folder: _bytes_of(folder) for folder in self._by_last_use()}
+        total = sum(used.values())
+        for folder, own in used.items():
+            if total + size_bytes <= self._budget_bytes:
+                break
+            if self._remove(folder):
+                total -= own
+        metrics.MODEL_DISK_BYTES.set(total)
+
+    def _by_last_use(self) -> list[Path]:
+        times = {folder: _last_use(folder) for folder in self._versions.iterdir()}
+        return sorted(times, key=lambda folder: times[folder])
+
+    def _remove(self, folder: Path) -> bool:
+        with (self._locks / folder.name).open("w") as lock:
+            # Looked at under the lock: somebody may have begun to use it.
+            if not _taken(lock.fileno()) or _last_use(folder) > time() - SPARED_S:
+                return False
+            rmtree(folder, ignore_errors=True)
+        log.info("removed %s from disk", folder.name, extra={"action": "evict_model"})
+        return True
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _last_use(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0
+
+
+def _bytes_of(folder: Path) -> int:
+    """On disk: of a sparse file only what was written counts."""
+    blocks = 0
+    for path in folder.rglob("*"):
+        try:
+            blocks += path.stat().st_blocks
+        except FileNotFoundError:
+            continue
+    return blocks * 512
