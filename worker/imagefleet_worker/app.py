@@ -19,12 +19,12 @@ from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_shared.storage import open_store
 
 from . import metrics
-from .attention import choose_attention
 from .delivery import Delivery
 from .engine import Engine, Renderer
 from .generate import Studio
 from .heartbeat import Heartbeat, die_with_parent
 from .lease import LeaseKeeper
+from .machine import options_on
 from .models.listing import Kind
 from .models.pipelines import PipelineCache
 from .models.store import ModelFile, ModelStore
@@ -34,6 +34,7 @@ from .settings import WorkerSettings
 from .tasks import register
 from .upscale.cache import UpscalerCache
 from .upscale.enlarge import Enlarger
+from .warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +44,21 @@ _PATIENCE = 120
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.device) -> Studio:
-    """The real renderer on a device."""
+def make_studio(
+    settings: WorkerSettings,
+    models: ModelStore,
+    device: torch.device,
+    resolver: Resolver | None = None,
+) -> Studio:
+    """The real renderer on a device; given a resolver, warmed up where there is need."""
     auto = torch.float32 if device.type == "cpu" else torch.float16
     dtype = _DTYPES.get(settings.dtype, auto)
-    attention = choose_attention(settings.attention, device, dtype)
-    log.info("device %s, %s, attention by %s", device, dtype, attention)
+    options = options_on(device, dtype, settings)
     pipelines = PipelineCache(
         models,
         device=device,
         dtype=dtype,
-        attention=attention,
-        vram=settings.vram,
+        options=options,
         budget_bytes=int(settings.pipeline_cache_gb * 1e9),
         originals_bytes=int(settings.originals_gb * 1e9),
         copies_bytes=int(settings.merged_cache_gb * 1e9),
@@ -66,7 +70,10 @@ def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.devi
         dtype,
         budget_bytes=int(settings.upscaler_cache_gb * 1e9),
     )
-    return Studio(settings, pipelines, Enlarger(upscalers))
+    studio = Studio(settings, pipelines, Enlarger(upscalers))
+    if resolver and (options.compile or options.cuda_graphs):
+        warm_up(studio, resolver, settings)
+    return studio
 
 
 class Worker:
@@ -100,7 +107,7 @@ class Worker:
         self._resolver = Resolver(settings, self._models, store)
         self._keeper = LeaseKeeper(self._ledger)
         self._engine = Engine(
-            lambda: renderer or make_studio(settings, self._models, device),
+            lambda: renderer or make_studio(settings, self._models, device, self._resolver),
             Heartbeat(beat_fd),
             settings.max_batch_pixels,
         )

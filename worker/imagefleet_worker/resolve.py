@@ -42,7 +42,7 @@ class Resolver:
         request = job.request()
         if isinstance(request, UpscaleRequest):
             return self._upscale(request)
-        return self._generate(request, job.id)
+        return self.generate(request, job.id)
 
     def default_checkpoint(self) -> str | None:
         """What a request that names no checkpoint gets; None where there is no such choice."""
@@ -53,7 +53,8 @@ class Resolver:
             checkpoints[0].name if len(checkpoints) == 1 else None
         )
 
-    def _generate(self, asked: GenerateRequest, job_id: str) -> ResolvedGenerate:
+    def generate(self, asked: GenerateRequest, job_id: str) -> ResolvedGenerate:
+        """Make a request to draw ready; raises as `resolve`."""
         checkpoint = self._checkpoint(asked.checkpoint)
         source = self._picture(asked.image) if asked.image else None
         request = filled(asked, checkpoint, source, job_id)
