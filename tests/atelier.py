@@ -14,12 +14,15 @@ from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
 from imagefleet_worker.app import make_studio
 from imagefleet_worker.generate import Studio
+from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.stages import Stages
 from tests.jobs import resolved
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
+_CPU = torch.device("cpu")
 SIDE = 64
 """Of a picture, in pixels, unless it is told."""
 
@@ -51,6 +54,11 @@ class Atelier:
         told = [(step, steps) for at, step, steps in self.told if at == stage]
         return told[-1][1], max(step for step, _ in told)
 
+    @property
+    def pipelines(self) -> PipelineCache:
+        """What its studio keeps warm."""
+        return self._studio._pipelines  # pyright: ignore[reportPrivateUsage]
+
     def put(self, picture: Image.Image) -> ImageRef:
         file = BytesIO()
         picture.save(file, "PNG")
@@ -60,19 +68,29 @@ class Atelier:
         return ImageRef(key=key)
 
 
-def open_atelier(demo_models: Path, folder: Path) -> Atelier:
+def open_atelier(
+    demo_models: Path,
+    folder: Path,
+    settings: WorkerSettings | None = None,
+    device: torch.device = _CPU,
+) -> Atelier:
     """One with the demo's models, another SD 1.x checkpoint (`other`) and a refiner (`xl-refiner`).
 
     Args:
         folder: empty, for the models and the pictures.
+        settings: of the studio, which warms up where there is need; None: the defaults.
+        device: that it draws on.
     """
     copytree(demo_models, folder / "models")
     checkpoints = folder / "models/checkpoints"
     write_demo_checkpoint(checkpoints / "other.safetensors", "sd1", seed=7)
     write_demo_checkpoint(checkpoints / "xl-refiner.safetensors", "sdxl_refiner", seed=3)
     models = ModelStore(folder / "models")
-    studio = make_studio(WorkerSettings(verify_every=1), models, torch.device("cpu"))
-    return Atelier(models, studio, FileStore(folder / "store"))
+    settings = settings or WorkerSettings(verify_every=1)
+    store = FileStore(folder / "store")
+    resolver = Resolver(settings, models, store)
+    studio = make_studio(settings, models, device, resolver)
+    return Atelier(models, studio, store)
 
 
 def photo(width: int = SIDE, height: int = SIDE) -> Image.Image:

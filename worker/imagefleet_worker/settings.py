@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from imagefleet_shared.fields import JobKind
+from imagefleet_shared.fields import JobKind, SizePx
+
+_Count = Annotated[int, Field(ge=1, le=16)]
 
 
 class WorkerSettings(BaseSettings):
@@ -49,7 +51,7 @@ class WorkerSettings(BaseSettings):
     """Compiled code is kept here, so that a worker that starts again compiles nothing."""
     warm_up_checkpoints: Annotated[tuple[str, ...], NoDecode] = ()
     """Checkpoints to compile for before jobs are taken, by commas; none: the default one."""
-    warm_up_sizes: Annotated[tuple[tuple[int, int, int], ...], NoDecode] = ()
+    warm_up_sizes: Annotated[tuple[tuple[SizePx, SizePx, _Count], ...], NoDecode] = ()
     """Pictures to compile for, `WIDTHxHEIGHTxBATCH` by commas; none: one of the native size."""
     pipeline_cache_gb: float = Field(default=16, gt=0)
     """Warm checkpoints are kept up to this size, least recently used out first, GB."""

@@ -16,12 +16,17 @@ log = logging.getLogger(__name__)
 
 # Of a shape, the first call compiles, the second records a graph, the third is like all others.
 _STEPS = 3
+# Torch compiles apart for one row, and on the CPU from 16 rows on, where its convolutions choose
+# another library. Sizes make no difference, so small pictures do for these.
+_SMALL_PX = 256
+_MANY = 8
 
 
 def warm_up(studio: Studio, resolver: Resolver, settings: WorkerSettings) -> None:
-    """Draw and drop a picture or a batch for each checkpoint and size that the settings name.
+    """Draw pictures for each checkpoint and size that the settings name, and drop them.
 
-    Whatever runs later runs what was compiled now, other sizes too; see `models/compiled.py`.
+    Whatever is drawn later, at other sizes too, runs what was compiled now; see
+    `models/compiled.py`.
 
     Raises:
         ImagefleetError: one of them cannot be drawn.
@@ -45,16 +50,14 @@ def _requests(resolver: Resolver, settings: WorkerSettings) -> Iterator[Generate
     default = resolver.default_checkpoint()
     checkpoints = settings.warm_up_checkpoints or ((default,) if default else ())
     for checkpoint in checkpoints:
-        for width, height, batch in settings.warm_up_sizes or ((None, None, 1),):
-            yield GenerateRequest(
-                prompt="",
-                checkpoint=checkpoint,
-                width=width,
-                height=height,
-                num_images=batch,
-                num_inference_steps=_STEPS,
-                seed=0,
-            )
+        base = GenerateRequest(prompt="", checkpoint=checkpoint, num_inference_steps=_STEPS, seed=0)
+        for width, height, batch in settings.warm_up_sizes:
+            yield base.model_copy(update={"width": width, "height": height, "num_images": batch})
+        if not settings.warm_up_sizes:
+            yield base
+        small = base.model_copy(update={"width": _SMALL_PX, "height": _SMALL_PX})
+        yield small.model_copy(update={"guidance_scale": 1.0})
+        yield small.model_copy(update={"num_images": _MANY})
 
 
 def _quietly(stage: Stage, step: int, steps: int) -> None:

@@ -45,11 +45,8 @@ def set_up_compiler(cache_dir: Path) -> None:
     os.environ["TRITON_CACHE_DIR"] = str(cache_dir.resolve() / "triton")
     torch._dynamo.config.recompile_limit = _SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * _SHAPES
-    symbols = torch.fx.experimental._config
     # Else sizes that are equal once, as a square picture's, would be taken to be equal always.
-    symbols.use_duck_shape = False
-    # Else a single row would be compiled for apart.
-    symbols.backed_size_oblivious = True
+    torch.fx.experimental._config.use_duck_shape = False
 
 
 def compile_blocks(network: Module) -> None:
