@@ -68,29 +68,30 @@ class Atelier:
         return ImageRef(key=key)
 
 
-def open_atelier(
-    demo_models: Path,
-    folder: Path,
-    settings: WorkerSettings | None = None,
-    device: torch.device = _CPU,
-) -> Atelier:
+def open_atelier(demo_models: Path, folder: Path) -> Atelier:
     """One with the demo's models, another SD 1.x checkpoint (`other`) and a refiner (`xl-refiner`).
 
     Args:
         folder: empty, for the models and the pictures.
-        settings: of the studio, which warms up where there is need; None: the defaults.
-        device: that it draws on.
     """
     copytree(demo_models, folder / "models")
     checkpoints = folder / "models/checkpoints"
     write_demo_checkpoint(checkpoints / "other.safetensors", "sd1", seed=7)
     write_demo_checkpoint(checkpoints / "xl-refiner.safetensors", "sdxl_refiner", seed=3)
-    models = ModelStore(folder / "models")
-    settings = settings or WorkerSettings(verify_every=1)
-    store = FileStore(folder / "store")
+    return open_studio(folder / "models", folder / "store", WorkerSettings(verify_every=1))
+
+
+def open_studio(
+    models_dir: Path, folder: Path, settings: WorkerSettings, device: torch.device = _CPU
+) -> Atelier:
+    """One with some models and settings, warmed up where there is need.
+
+    Args:
+        folder: for the pictures.
+    """
+    models, store = ModelStore(models_dir), FileStore(folder)
     resolver = Resolver(settings, models, store)
-    studio = make_studio(settings, models, device, resolver)
-    return Atelier(models, studio, store)
+    return Atelier(models, make_studio(settings, models, device, resolver), store)
 
 
 def photo(width: int = SIDE, height: int = SIDE) -> Image.Image:

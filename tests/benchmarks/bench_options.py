@@ -98,7 +98,8 @@ def measure(bench: Bench, family: Family, options: Mapping[str, Options]) -> Ite
     for name, chosen in {"none": PLAIN, **options}.items():
         if chosen.compile:
             torch._dynamo.reset()
-            set_up_compiler(bench.folder / f"{family} {name}")
+            # Without spaces: g++ is given its path unquoted.
+            set_up_compiler(bench.folder / f"{family}-{name}".replace(" ", "-"))
         trial = Trial(path, bench.device, bench.dtype, chosen)
         first_s = again_s = trial.first_s(trial.call(1, size_px))
         if chosen.compile:

@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 # Of a shape, the first call compiles, the second records a graph, the third is like all others.
 _STEPS = 3
-# Torch compiles apart for one row, and on the CPU from 16 rows on, where its convolutions choose
-# another library. Sizes make no difference, so small pictures do for these.
-_SMALL_PX = 256
+# Torch compiles apart for one row. On the CPU it does so from 16 rows on too, and for one row of
+# few pixels, because its convolutions then choose another library. Other sizes make no difference.
+_SMALL_PX = 128
 _MANY = 8
 
 
@@ -51,12 +51,14 @@ def _requests(resolver: Resolver, settings: WorkerSettings) -> Iterator[Generate
     checkpoints = settings.warm_up_checkpoints or ((default,) if default else ())
     for checkpoint in checkpoints:
         base = GenerateRequest(prompt="", checkpoint=checkpoint, num_inference_steps=_STEPS, seed=0)
-        for width, height, batch in settings.warm_up_sizes:
-            yield base.model_copy(update={"width": width, "height": height, "num_images": batch})
-        if not settings.warm_up_sizes:
-            yield base
         small = base.model_copy(update={"width": _SMALL_PX, "height": _SMALL_PX})
-        yield small.model_copy(update={"guidance_scale": 1.0})
+        sizes = [
+            base.model_copy(update={"width": width, "height": height, "num_images": batch})
+            for width, height, batch in settings.warm_up_sizes
+        ]
+        for request in (*(sizes or (base,)), small):
+            yield request
+            yield request.model_copy(update={"guidance_scale": 1.0, "num_images": 1})
         yield small.model_copy(update={"num_images": _MANY})
 
 

@@ -15,7 +15,8 @@ from torch._dynamo.utils import counters
 from imagefleet_worker.models.compiled import why_no_compiler
 from imagefleet_worker.models.pipelines import WarmPipeline
 from imagefleet_worker.settings import WorkerSettings
-from tests.atelier import Atelier, mask, open_atelier, photo
+from tests.atelier import Atelier, mask, open_studio, photo
+from tests.tiny_models import write_tiny_models
 
 pytestmark = pytest.mark.skipif(
     why_no_compiler() is not None, reason=f"NOT RUN: compiled blocks; {why_no_compiler()}"
@@ -48,6 +49,13 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    write_tiny_models(root)
+    return root
+
+
+@pytest.fixture(scope="module")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compiled")
 
@@ -65,7 +73,7 @@ def settings(cache_dir: Path) -> WorkerSettings:
 
 @pytest.fixture(scope="module")
 def compiled(
-    demo_models: Path, tmp_path_factory: pytest.TempPathFactory, settings: WorkerSettings
+    tiny_models: Path, tmp_path_factory: pytest.TempPathFactory, settings: WorkerSettings
 ) -> Iterator[Atelier]:
     """A studio that is warmed up; whatever it compiles from then on fails the test."""
     with pytest.MonkeyPatch.context() as patch:
@@ -73,15 +81,15 @@ def compiled(
             patch.setenv(name, "")
         torch._dynamo.reset()
         counters.clear()
-        atelier = open_atelier(demo_models, tmp_path_factory.mktemp("compiling"), settings)
+        atelier = open_studio(tiny_models, tmp_path_factory.mktemp("compiling"), settings)
         with torch._dynamo.config.patch(error_on_recompile=True):
             yield atelier
         torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")
-def eager(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Atelier:
-    return open_atelier(demo_models, tmp_path_factory.mktemp("eager"))
+def eager(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Atelier:
+    return open_studio(tiny_models, tmp_path_factory.mktemp("eager"), WorkerSettings())
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -133,7 +141,7 @@ def test_compiled_modules_keep_the_names_and_places_of_their_weights(
 
 
 def test_a_worker_that_starts_again_finds_what_it_compiled(
-    compiled: Atelier, demo_models: Path, settings: WorkerSettings, tmp_path: Path
+    compiled: Atelier, tiny_models: Path, settings: WorkerSettings, tmp_path: Path
 ) -> None:
     assert compiled.draw()
     # What a new process does not have.
@@ -141,7 +149,7 @@ def test_a_worker_that_starts_again_finds_what_it_compiled(
     counters.clear()
 
     with torch._dynamo.config.patch(error_on_recompile=False):
-        again = open_atelier(demo_models, tmp_path, settings)
+        again = open_studio(tiny_models, tmp_path, settings)
 
     assert counters["inductor"]["fxgraph_cache_hit"] > 0
     assert counters["inductor"]["fxgraph_cache_miss"] == 0

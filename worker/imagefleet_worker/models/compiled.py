@@ -6,13 +6,20 @@ Weights are inputs of the compiled code (Inductor's freezing stays off), so merg
 effect and need no second compilation.
 """
 
+# Torch has no public name for these settings.
+# pyright: reportPrivateUsage=false
+
 import os
 from pathlib import Path
 
 import torch
+import torch._dynamo.config
+import torch.fx.experimental._config
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch.nn import Module
+
+from imagefleet_shared.errors import WorkerFailure
 
 # Of one block's code: an architecture has up to two dozen shapes of residual blocks in its UNet and
 # VAE, and a worker may hold three architectures in two dtypes. Beyond the limit (torch's own is 8)
@@ -38,7 +45,12 @@ def set_up_compiler(cache_dir: Path) -> None:
 
     Args:
         cache_dir: of Inductor and Triton; a process that starts with it filled compiles nothing.
+
+    Raises:
+        WorkerFailure: its path has a space, which Inductor does not quote.
     """
+    if " " in str(cache_dir.resolve()):
+        raise WorkerFailure(f"IMAGEFLEET_COMPILE_CACHE_DIR {str(cache_dir)!r} must have no spaces")
     cache_dir.mkdir(parents=True, exist_ok=True)
     # Torch takes the folder from nowhere else.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir.resolve())

@@ -45,7 +45,7 @@ class GraphedForward:
         # Least recently used first.
         self._recordings: OrderedDict[_Shape, _Recording] = OrderedDict()
         self._stream: torch.cuda.Stream | None = None
-        self._pool: tuple[int, int] | None = None
+        self._first: torch.cuda.CUDAGraph | None = None
 
     @property
     def recordings(self) -> int:
@@ -106,6 +106,7 @@ class GraphedForward:
         places = tuple(parameter.data_ptr() for parameter in self._parameters)
         if places != self._places:
             self._recordings.clear()
+            self._first = None
             self._places = places
 
     def _record(self, shape: _Shape, given: Mapping[str, Tensor]) -> None:
@@ -113,7 +114,6 @@ class GraphedForward:
             self._recordings.popitem(last=False)
         if self._stream is None:
             self._stream = torch.cuda.Stream(given["sample"].device)
-            self._pool = torch.cuda.graph_pool_handle()
         inputs = {name: tensor.clone() for name, tensor in given.items()}
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -121,11 +121,13 @@ class GraphedForward:
             self._run(inputs)
         graph = torch.cuda.CUDAGraph()
         # Other threads copy pictures and load weights meanwhile: their calls are none of ours.
+        pool = self._first.pool() if self._first else None
         with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
         ):
             output = self._run(inputs)
         torch.cuda.current_stream().wait_stream(self._stream)
+        self._first = self._first or graph
         self._recordings[shape] = _Recording(graph, inputs, output)
 
 
