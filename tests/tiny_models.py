@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from imagefleet_worker.models.architecture import packaged_config
+from imagefleet_worker.models.architecture import Config, packaged_config
 from imagefleet_worker.models.ldm_keys import Component
 from tests.random_adapters import linear_targets
 from tools.make_demo_checkpoint import write_checkpoint
@@ -31,7 +31,7 @@ def write_tiny_models(root: Path) -> None:
 
 
 def _modules(seed: int) -> dict[Component, torch.nn.Module]:
-    clip = {
+    clip: Config = {
         "hidden_size": _WIDTH,
         "intermediate_size": 4 * _WIDTH,
         "num_hidden_layers": 2,

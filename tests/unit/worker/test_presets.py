@@ -1,12 +1,14 @@
 """Presets are chosen by the card, and each option is as set before it is as chosen."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 
 from imagefleet_shared.errors import WorkerFailure
 from imagefleet_worker.machine import options_on
+from imagefleet_worker.models.compiled import set_up_compiler
 from imagefleet_worker.presets import (
     Machine,
     Options,
@@ -139,3 +141,10 @@ def test_sizes_to_warm_up_are_read_from_the_environment(monkeypatch: pytest.Monk
     assert settings.warm_up_checkpoints == ("one", "two")
     assert settings.compile is False
     assert settings.channels_last is None
+
+
+def test_a_folder_that_inductor_cannot_name_is_refused_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailure, match="must have no spaces"):
+        set_up_compiler(tmp_path / "two words")
+
+    assert not list(tmp_path.iterdir())
