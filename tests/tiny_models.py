@@ -15,6 +15,30 @@ from tests.random_adapters import linear_targets
 from tools.make_demo_checkpoint import write_checkpoint
 
 _WIDTH = 32
+_UNET: Config = {
+    "sample_size": 16,
+    "block_out_channels": [_WIDTH, 2 * _WIDTH],
+    "layers_per_block": 1,
+    "cross_attention_dim": _WIDTH,
+    "attention_head_dim": 8,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+_VAE: Config = {
+    "sample_size": 128,
+    "block_out_channels": [_WIDTH] * 4,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+_CLIP: Config = {
+    "hidden_size": _WIDTH,
+    "intermediate_size": 4 * _WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "projection_dim": _WIDTH,
+}
 
 
 def write_tiny_models(root: Path) -> None:
@@ -31,37 +55,13 @@ def write_tiny_models(root: Path) -> None:
 
 
 def _modules(seed: int) -> dict[Component, torch.nn.Module]:
-    clip: Config = {
-        "hidden_size": _WIDTH,
-        "intermediate_size": 4 * _WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 1,
-        "projection_dim": _WIDTH,
-    }
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         return {
-            "unet": UNet2DConditionModel(
-                **packaged_config("sd1", "unet"),
-                sample_size=16,
-                block_out_channels=[_WIDTH, 2 * _WIDTH],
-                layers_per_block=1,
-                cross_attention_dim=_WIDTH,
-                attention_head_dim=8,
-                down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
-                up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-            ).eval(),
-            "vae": AutoencoderKL(
-                **packaged_config("sd1", "vae"),
-                sample_size=128,
-                block_out_channels=[_WIDTH] * 4,
-                layers_per_block=1,
-                latent_channels=4,
-                down_block_types=["DownEncoderBlock2D"] * 4,
-                up_block_types=["UpDecoderBlock2D"] * 4,
-            ).eval(),
+            "unet": UNet2DConditionModel(**packaged_config("sd1", "unet"), **_UNET).eval(),
+            "vae": AutoencoderKL(**packaged_config("sd1", "vae"), **_VAE).eval(),
             "text_encoder": CLIPTextModel(
-                CLIPTextConfig(**packaged_config("sd1", "text_encoder"), **clip)
+                CLIPTextConfig(**packaged_config("sd1", "text_encoder"), **_CLIP)
             ).eval(),
         }
 

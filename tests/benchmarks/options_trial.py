@@ -11,8 +11,10 @@ from time import perf_counter, process_time
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.nn import Module
 from torch.utils.flop_counter import FlopCounterMode
 
+from imagefleet_worker.adapters.delta import Component
 from imagefleet_worker.adapters.merge import MergedState
 from imagefleet_worker.adapters.wanted import ScaledAdapter
 from imagefleet_worker.models.single_file import load_single_file
@@ -138,7 +140,7 @@ class Trial:
         Returns:
             The least seconds of a change alone, and graphs that were compiled because of them.
         """
-        modules = {"unet": self._pipeline.unet}
+        modules: dict[Component, Module] = {"unet": self._pipeline.unet}
         state = MergedState(modules, device_budget_bytes=2**40, copies_bytes=0, verify_every=2**60)
         targets = linear_targets("unet", self._pipeline.unet)
         loras = [

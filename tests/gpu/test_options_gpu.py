@@ -4,6 +4,7 @@
 # pyright: reportPrivateUsage=false
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_an_option_changes_no_picture(
 
 def test_a_graph_follows_weights_in_place_and_is_recorded_anew_where_they_move() -> None:
     unet = demo_models_unet()
-    eager = unet.forward
+    weights, eager = cast("torch.nn.Module", unet), unet.forward
     record_graphs(unet)
     recorded = vars(unet)["forward"]
     assert isinstance(recorded, GraphedForward)
@@ -95,9 +96,9 @@ def test_a_graph_follows_weights_in_place_and_is_recorded_anew_where_they_move()
         assert recorded.recordings == 2
         unet.get_parameter("conv_in.weight").mul_(1.5)
         assert same()
-        unet.cpu()
+        weights.cpu()
         held = torch.empty(2**24, device=CUDA)
-        unet.cuda()
+        weights.cuda()
         assert same()
         assert recorded.recordings == 2
         del held
@@ -118,9 +119,9 @@ def test_what_a_graph_gave_is_not_overwritten_by_the_next_call() -> None:
 
 
 def demo_models_unet() -> UNet2DConditionModel:
-    unet = demo_models("sd1", seed=0)["unet"]
+    unet = demo_models("sd1", seed=0)["unet"].cuda().requires_grad_(False)
     assert isinstance(unet, UNet2DConditionModel)
-    return unet.cuda().requires_grad_(False)
+    return unet
 
 
 def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
