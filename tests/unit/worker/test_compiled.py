@@ -64,6 +64,8 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(cache_dir: Path) -> WorkerSettings:
     return WorkerSettings(
         compile=True,
+        # As on a GPU, where both are on.
+        channels_last=True,
         compile_cache_dir=cache_dir,
         warm_up_checkpoints=("demo",),
         warm_up_sizes=((64, 64, 1),),

@@ -70,10 +70,10 @@ def test_balanced_tiles_the_vae_and_low_vram_keeps_weights_on_the_host_too() -> 
     assert (low.vae_tiling, low.offload, low.cuda_graphs) == (True, True, False)
 
 
-def test_the_cpu_has_no_graphs_and_nowhere_to_offload_from() -> None:
+def test_the_cpu_has_no_graphs_and_nowhere_to_offload_from_and_its_own_layout() -> None:
     for preset in ("fast", "balanced", "low_vram"):
         chosen = options(machine(None), preset)
-        assert (chosen.cuda_graphs, chosen.offload) == (False, False)
+        assert (chosen.cuda_graphs, chosen.offload, chosen.channels_last) == (False, False, False)
 
 
 @pytest.mark.parametrize(
