@@ -9,7 +9,8 @@ demo checkpoint and a toy SDXL at 128x128 in fp32, on one thread; seconds are th
 - images/s: of 25 steps, computed from these two. Texts, encoding and storage are not in it.
 - x: how many times faster a step is than without the option.
 - of_matmul: the step's FLOP over its seconds, as a share of the rate that one large product of
-  matrices reaches on this device in this dtype, measured before.
+  matrices reaches on this device in this dtype, measured before. Above 1 on a CPU whose
+  convolutions are done by a faster library than its products.
 - first_s: wall seconds until the first picture is possible, with nothing compiled before; again_s:
   in a process that finds what was compiled on disk.
 - switch_s: another LoRA of rank 16 on every linear layer; compiled_anew: graphs because of it.

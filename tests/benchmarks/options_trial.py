@@ -162,7 +162,7 @@ class Trial:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Of large square matrices, per second: what the networks could reach at best."""
+    """FLOP per second of a product of large square matrices."""
     side = 8192 if device.type == "cuda" else 1024
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     torch.mm(one, other)
