@@ -15,7 +15,7 @@ demo checkpoint and a toy SDXL at 128x128 in fp32, on one thread; seconds are th
   in a process that finds what was compiled on disk.
 - switch_s: another LoRA of rank 16 on every linear layer; compiled_anew: graphs because of it.
 
-`--quick` is for tests: the demo checkpoint, two batches.
+`--quick` is for tests: a tiny SD 1.x checkpoint and few options on the CPU.
 """
 
 # Dynamo has no public name for what it forgets.
@@ -42,6 +42,7 @@ from tests.benchmarks.options_trial import Trial, alternately, matmul_flops
 from tests.benchmarks.report import report
 from tests.full_size import write_full_size
 from tests.options import PLAIN
+from tests.tiny_models import write_tiny_models
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
 _ROOT = Path(__file__).parents[2]
@@ -73,6 +74,7 @@ class Bench:
     """Of the matmul ceiling, per second."""
     folder: Path
     """Empty, for checkpoints and compiled code."""
+    quick: bool
 
     def size_px(self, family: Family) -> int:
         if self.device.type == "cpu":
@@ -80,6 +82,9 @@ class Bench:
         return 512 if family == "sd1" else 1024
 
     def checkpoint(self, family: Family) -> Path:
+        if self.quick:
+            write_tiny_models(self.folder / "tiny")
+            return self.folder / "tiny/checkpoints/demo.safetensors"
         if self.device.type == "cpu" and family == "sd1":
             return _ROOT / "worker/models/checkpoints/demo.safetensors"
         path = self.folder / f"{family}.safetensors"
@@ -154,7 +159,9 @@ def main() -> None:
     dtype = torch.float16 if gpu else torch.float32
     if not gpu:
         torch.set_num_threads(1)
-    options = {**_BOTH, **_GPU} if gpu else _BOTH
+    options = {**_BOTH, **_GPU} if gpu else {**_BOTH}
+    if arguments.quick:
+        del options["compile"]
     if reason := why_no_compiler():
         print(f"LEFT OUT: options that compile; {reason}")
         options = {name: chosen for name, chosen in options.items() if not chosen.compile}
@@ -166,7 +173,7 @@ def main() -> None:
     rows: list[Row] = []
     with TemporaryDirectory() as folder:
         flops = matmul_flops(device, dtype)
-        bench = Bench(device, dtype, batches, flops, Path(folder))
+        bench = Bench(device, dtype, batches, flops, Path(folder), arguments.quick)
         for family in families:
             for row in measure(bench, family, options):
                 print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
