@@ -20,7 +20,7 @@ def test_the_quick_benchmark_prints_a_row_for_each_option_and_batch() -> None:
 
     assert run.returncode == 0, run.stderr
     rows = [
-        dict(cell.rsplit(" ", 1) for cell in line.split(", "))
+        dict(cell.split(" ", 1) for cell in line.split(", "))
         for line in run.stdout.splitlines()
         if line.startswith("family ")
     ]
