@@ -89,7 +89,7 @@ def choose_options(
     offload = _else(settings.offload, preset == "low_vram" and gpu)
     fast = preset == "fast"
     options = Options(
-        # For tensor cores. On a CPU a step takes 3 % longer so, more than decoding makes up for.
+        # For tensor cores. On a CPU a step gains nothing by it; decoding, the lesser part, does.
         channels_last=_else(settings.channels_last, gpu),
         attention=attention,
         compile=_else(settings.compile, fast and machine.why_no_compiler() is None),
