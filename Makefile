@@ -1,6 +1,6 @@
 # Everything runs from .venv; `make help` lists the targets.
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up down test check bench image \
+.PHONY: help setup demo up down test check bench bench-gpu image \
 	train train-autoencoder train-decoder train-unet train-adapters train-embedding train-upscaler train-faces
 
 venv := .venv
@@ -38,6 +38,12 @@ check: $(stamp) ## check format, lint and types
 bench: $(stamp) ## run every benchmark
 	@set -e; for each in tests/benchmarks/bench_*.py; do \
 		echo "== $$each"; $(python) -m tests.benchmarks.$$(basename "$$each" .py); done
+
+bench-gpu: $(stamp) ## run what takes a GPU: full-size benchmarks and the tests under tests/gpu
+	$(python) -m tests.benchmarks.bench_options
+	$(python) -m tests.benchmarks.bench_fleet --full-size --family sd1 --device cuda
+	$(python) -m tests.benchmarks.bench_fleet --full-size --family sdxl --device cuda
+	$(python) -m pytest tests/gpu
 
 image: ## build the worker's container image
 	docker build --file worker/Dockerfile --target worker --tag $(image) .

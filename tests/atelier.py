@@ -14,12 +14,16 @@ from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
 from imagefleet_worker.app import make_studio
 from imagefleet_worker.generate import Studio
+from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.stages import Stages
 from tests.jobs import resolved
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
+_CPU = torch.device("cpu")
 SIDE = 64
 """Of a picture, in pixels, unless it is told."""
 
@@ -51,6 +55,15 @@ class Atelier:
         told = [(step, steps) for at, step, steps in self.told if at == stage]
         return told[-1][1], max(step for step, _ in told)
 
+    def warm(self, checkpoint: str) -> WarmPipeline:
+        """Its pipeline, loaded if need be."""
+        return self.pipelines.get(self._models.find("checkpoint", checkpoint))
+
+    @property
+    def pipelines(self) -> PipelineCache:
+        """What its studio keeps warm."""
+        return self._studio._pipelines  # pyright: ignore[reportPrivateUsage]
+
     def put(self, picture: Image.Image) -> ImageRef:
         file = BytesIO()
         picture.save(file, "PNG")
@@ -70,9 +83,20 @@ def open_atelier(demo_models: Path, folder: Path) -> Atelier:
     checkpoints = folder / "models/checkpoints"
     write_demo_checkpoint(checkpoints / "other.safetensors", "sd1", seed=7)
     write_demo_checkpoint(checkpoints / "xl-refiner.safetensors", "sdxl_refiner", seed=3)
-    models = ModelStore(folder / "models")
-    studio = make_studio(WorkerSettings(verify_every=1), models, torch.device("cpu"))
-    return Atelier(models, studio, FileStore(folder / "store"))
+    return open_studio(folder / "models", folder / "store", WorkerSettings(verify_every=1))
+
+
+def open_studio(
+    models_dir: Path, folder: Path, settings: WorkerSettings, device: torch.device = _CPU
+) -> Atelier:
+    """One with some models and settings, warmed up where there is need.
+
+    Args:
+        folder: for the pictures.
+    """
+    models, store = ModelStore(models_dir), FileStore(folder)
+    resolver = Resolver(settings, models, store)
+    return Atelier(models, make_studio(settings, models, device, resolver), store)
 
 
 def photo(width: int = SIDE, height: int = SIDE) -> Image.Image:

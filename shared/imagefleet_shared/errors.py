@@ -131,7 +131,7 @@ class WorkerFailure(ImagefleetError):
 
 
 class OutOfMemory(WorkerFailure):
-    """The device ran out of memory; ask for fewer pixels at once, or use a lower VRAM preset."""
+    """The device ran out of memory; ask for fewer pixels at once, or use a lower preset."""
 
 
 class FileUnavailable(WorkerFailure):

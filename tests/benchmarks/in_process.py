@@ -10,11 +10,11 @@ from imagefleet_producer import GenerateRequest
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
 from imagefleet_worker.app import make_studio
-from imagefleet_worker.engine import Engine, Rendered
+from imagefleet_worker.engine import Engine
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.orders import Rendered
 from imagefleet_worker.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
-from tests.jobs import record
 
 
 class InProcess:
@@ -43,7 +43,7 @@ class InProcess:
         return sum(1 / one.batch_jobs for one in rendered)
 
     def _rendered(self, request: GenerateRequest) -> Rendered:
-        return self._engine.render(self._resolver.resolve(record(request)), _tell_nobody)
+        return self._engine.render(self._resolver.generate(request, "job"), _tell_nobody)
 
 
 def _tell_nobody(stage: Stage, step: int, steps: int) -> None:

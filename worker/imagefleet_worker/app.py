@@ -21,7 +21,6 @@ from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_shared.storage import ObjectStore, open_store
 
 from . import metrics
-from .attention import choose_attention
 from .delivery import Delivery
 from .engine import Engine, Renderer
 from .faces.networks import FaceNetworks
@@ -31,6 +30,7 @@ from .generate import Studio
 from .heartbeat import Heartbeat, die_with_parent
 from .intake import Intake
 from .lease import LeaseKeeper
+from .machine import options_on
 from .models.listing import NamedKind
 from .models.pipelines import PipelineCache
 from .models.remote import open_remote
@@ -42,6 +42,7 @@ from .settings import WorkerSettings
 from .tasks import register
 from .upscale.cache import UpscalerCache
 from .upscale.enlarge import Enlarger
+from .warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +52,21 @@ _PATIENCE = 120
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.device) -> Studio:
-    """The real renderer on a device."""
+def make_studio(
+    settings: WorkerSettings,
+    models: ModelStore,
+    device: torch.device,
+    resolver: Resolver | None = None,
+) -> Studio:
+    """The real renderer on a device; given a resolver, warmed up where there is need."""
     auto = torch.float32 if device.type == "cpu" else torch.float16
     dtype = _DTYPES.get(settings.dtype, auto)
-    attention = choose_attention(settings.attention, device, dtype)
-    log.info("device %s, %s, attention by %s", device, dtype, attention)
+    options = options_on(device, dtype, settings)
     pipelines = PipelineCache(
         models,
         device=device,
         dtype=dtype,
-        attention=attention,
-        vram=settings.vram,
+        options=options,
         budget_bytes=int(settings.pipeline_cache_gb * 1e9),
         originals_bytes=int(settings.originals_gb * 1e9),
         copies_bytes=int(settings.merged_cache_gb * 1e9),
@@ -77,7 +81,10 @@ def make_studio(settings: WorkerSettings, models: ModelStore, device: torch.devi
     )
     faces = FaceRestorer(FaceNetworks(device, int(settings.face_cache_gb * 1e9)))
     enlarger = Enlarger(upscalers, settings.max_output_pixels)
-    return Studio(settings, pipelines, Finisher(enlarger, faces))
+    studio = Studio(settings, pipelines, Finisher(enlarger, faces))
+    if resolver and (options.compile or options.cuda_graphs):
+        warm_up(studio, resolver, settings)
+    return studio
 
 
 class Worker:
@@ -113,7 +120,7 @@ class Worker:
         self._resolver = Resolver(settings, self._models, store)
         self._keeper = LeaseKeeper(self._ledger)
         self._engine = Engine(
-            lambda: renderer or make_studio(settings, self._models, device),
+            lambda: renderer or make_studio(settings, self._models, device, self._resolver),
             Heartbeat(beat_fd),
             settings.max_batch_pixels,
             settings.gather_ms / 1000,

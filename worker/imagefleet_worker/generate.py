@@ -135,7 +135,7 @@ class Studio:
         warm = self._pipelines.get(look.checkpoint)
         stages.begin("decode", len(latents))
         pictures = from_vae_range(decode(warm, latents, stages))
-        # Weights that were moved onto the device step by step (VRAM preset low) leave it.
+        # Weights that were moved onto the device step by step (`offload`) leave it.
         warm.pipeline.maybe_free_model_hooks()
         return pictures
 

@@ -51,7 +51,7 @@ class Resolver:
         if isinstance(request, UpscaleRequest):
             ready = self._uploads.check(request)
         else:
-            ready = self._generate(request, job.id)
+            ready = self.generate(request, job.id)
         # Last, so that gigabytes are fetched only for what can be done.
         for file in (*ready.files, *map(self._upscaler, ready.upscalers)):
             if file:
@@ -67,7 +67,8 @@ class Resolver:
             checkpoints[0].name if len(checkpoints) == 1 else None
         )
 
-    def _generate(self, asked: GenerateRequest, job_id: str) -> ResolvedGenerate:
+    def generate(self, asked: GenerateRequest, job_id: str) -> ResolvedGenerate:
+        """Make a request to draw ready; raises as `resolve`."""
         checkpoint = self._checkpoint(asked.checkpoint)
         source = self._picture(asked.image) if asked.image else None
         request = filled(asked, checkpoint, source, job_id)

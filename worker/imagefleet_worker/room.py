@@ -125,5 +125,5 @@ def translated(exc: BaseException) -> BaseException:
     torch.cuda.empty_cache()
     return OutOfMemory(
         "the device ran out of memory; ask for a smaller size or fewer images, or run the worker "
-        "with IMAGEFLEET_VRAM=balanced or low"
+        "with IMAGEFLEET_PRESET=balanced or low_vram"
     )

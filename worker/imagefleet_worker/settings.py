@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from imagefleet_shared.fields import JobKind
+from imagefleet_shared.fields import JobKind, SizePx
+
+_Count = Annotated[int, Field(ge=1, le=16)]
 
 
 class WorkerSettings(BaseSettings):
@@ -37,10 +39,26 @@ class WorkerSettings(BaseSettings):
     """Where workers of one host mark the GPUs they have; the same folder for all of them."""
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     """Precision of the weights; `auto`: fp16 on a GPU, fp32 on the CPU."""
+    preset: Literal["auto", "fast", "balanced", "low_vram"] = "auto"
+    """What the options from `ATTENTION` to `OFFLOAD` are unless set; `auto`: chosen by the card."""
     attention: Literal["auto", "sdpa", "xformers", "sliced"] = "auto"
     """Attention backend; `auto` takes the first that works on the device, tried at start."""
-    vram: Literal["low", "balanced", "high"] = "high"
-    """`high`: all on the device; `balanced`: VAE in tiles; `low`: also weights kept on the host."""
+    channels_last: bool | None = None
+    """Memory layout in which convolutions on tensor cores run best; None: the preset's choice."""
+    compile: bool | None = None
+    """Compile blocks of UNet and VAE, which takes a C++ compiler; None: the preset's choice."""
+    cuda_graphs: bool | None = None
+    """On a GPU: record the UNet's launches for each size and batch; None: the preset's choice."""
+    vae_tiling: bool | None = None
+    """Decode large pictures in tiles, which takes less memory; None: the preset's choice."""
+    offload: bool | None = None
+    """Keep weights in host memory, one model on the GPU at a time; None: the preset's choice."""
+    compile_cache_dir: Path = Path("/tmp/imagefleet-compiled")
+    """Compiled code is kept here, so that a worker that starts again compiles nothing."""
+    warm_up_checkpoints: Annotated[tuple[str, ...], NoDecode] = ()
+    """Checkpoints to compile for before jobs are taken, by commas; none: the default one."""
+    warm_up_sizes: Annotated[tuple[tuple[SizePx, SizePx, _Count], ...], NoDecode] = ()
+    """Pictures to compile for, `WIDTHxHEIGHTxBATCH` by commas; none: one of the native size."""
     pipeline_cache_gb: float = Field(default=16, gt=0)
     """Warm checkpoints are kept up to this size, least recently used out first, GB."""
     host_cache_gb: float = Field(default=16, ge=0)
@@ -90,7 +108,14 @@ class WorkerSettings(BaseSettings):
     spool_dir: Path = Path("/tmp/imagefleet-spool")
     """Finished pictures wait here while the object store is away."""
 
-    @field_validator("queues", mode="before")
+    @field_validator("queues", "warm_up_checkpoints", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("warm_up_sizes", mode="before")
+    @classmethod
+    def _split_sizes(cls, value: object) -> object:
+        return (
+            tuple(size.split("x") for size in value.split(",")) if isinstance(value, str) else value
+        )

@@ -1,4 +1,4 @@
-"""Warm pipelines: loaded once, evicted by bytes, set up by the VRAM preset."""
+"""Warm pipelines: loaded once, evicted by bytes, set up as the options say."""
 
 import gc
 import os
@@ -9,12 +9,14 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor
 
 from imagefleet_shared.errors import CorruptFile
-from imagefleet_worker.models.pipelines import PipelineCache, Vram, WarmPipeline
+from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.single_file import load_single_file
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.presets import Options
+from tests.options import PLAIN
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
 CPU = torch.device("cpu")
@@ -36,10 +38,8 @@ def models(demo: bytes, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cache_of(models: Path, budget_bytes: int = PLENTY, vram: Vram = "high") -> PipelineCache:
-    return PipelineCache(
-        ModelStore(models), CPU, torch.float32, "sdpa", vram, budget_bytes, 2**40, 0, 1
-    )
+def cache_of(models: Path, budget_bytes: int = PLENTY, options: Options = PLAIN) -> PipelineCache:
+    return PipelineCache(ModelStore(models), CPU, torch.float32, options, budget_bytes, 2**40, 0, 1)
 
 
 def get(cache: PipelineCache, models: Path, name: str) -> WarmPipeline:
@@ -105,24 +105,6 @@ def test_a_failed_load_leaves_the_others_warm(models: Path) -> None:
     with pytest.raises(CorruptFile):
         get(cache, models, "b")
     assert get(cache, models, "a") is warm
-
-
-@pytest.mark.parametrize(
-    ("vram", "tiles", "processor"),
-    [
-        ("high", False, AttnProcessor2_0),
-        ("balanced", True, AttnProcessor2_0),
-        ("low", True, SlicedAttnProcessor),
-    ],
-)
-def test_the_vram_preset_decides_tiles_and_attention(
-    vram: Vram, tiles: bool, processor: type, models: Path
-) -> None:
-    pipeline = get(cache_of(models, vram=vram), models, "a").pipeline
-
-    assert pipeline.vae.use_tiling is tiles
-    for module in (pipeline.unet, pipeline.vae):
-        assert {type(part) for part in module.attn_processors.values()} == {processor}
 
 
 def test_a_diffusers_folder_gives_the_same_pipeline_with_no_network(

@@ -21,6 +21,7 @@ from imagefleet_worker.models.pipelines import PipelineCache, WarmPipeline
 from imagefleet_worker.models.single_file import load_single_file
 from imagefleet_worker.models.store import ModelStore
 from tests.conditioning import encode
+from tests.options import PLAIN
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
 from .prompts import reference
@@ -50,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(models: Path) -> PipelineCache:
-    return PipelineCache(ModelStore(models), CPU, torch.float32, "sdpa", "high", 2**40, 2**40, 0, 1)
+    return PipelineCache(ModelStore(models), CPU, torch.float32, PLAIN, 2**40, 2**40, 0, 1)
 
 
 @pytest.fixture(params=["refiner", "refiner-folder"])

@@ -15,6 +15,7 @@ from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.models.tiers import Tiers
 from imagefleet_worker.models.warm import WarmPipeline
+from tests.options import PLAIN
 from tests.random_adapters import linear_targets, random_lora
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
@@ -39,7 +40,7 @@ def load(folder: Path) -> Load:
 
     def load(name: str) -> WarmPipeline:
         store = ModelStore(folder)
-        cache = PipelineCache(store, CPU, torch.float32, "sdpa", "high", PLENTY, PLENTY, PLENTY, 1)
+        cache = PipelineCache(store, CPU, torch.float32, PLAIN, PLENTY, PLENTY, PLENTY, 1)
         return cache.get(store.find("checkpoint", name))
 
     return load

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from torch import Tensor
 from imagefleet_shared.errors import CorruptFile, WorkerFailure
 from imagefleet_worker.images import to_vae_range
 from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.pipelines import PipelineCache, Vram, WarmPipeline
+from imagefleet_worker.models.pipelines import PipelineCache, WarmPipeline
 from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.stages import Stages
 from imagefleet_worker.vae import decode, encode_images
+from tests.options import PLAIN
 from tools.demo_models import demo_models
 from tools.make_demo_checkpoint import write_checkpoint
 
@@ -54,9 +56,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def warm_from(models: Path, name: str, dtype: torch.dtype, vram: Vram = "high") -> WarmPipeline:
+def warm_from(models: Path, name: str, dtype: torch.dtype, tiling: bool = False) -> WarmPipeline:
     store = ModelStore(models)
-    cache = PipelineCache(store, torch.device("cpu"), dtype, "sdpa", vram, 2**40, 2**40, 0, 1)
+    options = replace(PLAIN, vae_tiling=tiling)
+    cache = PipelineCache(store, torch.device("cpu"), dtype, options, 2**40, 2**40, 0, 1)
     return cache.get(store.find("checkpoint", name))
 
 
@@ -101,15 +104,15 @@ def test_a_sane_vae_stays_in_half_precision(
     assert upcasts() == count
 
 
-@pytest.mark.parametrize("vram", ["high", "balanced"])
+@pytest.mark.parametrize("tiling", [False, True])
 def test_a_vae_that_overflows_goes_on_in_float32_for_good(
-    vram: Vram, models: Path, latents: Tensor, caplog: pytest.LogCaptureFixture
+    tiling: bool, models: Path, latents: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Given tiles ("balanced") the picture is larger than one: NaN in one tile is enough."""
-    if vram == "balanced":
+    if tiling:
         latents = torch.cat([latents, latents], dim=-1)
-    hot = warm_from(models, "hot", torch.float16, vram)
-    exact = warm_from(models, "hot", torch.float32, vram)
+    hot = warm_from(models, "hot", torch.float16, tiling)
+    exact = warm_from(models, "hot", torch.float32, tiling)
     raw = hot.pipeline.vae.decode(latents.half() / hot.pipeline.vae.config.scaling_factor)
     assert not raw.sample.isfinite().all()
     count, size_bytes = upcasts(), hot.size_bytes

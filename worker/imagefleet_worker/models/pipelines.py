@@ -2,7 +2,6 @@
 
 import logging
 import time
-from typing import Literal
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -12,15 +11,14 @@ from imagefleet_shared.errors import OutOfMemory
 from imagefleet_worker.adapters.delta import Component
 from imagefleet_worker.adapters.keys import Naming
 from imagefleet_worker.adapters.merge import MergedState
-from imagefleet_worker.attention import AttentionBackend, set_attention
 from imagefleet_worker.models.diffusers_folder import load_diffusers_folder
-from imagefleet_worker.models.single_file import LoadedCheckpoint, load_single_file
+from imagefleet_worker.models.single_file import load_single_file
 from imagefleet_worker.models.skeleton import Pipeline
 from imagefleet_worker.models.store import ModelFile, ModelStore
 from imagefleet_worker.models.tiers import Tiers
+from imagefleet_worker.models.tuning import tune
 from imagefleet_worker.models.warm import WarmPipeline
-
-Vram = Literal["low", "balanced", "high"]
+from imagefleet_worker.presets import Options
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +26,15 @@ logger = logging.getLogger(__name__)
 class PipelineCache:
     """Loads checkpoints and keeps them, least recently used out first; for the engine's thread.
 
-    What ``vram`` does:
-
-    - "high": everything on the device.
-    - "balanced": the same, and the VAE works in overlapping tiles of the model's native size, so a
-      large picture needs no more memory than a native one.
-    - "low": tiles, and on an accelerator one model on the device at a time: each is moved there
-      when it runs and back when the next one runs. The last one to run stays until
-      ``pipeline.maybe_free_model_hooks()``. On the CPU there is nowhere to move to: tiles and
-      sliced attention instead.
+    With ``options.offload`` one model is on the device at a time: each is moved there when it runs
+    and back when the next one runs. The last one to run stays until
+    ``pipeline.maybe_free_model_hooks()``.
 
     Args:
         store: where names are looked up.
         device: where passes run.
         dtype: of the weights, until a VAE is found to overflow in it.
-        attention: what ``choose_attention`` returned for device and dtype.
-        vram: see above.
+        options: that each pipeline is made to run by.
         budget_bytes: for all warm pipelines together; one alone may be larger.
         originals_bytes: for the saved weights of each pipeline on the device; see `Originals`.
         copies_bytes: for the merged weights of each pipeline on the CPU; see `MergedState`. A GPU
@@ -57,8 +48,7 @@ class PipelineCache:
         store: ModelStore,
         device: torch.device,
         dtype: torch.dtype,
-        attention: AttentionBackend,
-        vram: Vram,
+        options: Options,
         budget_bytes: int,
         originals_bytes: int,
         copies_bytes: int,
@@ -68,10 +58,9 @@ class PipelineCache:
         self._store = store
         self._device = device
         self._dtype = dtype
-        self._attention: AttentionBackend = attention
-        self._vram: Vram = vram
-        # The CPU's memory is the host's, and with "low" that is where weights rest anyway.
-        moves = device.type != "cpu" and vram != "low"
+        self._options = options
+        # The CPU's memory is the host's, and offloaded weights rest there anyway.
+        moves = device.type != "cpu" and not options.offload
         self._tiers = Tiers(
             device,
             torch.device("cpu"),
@@ -117,15 +106,14 @@ class PipelineCache:
 
     def _load(self, file: ModelFile) -> WarmPipeline:
         started_s = time.monotonic()
-        offload = self._vram == "low" and self._device.type != "cpu"
-        resting = torch.device("cpu") if offload else self._device
+        resting = torch.device("cpu") if self._options.offload else self._device
         path = self._store.fetch(file)
         load = load_diffusers_folder if path.is_dir() else load_single_file
         try:
             loaded = load(path, resting, self._dtype)
         except torch.OutOfMemoryError as exc:
             raise OutOfMemory(f"{self._device} has no room for {file.name}") from exc
-        self._prepare(loaded, offload)
+        tune(loaded.pipeline, self._options, self._device)
         adaptable = _adaptable(loaded.pipeline)
         warm = WarmPipeline(
             file=file,
@@ -151,16 +139,6 @@ class PipelineCache:
             extra={"action": "load_checkpoint", "checkpoint": file.name, "size_bytes": size_bytes},
         )
         return warm
-
-    def _prepare(self, loaded: LoadedCheckpoint, offload: bool) -> None:
-        pipeline = loaded.pipeline
-        pipeline.set_progress_bar_config(disable=True)
-        sliced = self._vram == "low" and not offload
-        set_attention(pipeline.unet, pipeline.vae, "sliced" if sliced else self._attention)
-        if self._vram != "high":
-            pipeline.vae.enable_tiling()
-        if offload:
-            pipeline.enable_model_cpu_offload(device=self._device)
 
 
 def _adaptable(pipeline: Pipeline) -> dict[Component, Module]:

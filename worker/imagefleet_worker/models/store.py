@@ -108,7 +108,7 @@ class ModelStore:
         """Where the file lies, fetched from the bucket if need be; see `RemoteModels.fetch`."""
         return self._remote.fetch(file, tell) if self._remote and file.remote else file.path
 
-    def fetched(self, kind: Kind, name: str) -> Path:
+    def fetched(self, kind: NamedKind, name: str) -> Path:
         """Where the file that `find` gave last for a name lies; it waits for no network.
 
         For the engine's thread, which draws with what jobs found before; raises as `find`.

@@ -27,7 +27,7 @@ class WarmPipeline:
             ``scheduler.config`` says what the UNet predicts (``prediction_type``,
             ``rescale_betas_zero_snr``).
         native_size_px: the picture side that the model was trained at.
-        device: where passes run; with "low" on an accelerator the weights rest on the CPU.
+        device: where passes run; with ``offload`` the weights rest on the CPU.
         dtype: of UNet and text encoders.
         naming: its layers by the names that adapter files give them.
         merged: its weights with adapters on; what is on stays until another set is wanted.

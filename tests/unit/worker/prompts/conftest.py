@@ -8,14 +8,13 @@ import torch
 from imagefleet_worker.models.families import Family
 from imagefleet_worker.models.pipelines import PipelineCache, WarmPipeline
 from imagefleet_worker.models.store import ModelStore
+from tests.options import PLAIN
 
 
 @pytest.fixture(scope="session")
 def warm_pipelines(demo_models: Path) -> dict[Family, WarmPipeline]:
     store = ModelStore(demo_models)
-    cache = PipelineCache(
-        store, torch.device("cpu"), torch.float32, "sdpa", "high", 2**40, 2**40, 0, 1
-    )
+    cache = PipelineCache(store, torch.device("cpu"), torch.float32, PLAIN, 2**40, 2**40, 0, 1)
     return {
         "sd1": cache.get(store.find("checkpoint", "demo")),
         "sdxl": cache.get(store.find("checkpoint", "demo-xl")),

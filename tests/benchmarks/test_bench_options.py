@@ -1,0 +1,31 @@
+"""The benchmark of engine options runs as its docstring says, on the CPU at toy size."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from imagefleet_worker.models.compiled import why_no_compiler
+
+_ROOT = Path(__file__).parents[2]
+_UNCOMPILED = ("none", "channels_last", "sliced")
+_COMPILED = ("compile and channels_last",)
+
+
+def test_the_quick_benchmark_prints_a_row_for_each_option_and_batch() -> None:
+    script = "tests/benchmarks/bench_options.py"
+
+    run = subprocess.run(
+        [sys.executable, script, "--quick"], cwd=_ROOT, capture_output=True, text=True, timeout=900
+    )
+
+    assert run.returncode == 0, run.stderr
+    rows = [
+        dict(cell.split(" ", 1) for cell in line.split(", "))
+        for line in run.stdout.splitlines()
+        if line.startswith("family ")
+    ]
+    options = _UNCOMPILED if why_no_compiler() else _UNCOMPILED + _COMPILED
+    assert [(row["option"], row["batch"]) for row in rows] == [
+        (option, batch) for option in options for batch in ("1", "2")
+    ]
+    assert {row["compiled_anew"] for row in rows} == {"0"}

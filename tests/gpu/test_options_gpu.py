@@ -1,0 +1,132 @@
+"""On a GPU: what each option draws is what no option draws, and graphs follow the weights."""
+
+# Dynamo's counters have no public name.
+# pyright: reportPrivateUsage=false
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from imagefleet_worker.models.graphs import GraphedForward, record_graphs
+from imagefleet_worker.settings import WorkerSettings
+from tests.atelier import Atelier, open_studio
+from tools.demo_models import demo_models
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="NOT RUN: options of a GPU need CUDA, there is none here"
+)
+
+# In fp16 other kernels round otherwise, and the demo's random weights make the most of it.
+MOST_DIFFERENCE = 16
+CUDA = torch.device("cuda")
+
+
+def open_on_gpu(models: Path, folder: Path, **settings: object) -> Atelier:
+    wanted = {
+        **{"verify_every": 1, "compile_cache_dir": folder / "compiled"},
+        **{"warm_up_checkpoints": ("demo", "demo-xl"), "preset": "balanced", "vae_tiling": False},
+        **settings,
+    }
+    folder.mkdir(exist_ok=True)
+    return open_studio(models, folder, WorkerSettings.model_validate(wanted), CUDA)
+
+
+@pytest.fixture(scope="module", name="plain")
+def _plain(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Atelier:
+    return open_on_gpu(demo_models, tmp_path_factory.mktemp("plain"), channels_last=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channels_last": True},
+        {"attention": "sliced"},
+        {"cuda_graphs": True},
+        {"compile": True},
+        {"compile": True, "cuda_graphs": True},
+        {"preset": "fast"},
+        {"offload": True},
+        {"preset": "low_vram", "vae_tiling": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("checkpoint", ["demo", "demo-xl"])
+def test_an_option_changes_no_picture(
+    plain: Atelier, demo_models: Path, tmp_path: Path, options: dict[str, object], checkpoint: str
+) -> None:
+    atelier = open_on_gpu(demo_models, tmp_path / "options", **options)
+    lora = " <lora:demo-one:0.6>" if checkpoint == "demo" else ""
+    graphs = counters["stats"]["unique_graphs"]
+
+    for prompt in ("a red fox", f"a red fox{lora}", "a red fox", "a fox, " * 40):
+        for count in (1, 2):
+            drawn = atelier.draw_all(prompt, checkpoint=checkpoint, num_images=count)
+            wanted = plain.draw_all(prompt, checkpoint=checkpoint, num_images=count)
+            for picture, other in zip(drawn, wanted, strict=True):
+                difference = np.asarray(picture, np.int16) - np.asarray(other, np.int16)
+                assert abs(difference).max() <= MOST_DIFFERENCE
+
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_a_graph_follows_weights_in_place_and_is_recorded_anew_where_they_move() -> None:
+    unet = demo_models_unet()
+    weights, eager = cast("torch.nn.Module", unet), unet.forward
+    record_graphs(unet)
+    recorded = vars(unet)["forward"]
+    assert isinstance(recorded, GraphedForward)
+    given = [inputs(rows) for rows in (2, 4)]
+
+    def same() -> bool:
+        # Thrice: the first call runs, the second records, the third replays.
+        return all(
+            torch.allclose(unet(*one, return_dict=False)[0], eager(*one, return_dict=False)[0])
+            for one in given
+            for _ in range(3)
+        )
+
+    with torch.no_grad():
+        assert same()
+        assert recorded.recordings == 2
+        unet.get_parameter("conv_in.weight").mul_(1.5)
+        assert same()
+        weights.cpu()
+        held = torch.empty(2**24, device=CUDA)
+        weights.cuda()
+        assert same()
+        assert recorded.recordings == 2
+        del held
+
+
+def test_what_a_graph_gave_is_not_overwritten_by_the_next_call() -> None:
+    unet = demo_models_unet()
+    record_graphs(unet)
+    one, other = inputs(2), inputs(2)
+    with torch.no_grad():
+        for _ in range(2):
+            unet(*one, return_dict=False)
+        first = unet(*one, return_dict=False)[0]
+        kept = first.clone()
+        unet(*other, return_dict=False)
+
+    assert torch.equal(first, kept)
+
+
+def demo_models_unet() -> UNet2DConditionModel:
+    unet = demo_models("sd1", seed=0)["unet"].cuda().requires_grad_(False)
+    assert isinstance(unet, UNet2DConditionModel)
+    return unet
+
+
+def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.randn(rows, 4, 16, 16, device=CUDA),
+        torch.tensor(500.0, device=CUDA),
+        torch.randn(rows, 77, 96, device=CUDA),
+    )

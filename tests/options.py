@@ -1,0 +1,12 @@
+"""Options of a pipeline for tests that are not about them."""
+
+from imagefleet_worker.presets import Options
+
+PLAIN = Options(
+    channels_last=False,
+    attention="sdpa",
+    compile=False,
+    cuda_graphs=False,
+    vae_tiling=False,
+    offload=False,
+)

@@ -1,0 +1,36 @@
+"""The options of this machine's engine: what is set, else what suits its device."""
+
+import logging
+from dataclasses import asdict
+
+import torch
+
+from .attention import choose_attention
+from .models.compiled import set_up_compiler, why_no_compiler
+from .presets import Machine, Options, attention_asked, choose_options, choose_preset
+from .settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+
+def options_on(device: torch.device, dtype: torch.dtype, settings: WorkerSettings) -> Options:
+    """Choose them, log them, and where they compile set the compiler up.
+
+    Raises:
+        WorkerFailure: an option that is set cannot be had here, or no attention backend works.
+    """
+    total_bytes = None
+    if device.type == "cuda":
+        total_bytes = torch.cuda.get_device_properties(device).total_memory
+    machine = Machine(accelerator_bytes=total_bytes, why_no_compiler=why_no_compiler)
+    choice = choose_preset(settings.preset, machine)
+    asked = attention_asked(settings, choice.preset, machine)
+    attention = choose_attention(asked, device, dtype)
+    options = choose_options(settings, choice.preset, machine, attention)
+    chosen = ", ".join(f"{name} {value}" for name, value in asdict(options).items())
+    log.info(
+        "device %s, %s, preset %s (%s): %s", device, dtype, choice.preset, choice.reason, chosen
+    )
+    if options.compile:
+        set_up_compiler(settings.compile_cache_dir)
+    return options

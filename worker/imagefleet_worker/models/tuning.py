@@ -1,0 +1,34 @@
+"""A loaded pipeline made to run as the worker's options say."""
+
+import torch
+
+from imagefleet_worker.attention import set_attention
+from imagefleet_worker.models.compiled import compile_blocks
+from imagefleet_worker.models.graphs import record_graphs
+from imagefleet_worker.models.skeleton import Pipeline
+from imagefleet_worker.presets import Options
+
+
+def tune(pipeline: Pipeline, options: Options, device: torch.device) -> None:
+    """Have the pipeline run on the device by these options; before anything is merged into it.
+
+    Args:
+        pipeline: freshly loaded: onto the device, or with `offload` into host memory.
+        options: of the worker.
+        device: where passes run.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    unet, vae = pipeline.unet, pipeline.vae
+    if options.channels_last:
+        unet.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)
+    set_attention(unet, vae, options.attention)
+    if options.vae_tiling:
+        vae.enable_tiling()
+    if options.compile:
+        compile_blocks(unet)
+        compile_blocks(vae.decoder)
+    if options.offload:
+        pipeline.enable_model_cpu_offload(device=device)
+    if options.cuda_graphs:
+        record_graphs(unet)

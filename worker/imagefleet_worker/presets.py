@@ -1,0 +1,129 @@
+"""How the engine uses its device: by a preset that suits it, or option by option as set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from imagefleet_shared.errors import WorkerFailure
+
+from .attention import AttentionBackend
+from .settings import WorkerSettings
+
+Preset = Literal["fast", "balanced", "low_vram"]
+
+# Bytes of the whole card. In 16 bits SDXL's weights take 7 GB and a batch of four 1024x1024
+# pictures as much again, beside saved originals (4.4 GB where LoRAs touch every attention and
+# feed-forward layer): 20 GB, and cards sold with 24 GB report 24 to 25.
+_FAST_BYTES = 20e9
+# SDXL's weights, and one picture with its VAE in tiles: cards sold with 10 GB report a little more.
+_BALANCED_BYTES = 10e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the engine does with every pipeline that it loads."""
+
+    channels_last: bool
+    """Convolutions of UNet and VAE have their channels innermost in memory."""
+    attention: AttentionBackend
+    compile: bool
+    """Blocks of the UNet and of the VAE's decoder are compiled by Inductor."""
+    cuda_graphs: bool
+    """The UNet's kernels are recorded once for each shape, and then launched as one."""
+    vae_tiling: bool
+    """A large picture is decoded in overlapping tiles of the model's native size."""
+    offload: bool
+    """Weights rest in host memory, and one model at a time is on the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a choice of options depends on."""
+
+    accelerator_bytes: int | None
+    """Memory of the whole card; None: passes run on the CPU."""
+    why_no_compiler: Callable[[], str | None]
+    """Why Inductor cannot compile here; None: it can. Asked only where it matters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A preset, and why it was chosen."""
+
+    preset: Preset
+    reason: str
+
+
+def choose_preset(asked: Literal["auto"] | Preset, machine: Machine) -> Choice:
+    """The preset asked for, or the one that suits the machine."""
+    if asked != "auto":
+        return Choice(preset=asked, reason="as set")
+    if machine.accelerator_bytes is None:
+        # Compiled steps are no faster there, and minutes go by before the first.
+        return Choice(preset="balanced", reason="on the CPU")
+    gigabytes = f"the device has {machine.accelerator_bytes / 1e9:.1f} GB"
+    if machine.accelerator_bytes >= _FAST_BYTES:
+        return Choice(preset="fast", reason=f"{gigabytes}, at least {_FAST_BYTES / 1e9:.0f}")
+    if machine.accelerator_bytes >= _BALANCED_BYTES:
+        return Choice(
+            preset="balanced", reason=f"{gigabytes}, at least {_BALANCED_BYTES / 1e9:.0f}"
+        )
+    return Choice(preset="low_vram", reason=f"{gigabytes}, less than {_BALANCED_BYTES / 1e9:.0f}")
+
+
+def choose_options(
+    settings: WorkerSettings, preset: Preset, machine: Machine, attention: AttentionBackend
+) -> Options:
+    """What is set, and for the rest what the preset says.
+
+    Args:
+        settings: of the worker.
+        preset: from `choose_preset`.
+        machine: that the engine runs on.
+        attention: backend that works on it, from `attention_asked`.
+
+    Raises:
+        WorkerFailure: an option that is set cannot be had on this machine or beside another one.
+    """
+    gpu = machine.accelerator_bytes is not None
+    offload = _else(settings.offload, preset == "low_vram" and gpu)
+    fast = preset == "fast"
+    options = Options(
+        # For tensor cores. On a CPU a step gains nothing by it; decoding, the lesser part, does.
+        channels_last=_else(settings.channels_last, gpu),
+        attention=attention,
+        compile=_else(settings.compile, fast and machine.why_no_compiler() is None),
+        cuda_graphs=_else(settings.cuda_graphs, fast and gpu and not offload),
+        vae_tiling=_else(settings.vae_tiling, preset == "low_vram" or (gpu and not fast)),
+        offload=offload,
+    )
+    _require_possible(options, machine)
+    return options
+
+
+def attention_asked(
+    settings: WorkerSettings, preset: Preset, machine: Machine
+) -> Literal["auto"] | AttentionBackend:
+    """The backend to try: as set, else slices where there is no other way to save memory."""
+    if settings.attention != "auto":
+        return settings.attention
+    on_cpu = machine.accelerator_bytes is None
+    return "sliced" if preset == "low_vram" and on_cpu else "auto"
+
+
+def _else(asked: bool | None, chosen: bool) -> bool:
+    return chosen if asked is None else asked
+
+
+def _require_possible(options: Options, machine: Machine) -> None:
+    if options.compile and (reason := machine.why_no_compiler()):
+        raise WorkerFailure(f"IMAGEFLEET_COMPILE=true, but {reason}; unset it or install g++")
+    if machine.accelerator_bytes is None:
+        for name, wanted in (("CUDA_GRAPHS", options.cuda_graphs), ("OFFLOAD", options.offload)):
+            if wanted:
+                raise WorkerFailure(f"IMAGEFLEET_{name}=true needs a GPU; the device is cpu")
+    if options.cuda_graphs and options.offload:
+        raise WorkerFailure(
+            "IMAGEFLEET_CUDA_GRAPHS=true and IMAGEFLEET_OFFLOAD=true exclude each other: a graph "
+            "needs its weights to stay where they are"
+        )
