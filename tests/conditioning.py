@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from imagefleet_shared.fields import Emphasis
-from imagefleet_worker.models.pipelines import WarmPipeline
+from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.prompts.chunks import inversions_in
 from imagefleet_worker.prompts.encode import TextSettings, encode_windows, windows_of
 from imagefleet_worker.prompts.encoded import filled_up, stacked

@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from imagefleet_worker.models import single_file
@@ -73,7 +74,7 @@ def load(path: Path, pages: str, access: str) -> None:
     hasher = Thread(target=sha256_of, args=(path,))
     if pages == "cold, hashed beside":
         hasher.start()
-    opener = ReadWhole if access == "read whole" else single_file.safe_open
+    opener = ReadWhole if access == "read whole" else safe_open
     with patch.object(single_file, "safe_open", opener):
         started = time.perf_counter()
         loaded = load_single_file(path, torch.device("cpu"), torch.float16)

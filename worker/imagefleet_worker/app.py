@@ -32,9 +32,10 @@ from .intake import Intake
 from .lease import LeaseKeeper
 from .machine import options_on
 from .models.listing import NamedKind
+from .models.model_file import ModelFile
 from .models.pipelines import PipelineCache
 from .models.remote import open_remote
-from .models.store import ModelFile, ModelStore
+from .models.store import ModelStore
 from .pictures import Spool
 from .resolve import Resolver
 from .room import HOST_MEMORY, CudaMemory
@@ -78,6 +79,7 @@ def make_studio(
         device,
         dtype,
         budget_bytes=int(settings.upscaler_cache_gb * 1e9),
+        compiled=settings.upscaler_compile,
     )
     faces = FaceRestorer(FaceNetworks(device, int(settings.face_cache_gb * 1e9)))
     enlarger = Enlarger(upscalers, settings.max_output_pixels)

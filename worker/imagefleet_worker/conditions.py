@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .models.pipelines import WarmPipeline
+from .models.warm import WarmPipeline
 
 # A1111's defaults (and diffusers'), in units of the score that the refiner was trained with.
 AESTHETIC_SCORE = 6.0

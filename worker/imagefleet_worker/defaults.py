@@ -7,7 +7,7 @@ from PIL import Image
 from imagefleet_shared.parts import HiresPass
 from imagefleet_shared.requests import GenerateRequest
 
-from .models.store import ModelFile
+from .models.model_file import ModelFile
 from .passes import Steps
 from .sampling.noise import Seeds
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .conditions import added_conditions
 from .inpaint.blend import LatentMask
-from .models.pipelines import WarmPipeline
+from .models.warm import WarmPipeline
 from .passes import Steps
 from .preview import sketch
 from .prompts.guide import Guide, Steering

@@ -18,7 +18,8 @@ from .inpaint.blend import LatentMask
 from .inpaint.fill import fill_latents
 from .latents import enlarge_latents
 from .looks import Look
-from .models.pipelines import PipelineCache, WarmPipeline
+from .models.pipelines import PipelineCache
+from .models.warm import WarmPipeline
 from .passes import Steps, draw
 from .prompts.cache import PromptEncoder
 from .prompts.encode import TextSettings

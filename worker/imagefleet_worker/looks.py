@@ -9,8 +9,9 @@ from imagefleet_shared.parts import LoRA
 from imagefleet_shared.parts import TextualInversion as AskedInversion
 
 from .adapters.lookup import WantedLora, find_inversions, find_loras
+from .models.model_file import ModelFile
 from .models.skeleton import clip_tokenizer
-from .models.store import ModelFile, ModelStore
+from .models.store import ModelStore
 from .prompts.measure import measure
 from .prompts.plan import Part, plan_negative, plan_prompt, texts_of
 from .prompts.triggers import TextualInversion

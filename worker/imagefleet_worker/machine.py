@@ -5,6 +5,8 @@ from dataclasses import asdict
 
 import torch
 
+from imagefleet_shared.errors import WorkerFailure
+
 from .attention import choose_attention
 from .models.compiled import set_up_compiler, why_no_compiler
 from .presets import Machine, Options, attention_asked, choose_options, choose_preset
@@ -31,6 +33,10 @@ def options_on(device: torch.device, dtype: torch.dtype, settings: WorkerSetting
     log.info(
         "device %s, %s, preset %s (%s): %s", device, dtype, choice.preset, choice.reason, chosen
     )
-    if options.compile:
+    if settings.upscaler_compile and (reason := why_no_compiler()):
+        raise WorkerFailure(
+            f"IMAGEFLEET_UPSCALER_COMPILE=true, but {reason}; unset it or install g++"
+        )
+    if options.compile or settings.upscaler_compile:
         set_up_compiler(settings.compile_cache_dir)
     return options

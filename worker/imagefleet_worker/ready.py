@@ -9,7 +9,7 @@ from .faces.parts import ResolvedFaces
 from .hires_size import HiresSize
 from .inpaint.prepare import PreparedImage
 from .looks import Look
-from .models.store import ModelFile
+from .models.model_file import ModelFile
 from .passes import Steps
 from .sampling.noise import Seeds
 from .upscale.inputs import UpscaleInput, decode_upscale_input

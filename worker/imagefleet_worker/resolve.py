@@ -18,8 +18,9 @@ from .hires_size import hires_size
 from .images import decode_image, decode_mask
 from .inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
 from .looks import Look, LookFinder
+from .models.model_file import ModelFile
 from .models.remote import Tell, unheard
-from .models.store import ModelFile, ModelStore
+from .models.store import ModelStore
 from .ready import Hires, Refiner, ResolvedGenerate, UpscaleJob
 from .settings import WorkerSettings
 from .uploads import UploadChecker, check_pixels

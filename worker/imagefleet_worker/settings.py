@@ -65,6 +65,8 @@ class WorkerSettings(BaseSettings):
     """Beside a GPU: checkpoints that must leave it rest in host memory up to this size, GB."""
     upscaler_cache_gb: float = Field(default=2, gt=0)
     """Warm upscalers are kept up to this size, GB."""
+    upscaler_compile: bool = False
+    """Compile SwinIR's blocks at its first picture; takes a minute, and is meant for GPUs."""
     face_cache_gb: float = Field(default=2, gt=0)
     """Warm face restorers, detectors and parsers are kept up to this size, GB."""
     adapter_cache_gb: float = Field(default=2, gt=0)

@@ -17,7 +17,7 @@ from imagefleet_shared.errors import CorruptFile, WorkerFailure
 
 from .images import to_vae_range
 from .metrics import VAE_UPCASTS
-from .models.pipelines import WarmPipeline
+from .models.warm import WarmPipeline
 from .stages import Stages
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from imagefleet_worker.models.compiled import why_no_compiler
-from imagefleet_worker.models.pipelines import WarmPipeline
+from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.settings import WorkerSettings
 from tests.atelier import Atelier, mask, open_studio, photo
 from tests.tiny_models import write_tiny_models

@@ -17,9 +17,10 @@ from imagefleet_shared.errors import CorruptFile, IncompatibleAdapter
 from imagefleet_worker.adapters.formats import describe, load_adapter
 from imagefleet_worker.conditions import added_conditions
 from imagefleet_worker.models.diffusers_folder import folder_family
-from imagefleet_worker.models.pipelines import PipelineCache, WarmPipeline
+from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.single_file import load_single_file
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.models.warm import WarmPipeline
 from tests.conditioning import encode
 from tests.options import PLAIN
 from tools.make_demo_checkpoint import write_demo_checkpoint

@@ -14,8 +14,9 @@ from torch import Tensor
 from imagefleet_shared.errors import CorruptFile, WorkerFailure
 from imagefleet_worker.images import to_vae_range
 from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.pipelines import PipelineCache, WarmPipeline
+from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.stages import Stages
 from imagefleet_worker.vae import decode, encode_images
 from tests.options import PLAIN

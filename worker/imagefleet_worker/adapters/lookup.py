@@ -8,7 +8,8 @@ from imagefleet_shared.errors import IncompatibleAdapter, InvalidRequest
 from imagefleet_shared.parts import LoRA
 from imagefleet_shared.parts import TextualInversion as AskedInversion
 
-from ..models.store import ModelFile, ModelStore
+from ..models.model_file import ModelFile
+from ..models.store import ModelStore
 from ..prompts.extra_networks import LoRARef, extract_loras
 from ..prompts.triggers import TextualInversion
 from .file_tensors import read_tensors

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from .. import metrics
-from ..models.pipelines import PipelineCache, WarmPipeline
-from ..models.store import ModelFile
+from ..models.model_file import ModelFile
+from ..models.pipelines import PipelineCache
+from ..models.warm import WarmPipeline
 from ..settings import WorkerSettings
 from .delta import Adapter
 from .formats import load_adapter

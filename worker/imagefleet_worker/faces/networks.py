@@ -13,7 +13,7 @@ from torch import nn
 from imagefleet_shared.errors import CorruptFile, OutOfMemory
 
 from ..kept import Kept
-from ..models.store import ModelFile
+from ..models.model_file import ModelFile
 from ..upscale.weights import first_sentence, read_weights
 from .parsenet import ParseNet
 from .restorer import Restorer, load_restorer

@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from imagefleet_shared.errors import FileUnavailable, InvalidRequest, WorkerFailure
 from imagefleet_shared.parts import FaceRestore
 
-from ..models.store import ModelFile, ModelStore
+from ..models.model_file import ModelFile
+from ..models.store import ModelStore
 from ..upscale.architectures import EXTRA
 
 _DETECTORS = (

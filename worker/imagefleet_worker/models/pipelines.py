@@ -12,9 +12,10 @@ from imagefleet_worker.adapters.delta import Component
 from imagefleet_worker.adapters.keys import Naming
 from imagefleet_worker.adapters.merge import MergedState
 from imagefleet_worker.models.diffusers_folder import load_diffusers_folder
+from imagefleet_worker.models.model_file import ModelFile
 from imagefleet_worker.models.single_file import load_single_file
 from imagefleet_worker.models.skeleton import Pipeline
-from imagefleet_worker.models.store import ModelFile, ModelStore
+from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.models.tiers import Tiers
 from imagefleet_worker.models.tuning import tune
 from imagefleet_worker.models.warm import WarmPipeline

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ..adapters.wanted import Terms
 from ..kept import Kept, KeptStats
-from ..models.pipelines import WarmPipeline
-from ..models.store import ModelFile
+from ..models.model_file import ModelFile
+from ..models.warm import WarmPipeline
 from .chunks import inversions_in
 from .encode import TextSettings, encode_windows, windows_of
 from .encoded import EncodedText

@@ -14,7 +14,7 @@ from transformers.utils.generic import ModelOutput
 from imagefleet_shared.fields import Emphasis
 
 from ..adapters.textual_inversion import TextEncoder, check_fit
-from ..models.pipelines import WarmPipeline
+from ..models.warm import WarmPipeline
 from .chunks import Place, check_length, inversions_in, token_ids, weights
 from .emphasis import emphasise
 from .encoded import EncodedText

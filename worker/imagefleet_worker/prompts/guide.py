@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.pipelines import WarmPipeline
+from ..models.warm import WarmPipeline
 from .cache import PromptEncoder
 from .encode import TextSettings
 from .encoded import EncodedText, filled_up, stacked, zeroed

@@ -21,6 +21,7 @@ class UpscalerCache:
         device: torch.device,
         dtype: torch.dtype,
         budget_bytes: int,
+        compiled: bool = False,
     ) -> None:
         """Start with none.
 
@@ -28,11 +29,13 @@ class UpscalerCache:
             store_lookup: from a name to its file; raises UnknownUpscaler.
             dtype: see `load_upscaler`.
             budget_bytes: of weights, on the device.
+            compiled: see `Upscaler`.
         """
         self._store_lookup = store_lookup
         self._device = device
         self._dtype = dtype
         self._budget_bytes = budget_bytes
+        self._compiled = compiled
         self._warm: OrderedDict[Path, tuple[tuple[int, int], Upscaler]] = OrderedDict()
 
     def get(self, name: str) -> Upscaler:
@@ -52,7 +55,7 @@ class UpscalerCache:
         stamp = (stat.st_mtime_ns, stat.st_size)
         warm = self._warm.get(path)
         if warm is None or warm[0] != stamp:
-            warm = (stamp, load_upscaler(path, self._device, self._dtype))
+            warm = (stamp, load_upscaler(path, self._device, self._dtype, self._compiled))
             self._warm[path] = warm
         self._warm.move_to_end(path)
         while len(self._warm) > 1 and self.size_bytes > self._budget_bytes:

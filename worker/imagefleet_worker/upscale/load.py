@@ -17,7 +17,9 @@ from .weights import first_sentence, read_weights
 logger = logging.getLogger(__name__)
 
 
-def load_upscaler(path: Path, device: torch.device, dtype: torch.dtype) -> Upscaler:
+def load_upscaler(
+    path: Path, device: torch.device, dtype: torch.dtype, compiled: bool = False
+) -> Upscaler:
     """Load a weight file: safetensors or PyTorch's own, told by its first bytes.
 
     Networks of scale 1 (denoisers, JPEG repair) are upscalers too, as in A1111; face networks not.
@@ -26,6 +28,7 @@ def load_upscaler(path: Path, device: torch.device, dtype: torch.dtype) -> Upsca
         dtype: the precision wanted. On a CPU float16 becomes float32; elsewhere it falls back to
             bfloat16, and that to float32, where spandrel says that the architecture does not bear
             it.
+        compiled: see `Upscaler`.
 
     Raises:
         FileUnavailable: the file cannot be opened.
@@ -46,7 +49,8 @@ def load_upscaler(path: Path, device: torch.device, dtype: torch.dtype) -> Upsca
     if channels != (3, 3):
         raise CorruptFile(f"{found} from {channels[0]} to {channels[1]} channels, not RGB to RGB")
     descriptor.to(device)
-    upscaler = Upscaler(path.stem, descriptor, _pick_dtype(descriptor, device, dtype))
+    dtype = _pick_dtype(descriptor, device, dtype)
+    upscaler = Upscaler(path.stem, descriptor, dtype, compiled)
     logger.info(
         "loaded upscaler %s in %.2f s",
         path.name,

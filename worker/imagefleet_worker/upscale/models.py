@@ -24,13 +24,24 @@ class Upscaler:
     """One network that enlarges RGB pictures by a whole factor. Belongs to one thread."""
 
     def __init__(
-        self, name: str, descriptor: ImageModelDescriptor[nn.Module], dtype: torch.dtype
+        self,
+        name: str,
+        descriptor: ImageModelDescriptor[nn.Module],
+        dtype: torch.dtype,
+        compiled: bool = False,
     ) -> None:
-        """Take over `descriptor`: its model is cast to `dtype` in place and stays on its device."""
+        """Take over `descriptor`: its model is cast to `dtype` in place and stays on its device.
+
+        Args:
+            name: of the file.
+            descriptor: of the network.
+            dtype: to run it in.
+            compiled: a SwinIR's blocks are compiled when they first run; other networks never.
+        """
         self.name = name
         self.scale = descriptor.scale
         if isinstance(descriptor.model, SwinIR):
-            speed_up(descriptor.model)
+            speed_up(descriptor.model, compiled)
         self._descriptor = descriptor
         self._dtype = dtype
         self._finite = _FiniteProbe()

@@ -58,12 +58,21 @@ class _Block(Protocol):
     mlp: _Mlp
 
 
-def speed_up(model: SwinIR) -> None:
-    """Replace the blocks of `model` in place; weights are shared or copied, never changed."""
+def speed_up(model: SwinIR, compiled: bool = False) -> None:
+    """Replace the blocks of `model` in place; weights are shared or copied, never changed.
+
+    Args:
+        model: to be changed.
+        compiled: have Inductor fuse each block when it first runs, once for all sizes.
+    """
     orders = Orders()
     for layer in cast("Sequence[nn.Module]", model.layers):
         group = cast(nn.Module, layer.residual_group)
         layer.residual_group = _Group(cast("Sequence[_Block]", group.blocks), orders)
+    if compiled:
+        for module in model.modules():
+            if isinstance(module, _WindowBlock):
+                module.compile(dynamic=True)
 
 
 class _Group(nn.Module):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.pipelines import PipelineCache, WarmPipeline
+from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.models.warm import WarmPipeline
 from tests.options import PLAIN
 
 

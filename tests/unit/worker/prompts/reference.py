@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 from transformers.utils.generic import ModelOutput
 
-from imagefleet_worker.models.pipelines import WarmPipeline
+from imagefleet_worker.models.warm import WarmPipeline
 
 from .reference_parser import pieces
 

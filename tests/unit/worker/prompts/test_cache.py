@@ -12,7 +12,7 @@ from imagefleet_shared.errors import PromptTooLong
 from imagefleet_worker.adapters.delta import Component, Target
 from imagefleet_worker.adapters.merge import applied
 from imagefleet_worker.adapters.wanted import ScaledAdapter
-from imagefleet_worker.models.pipelines import WarmPipeline
+from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.prompts.cache import PromptEncoder
 from imagefleet_worker.prompts.encode import TextSettings
 from imagefleet_worker.prompts.encoded import EncodedText

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imagefleet_shared.errors import InvalidRequest, PromptTooLong
 from imagefleet_shared.fields import Emphasis
-from imagefleet_worker.models.pipelines import WarmPipeline
+from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.prompts.emphasis import emphasise
 from tests.conditioning import Conditioning, encode
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from imagefleet_shared.errors import PromptTooLong
-from imagefleet_worker.models.pipelines import WarmPipeline
+from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.prompts.cache import PromptEncoder
 from imagefleet_worker.prompts.encode import TextSettings
 from imagefleet_worker.prompts.encoded import EncodedText, stacked, zeroed

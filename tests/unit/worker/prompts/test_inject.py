@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imagefleet_shared.errors import IncompatibleAdapter
 from imagefleet_worker.adapters.textual_inversion import Embedding, TextEncoder
-from imagefleet_worker.models.pipelines import WarmPipeline
+from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.prompts.inject import injected
 from imagefleet_worker.prompts.triggers import TextualInversion
 from tests.conditioning import Conditioning, encode

@@ -5,7 +5,7 @@ import torch
 
 from imagefleet_shared.errors import PromptTooLong
 from imagefleet_worker.adapters.textual_inversion import Embedding
-from imagefleet_worker.models.pipelines import WarmPipeline
+from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.prompts.measure import measure
 from imagefleet_worker.prompts.plan import plan_negative, plan_prompt, texts_of
 from imagefleet_worker.prompts.triggers import TextualInversion
