@@ -9,6 +9,7 @@ from imagefleet_shared.fields import JobKind
 from imagefleet_shared.presence import WorkerInfo, announce, withdraw
 from imagefleet_shared.records import Wakeup
 from imagefleet_shared.settings import BrokerSettings
+from tests.fleet import wait_for
 
 
 @pytest.fixture
@@ -18,7 +19,11 @@ def broker(redis_url: str) -> BrokerSettings:
 
 @pytest.fixture
 def redis(broker: BrokerSettings) -> Redis:
-    return connect(broker, retries=2)
+    redis = connect(broker, retries=2)
+    # A worker that an earlier test killed keeps its sockets until its memory is freed, and a
+    # message that its last BRPOP gets is gone.
+    wait_for(lambda: redis.info("clients")["blocked_clients"] == 0, 10, "no other consumer")
+    return redis
 
 
 def info(name: str, *kinds: JobKind) -> WorkerInfo:
