@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from . import routing, transitions
@@ -164,6 +165,13 @@ class Ledger:
 
     def renew(self, beats: Iterable[tuple[Lease, Stage, int, int]]) -> list[Held]:
         """Renew leases and tell how far the jobs are (stage, step, steps), in one round trip."""
+        beats = list(beats)
+        try:
+            return self._renew_all(beats)
+        except NoScriptError:  # Redis was restarted after the pipeline had asked for its scripts
+            return self._renew_all(beats)
+
+    def _renew_all(self, beats: list[tuple[Lease, Stage, int, int]]) -> list[Held]:
         pipeline = self._redis.pipeline(transaction=False)
         for lease, stage, step, steps in beats:
             self._renew(

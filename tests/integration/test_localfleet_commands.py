@@ -84,8 +84,11 @@ class CommandLine:
 @pytest.fixture
 def localfleet(tmp_path: Path) -> Iterator[CommandLine]:
     command = CommandLine(tmp_path)
+    # A shell's background jobs ignore Ctrl-C, and so would the processes that they start.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield command
     command("down")
+    signal.signal(signal.SIGINT, inherited)
 
 
 class TestCommandLine:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 from redis import Redis
+from redis.client import Pipeline
 
 from imagefleet_shared import routing
 from imagefleet_shared.broker import connect
@@ -147,6 +148,24 @@ def test_the_keeper_sits_out_a_restart_of_redis(
         redis_server.start()
         wait_for(lambda: ledger.read("job").progress.step == 7, 10, "it goes on telling")
         assert keeper.is_alive()
+
+
+def test_a_redis_that_forgot_its_scripts_in_mid_call_is_told_them_again(
+    ledger: Ledger, keeper: LeaseKeeper, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_scripts = Pipeline.load_scripts
+    forgotten: list[bool] = []
+
+    def load_and_forget_once(pipeline: Pipeline) -> None:
+        load_scripts(pipeline)
+        if not forgotten:
+            forgotten.append(bool(redis.script_flush()))
+
+    monkeypatch.setattr(Pipeline, "load_scripts", load_and_forget_once)
+    with keeper.hold(leased(ledger)) as held:
+        held.tell("denoise", 7, 9)
+        wait_for(lambda: ledger.read("job").progress.step == 7, 2, "it goes on telling")
+    assert forgotten
 
 
 def test_a_preview_is_drawn_once_for_each_time_that_somebody_asks(
