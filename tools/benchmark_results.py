@@ -75,6 +75,19 @@ def _switch(result: Result) -> Iterator[str]:
         )
 
 
+def _upscale(result: Result) -> Iterator[str]:
+    plain, ours, brief = (
+        result.row(way=way) for way in ("spandrel, whole", "ours, default", "ours, bfloat16")
+    )
+    [large] = [row for row in result.rows if row["picture"] == "2048x2048"]
+    yield (
+        f"SwinIR-M x4 on 512 x 512: {_figure(ours, 'CPU s')} CPU seconds and "
+        f"{_gigabytes(ours)} GB, {_figure(brief, 'CPU s')} in bfloat16; spandrel's "
+        f"{_figure(plain, 'CPU s')} and {_gigabytes(plain)} GB. A small network from 2048 x 2048 "
+        f"to 8192 x 8192: {_gigabytes(large)} GB at most"
+    )
+
+
 def _idle(result: Result) -> Iterator[str]:
     [row] = result.rows
     yield (
@@ -95,6 +108,7 @@ _LINES: dict[str, Callable[[Result], Iterator[str]]] = {
     "fleet": _fleet,
     "trace": _trace,
     "switch": _switch,
+    "upscale": _upscale,
     "idle": _idle,
     "round_trip": _round_trip,
 }
@@ -102,3 +116,7 @@ _LINES: dict[str, Callable[[Result], Iterator[str]]] = {
 
 def _figure(row: Row, key: str) -> str:
     return f"{float(row[key]):.2g}" if float(row[key]) < 10 else f"{float(row[key]):.0f}"
+
+
+def _gigabytes(row: Row) -> str:
+    return f"{float(row['peak MB']) / 1000:.1f}"

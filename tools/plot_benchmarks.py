@@ -69,6 +69,16 @@ def switch(result: Result) -> Figure:
     return _bars(title, "CPU seconds, one thread", bars, result)
 
 
+def upscale(result: Result) -> Figure:
+    """SwinIR-M by tile size and precision."""
+    bars = [
+        (str(row["way"]), float(row["CPU s"]), _OURS if "ours" in str(row["way"]) else _OTHERS)
+        for row in result.rows
+        if row["picture"] == "512x512"
+    ]
+    return _bars("SwinIR-M x4, 512 x 512 to 2048 x 2048", "CPU seconds", bars, result)
+
+
 def round_trip(result: Result) -> Figure:
     """What queue, ledger and store add to a job."""
     bars = [
@@ -83,6 +93,7 @@ PLOTS: dict[str, Callable[[Result], Figure]] = {
     "fleet": fleet,
     "trace": trace,
     "switch": switch,
+    "upscale": upscale,
     "round_trip": round_trip,
 }
 
