@@ -75,6 +75,23 @@ def test_an_option_changes_no_picture(
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+def test_with_offload_loras_change_between_the_passes(
+    plain: Atelier, demo_models: Path, tmp_path: Path
+) -> None:
+    """The second pass saved weights on the GPU, which the next job wrote to those on the CPU."""
+    atelier = open_on_gpu(demo_models, tmp_path / "offload", offload=True)
+    hires = {"scale": 1.5, "prompt": "a fox <lora:demo-one:0.6>", "upscaler": "latent"}
+
+    for fields in ({"hires": hires}, {}, {"hires": hires}):
+        drawn = atelier.draw("a red fox", **fields)
+        wanted = plain.draw("a red fox", **fields)
+        difference = np.asarray(drawn, np.int16) - np.asarray(wanted, np.int16)
+        assert abs(difference).max() <= MOST_DIFFERENCE
+    parts = atelier.warm("demo").pipeline
+    for module in (parts.unet, parts.vae, parts.text_encoder):
+        assert next(module.parameters()).device.type == "cpu", "nothing runs"
+
+
 def test_a_graph_follows_weights_in_place_and_is_recorded_anew_where_they_move() -> None:
     unet = demo_models_unet()
     weights, eager = cast("torch.nn.Module", unet), unet.forward

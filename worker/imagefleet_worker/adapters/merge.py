@@ -84,6 +84,10 @@ class MergedState:
         changing = {term[0] for component, terms in held if component != "unet" for term in terms}
         return tuple((sha256, scale) for sha256, _, scale in self._state if sha256 in changing)
 
+    def has_on(self, wanted: Collection[ScaledAdapter]) -> bool:
+        """Whether exactly these adapters are on."""
+        return state_of(wanted) == self._state
+
     @torch.no_grad()
     def switch(self, wanted: Collection[ScaledAdapter]) -> SwitchReport:
         """Have exactly these adapters on; the same set in any order costs nothing.

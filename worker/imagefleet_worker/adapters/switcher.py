@@ -37,7 +37,7 @@ class AdapterSwitcher:
         self._forget_encoded = forget_encoded
         self._shelf: AdapterShelf[tuple[ModelFile, ModelFile]] = AdapterShelf(
             self._load,
-            pipelines.device,
+            pipelines.resting,
             host_bytes=int(settings.adapter_cache_gb * 1e9),
             device_bytes=int(settings.device_adapter_gb * 1e9),
         )
@@ -51,15 +51,19 @@ class AdapterSwitcher:
             CorruptFile, FileUnavailable, IncompatibleAdapter: a file cannot be merged; nothing of
                 any is on.
         """
+        wanted = self._scaled(warm, loras)
+        if not warm.merged.has_on(wanted):
+            # Before a hires pass the UNet may still be where it ran, away from its saved weights.
+            self._pipelines.rest()
         try:
-            report = warm.merged.switch(self._scaled(warm, loras))
+            report = warm.merged.switch(wanted)
         except StateCorrupted as exc:
             log.error("checkpoint %s is loaded anew: %s", warm.file.name, exc)
             metrics.CORRUPTED.inc()
             self._pipelines.drop(warm)
             self._forget_encoded()
             warm = self._pipelines.get(warm.file)
-            report = warm.merged.switch(self._scaled(warm, loras))
+            report = warm.merged.switch(wanted)
         self._count(warm, report)
         return warm
 

@@ -28,8 +28,7 @@ class PipelineCache:
     """Loads checkpoints and keeps them, least recently used out first; for the engine's thread.
 
     With ``options.offload`` one model is on the device at a time: each is moved there when it runs
-    and back when the next one runs. The last one to run stays until
-    ``pipeline.maybe_free_model_hooks()``.
+    and back when the next one runs. The last one to run stays until `rest`.
 
     Args:
         store: where names are looked up.
@@ -60,6 +59,7 @@ class PipelineCache:
         self._device = device
         self._dtype = dtype
         self._options = options
+        self._resting = torch.device("cpu") if options.offload else device
         # The CPU's memory is the host's, and offloaded weights rest there anyway.
         moves = device.type != "cpu" and not options.offload
         self._tiers = Tiers(
@@ -97,9 +97,15 @@ class PipelineCache:
         return warm
 
     @property
-    def device(self) -> torch.device:
-        """Where passes run."""
-        return self._device
+    def resting(self) -> torch.device:
+        """Where weights are while they do not run, and adapters are merged."""
+        return self._resting
+
+    def rest(self) -> None:
+        """Have those weights leave the device that `offload` moved there to run."""
+        if self._options.offload:
+            for warm in self._tiers.on_device():
+                warm.pipeline.maybe_free_model_hooks()
 
     def drop(self, warm: WarmPipeline) -> None:
         """Forget a pipeline whose weights are not to be trusted; the next `get` loads it anew."""
@@ -107,11 +113,10 @@ class PipelineCache:
 
     def _load(self, file: ModelFile) -> WarmPipeline:
         started_s = time.monotonic()
-        resting = torch.device("cpu") if self._options.offload else self._device
         path = self._store.fetch(file)
         load = load_diffusers_folder if path.is_dir() else load_single_file
         try:
-            loaded = load(path, resting, self._dtype)
+            loaded = load(path, self._resting, self._dtype)
         except torch.OutOfMemoryError as exc:
             raise OutOfMemory(f"{self._device} has no room for {file.name}") from exc
         tune(loaded.pipeline, self._options, self._device)

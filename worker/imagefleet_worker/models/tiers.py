@@ -71,6 +71,10 @@ class Tiers:
         self._on_device[warm.file] = warm
         self._measure()
 
+    def on_device(self) -> list[WarmPipeline]:
+        """Those that are there, least recently used first."""
+        return list(self._on_device.values())
+
     def make_room(self, size_bytes: int) -> None:
         """Have so many bytes free of the device's, as far as others can leave it."""
         while self._on_device and size_bytes + _bytes(self._on_device) > self._device_bytes:

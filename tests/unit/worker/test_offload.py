@@ -1,0 +1,79 @@
+"""With `offload` weights rest in host memory: adapters are merged there, and whatever ran leaves.
+
+Torch's `meta` device stands for the GPU, on which nothing must be while nothing runs.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.pipelines import pipeline_utils
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
+
+from imagefleet_worker.adapters.lookup import WantedLora
+from imagefleet_worker.adapters.switcher import AdapterSwitcher
+from imagefleet_worker.models.pipelines import PipelineCache
+from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.settings import WorkerSettings
+from tests.options import PLAIN
+
+OFFLOAD = replace(PLAIN, offload=True)
+CPU = torch.device("cpu")
+SETTINGS = WorkerSettings()
+
+
+@pytest.fixture(autouse=True)
+def _meta_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_utils, "empty_device_cache", lambda device_type: None)
+
+
+@pytest.fixture
+def freed(monkeypatch: pytest.MonkeyPatch) -> list[DiffusionPipeline]:
+    """The pipelines whose weights were told to leave the device."""
+    freed: list[DiffusionPipeline] = []
+
+    def hear(pipeline: DiffusionPipeline) -> None:
+        freed.append(pipeline)
+
+    monkeypatch.setattr(DiffusionPipeline, "maybe_free_model_hooks", hear)
+    return freed
+
+
+def cache_of(models: ModelStore, device: torch.device = torch.device("meta")) -> PipelineCache:
+    options = PLAIN if device == CPU else OFFLOAD
+    return PipelineCache(models, device, torch.float16, options, 2**40, 2**40, 0, 1)
+
+
+def merged(models: ModelStore, pipelines: PipelineCache) -> list[Tensor]:
+    """The demo's weights with a LoRA on."""
+    warm = pipelines.get(models.find("checkpoint", "demo"))
+    wanted = WantedLora(models.find("lora", "demo-one"), 0.8, 0.8)
+    AdapterSwitcher(SETTINGS, pipelines, lambda: None).switch(warm, [wanted])
+    return list(warm.tensors())
+
+
+def test_a_lora_is_merged_where_weights_rest(demo_models: Path) -> None:
+    """Its factors were on the GPU, the weights on the CPU, and every LoRA job failed."""
+    models = ModelStore(demo_models)
+
+    offloaded, plain = merged(models, cache_of(models)), merged(models, cache_of(models, CPU))
+
+    assert all(torch.equal(one, other) for one, other in zip(offloaded, plain, strict=True))
+
+
+def test_weights_leave_the_device_before_others_are_merged_into_them(
+    demo_models: Path, freed: list[DiffusionPipeline]
+) -> None:
+    """Before a hires pass they were saved, and changed, where they ran; the next job failed."""
+    models = ModelStore(demo_models)
+    pipelines = cache_of(models)
+    warm = pipelines.get(models.find("checkpoint", "demo"))
+    switcher = AdapterSwitcher(SETTINGS, pipelines, lambda: None)
+    wanted = WantedLora(models.find("lora", "demo-one"), 0.8, 0.8)
+
+    switcher.switch(warm, [])
+    assert freed == [], "nothing changes"
+    switcher.switch(warm, [wanted])
+    assert freed == [warm.pipeline]
