@@ -30,13 +30,14 @@ from .generate import Studio
 from .heartbeat import Heartbeat, die_with_parent
 from .intake import Intake
 from .lease import LeaseKeeper
-from .machine import options_on
+from .machine import card_bytes, options_on
 from .models.listing import NamedKind
 from .models.model_file import ModelFile
 from .models.pipelines import PipelineCache
 from .models.remote import open_remote
 from .models.store import ModelStore
 from .pictures import Spool
+from .presets import pipeline_cache_bytes
 from .resolve import Resolver
 from .room import HOST_MEMORY, CudaMemory
 from .settings import WorkerSettings
@@ -68,7 +69,9 @@ def make_studio(
         device=device,
         dtype=dtype,
         options=options,
-        budget_bytes=int(settings.pipeline_cache_gb * 1e9),
+        budget_bytes=pipeline_cache_bytes(
+            settings, None if options.offload else card_bytes(device)
+        ),
         originals_bytes=int(settings.originals_gb * 1e9),
         copies_bytes=int(settings.merged_cache_gb * 1e9),
         verify_every=settings.verify_every,

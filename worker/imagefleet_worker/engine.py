@@ -18,7 +18,7 @@ from .batching import traits_of
 from .line import Line
 from .orders import Order, Rendered, seated
 from .ready import ResolvedJob
-from .room import HOST_MEMORY, DeviceMemory, Room, translated
+from .room import HOST_MEMORY, DeviceMemory, NoRoomForWeights, Room, translated
 from .stages import NOBODY, AllEnded, Stages, Tell, Viewer
 
 log = logging.getLogger(__name__)
@@ -174,8 +174,9 @@ class Engine(Thread):
         except BaseException as exc:  # Else the thread would end and its callers wait for ever.
             self._line.forget()
             error = translated(exc)
-            if len(orders) == 1:
-                orders[0].done.set_exception(error)
+            if len(orders) == 1 or isinstance(exc, NoRoomForWeights):
+                for order in orders:
+                    order.done.set_exception(error)
                 return
             # One of them cannot be done, or all are too many at once: halves find out which.
             log.warning("a batch of %d failed, its halves again apart: %s", len(orders), error)

@@ -57,6 +57,11 @@ class Studio:
             ImagefleetError: what a job asks for cannot be done.
             AllEnded: no job is to go on.
         """
+        return self._pipelines.relieved(
+            lambda: self._rendered(jobs, stages), divisible=len(jobs) > 1
+        )
+
+    def _rendered(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
         if isinstance(job := jobs[0], ResolvedUpscale):
             image = job.picture.image
             [colours] = self._finisher.finish([image], job.request, job.faces, stages)

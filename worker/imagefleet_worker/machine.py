@@ -15,16 +15,20 @@ from .settings import WorkerSettings
 log = logging.getLogger(__name__)
 
 
+def card_bytes(device: torch.device) -> int | None:
+    """Memory of the whole card; None: the device is the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def options_on(device: torch.device, dtype: torch.dtype, settings: WorkerSettings) -> Options:
     """Choose them, log them, and where they compile set the compiler up.
 
     Raises:
         WorkerFailure: an option that is set cannot be had here, or no attention backend works.
     """
-    total_bytes = None
-    if device.type == "cuda":
-        total_bytes = torch.cuda.get_device_properties(device).total_memory
-    machine = Machine(accelerator_bytes=total_bytes, why_no_compiler=why_no_compiler)
+    machine = Machine(accelerator_bytes=card_bytes(device), why_no_compiler=why_no_compiler)
     choice = choose_preset(settings.preset, machine)
     asked = attention_asked(settings, choice.preset, machine)
     attention = choose_attention(asked, device, dtype)

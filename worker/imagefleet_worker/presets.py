@@ -17,6 +17,7 @@ Preset = Literal["fast", "balanced", "low_vram"]
 _FAST_BYTES = 20e9
 # SDXL's weights, and one picture with its VAE in tiles: cards sold with 10 GB report a little more.
 _BALANCED_BYTES = 10e9
+_PIPELINE_CACHE_BYTES = 16 * 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,21 @@ def choose_options(
     )
     _require_possible(options, machine)
     return options
+
+
+def pipeline_cache_bytes(settings: WorkerSettings, on_card_bytes: int | None) -> int:
+    """What warm checkpoints may take together.
+
+    Args:
+        settings: of the worker.
+        on_card_bytes: memory of the whole card that they are kept on; None: in the host's.
+    """
+    if settings.pipeline_cache_gb is not None:
+        return int(settings.pipeline_cache_gb * 1e9)
+    if on_card_bytes is None:
+        return _PIPELINE_CACHE_BYTES
+    # The rest is for what the passes need, as on a card with 24 GB.
+    return min(_PIPELINE_CACHE_BYTES, on_card_bytes * 2 // 3)
 
 
 def attention_asked(

@@ -17,6 +17,10 @@ GROWTH = 1.02
 allowed, then allows so much more: twice as much after 35, so seldom is a size tried again."""
 
 
+class NoRoomForWeights(torch.OutOfMemoryError):
+    """The device has no room for a model, however small the batch."""
+
+
 class DeviceMemory(Protocol):
     """The memory in which batches run."""
 
@@ -101,6 +105,8 @@ class Room:
         self._memory.begin()
         try:
             yield
+        except NoRoomForWeights:
+            raise
         except torch.OutOfMemoryError:
             self._allowed[family] = min(self._allowed.get(family, pixels), pixels / 2)
             self._bytes_per_pixel.pop(family, None)
@@ -115,14 +121,23 @@ class Room:
             self._allowed[family] = min(allowed * GROWTH, self._max_pixels)
 
 
+def free_after(error: torch.OutOfMemoryError) -> None:
+    """Give back the memory that is held by the frames that failed."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def translated(exc: BaseException) -> BaseException:
     """Running out of memory in our words, and the memory freed; any other error as it is."""
     if not isinstance(exc, torch.OutOfMemoryError):
         return exc
-    # The frames that failed hold the tensors that took the memory.
-    traceback.clear_frames(exc.__traceback__)
-    gc.collect()
-    torch.cuda.empty_cache()
+    free_after(exc)
+    if isinstance(exc, NoRoomForWeights):
+        return OutOfMemory(str(exc))
     return OutOfMemory(
         "the device ran out of memory; ask for a smaller size or fewer images, or run the worker "
         "with IMAGEFLEET_PRESET=balanced or low_vram"

@@ -59,8 +59,9 @@ class WorkerSettings(BaseSettings):
     """Checkpoints to compile for before jobs are taken, by commas; none: the default one."""
     warm_up_sizes: Annotated[tuple[tuple[SizePx, SizePx, _Count], ...], NoDecode] = ()
     """Pictures to compile for, `WIDTHxHEIGHTxBATCH` by commas; none: one of the native size."""
-    pipeline_cache_gb: float = Field(default=16, gt=0)
-    """Warm checkpoints are kept up to this size, least recently used out first, GB."""
+    pipeline_cache_gb: float | None = Field(default=None, gt=0)
+    """Warm checkpoints are kept up to this size, least recently used out first, GB; None: 16, or
+    two thirds of the GPU where that is less."""
     host_cache_gb: float = Field(default=16, ge=0)
     """Beside a GPU: checkpoints that must leave it rest in host memory up to this size, GB."""
     upscaler_cache_gb: float = Field(default=2, gt=0)

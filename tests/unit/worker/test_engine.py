@@ -22,7 +22,7 @@ from imagefleet_worker.lease import HandBack
 from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.orders import Rendered
 from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale
-from imagefleet_worker.room import HOST_MEMORY, Room
+from imagefleet_worker.room import HOST_MEMORY, NoRoomForWeights, Room
 from imagefleet_worker.stages import Stages, Tell
 from imagefleet_worker.upscale.inputs import UpscaleInput
 from tests.jobs import resolved
@@ -211,6 +211,30 @@ def test_a_failed_job_leaves_no_tensors_behind(
     assert ghosts[0]() is None
 
 
+def test_what_was_loaded_before_memory_ran_out_is_freed_before_the_job_hears_of_it(
+    engine: Engine, renderer: Scripted, pool: ThreadPoolExecutor
+) -> None:
+    """An error of our own, told first, hid torch's, and with it the frames that hold weights."""
+    ghosts: list[weakref.ref[torch.Tensor]] = []
+
+    def load(_: Stages) -> None:
+        tensor = torch.zeros(10)
+        ghosts.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def fail(stages: Stages) -> None:
+        try:
+            load(stages)
+        except torch.OutOfMemoryError as exc:
+            raise NoRoomForWeights("cuda has no room for b") from exc
+
+    renderer.script["bad"] = fail
+    error = order(pool, engine, "bad").exception(5)
+    assert type(error) is OutOfMemory
+    assert str(error) == "cuda has no room for b"
+    assert ghosts[0]() is None
+
+
 def test_a_renderer_that_cannot_be_made_says_why() -> None:
     def impossible() -> Scripted:
         raise WorkerFailure("no attention backend works")
@@ -335,6 +359,25 @@ def test_after_running_out_of_memory_batches_are_smaller_and_grow_back_slowly(
         assert renderer.batches[-1] == 8
         firsts = [renderer.batches.index(size) for size in (4, 5, 6, 7, 8)]
         assert firsts == sorted(firsts), "step by step"
+
+
+class NoWeights(Roomy):
+    """A renderer whose device has no room for the checkpoint."""
+
+    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+        super().render(jobs, stages)
+        raise NoRoomForWeights("cuda has no room for b")
+
+
+def test_a_checkpoint_that_does_not_fit_is_loaded_once_for_its_batch(generate: ResolvedJob) -> None:
+    """Halves of halves each loaded it: fifteen times for eight jobs."""
+    renderer = NoWeights()
+    renderer.gate.set()
+    with Host(renderer, generate, LONG_S) as host:
+        for _ in range(2):
+            with pytest.raises(OutOfMemory, match="cuda has no room for b"):
+                host.batch_of(8)
+    assert renderer.batches == [8, 8], "it says nothing of the batches that fit"
 
 
 def test_what_does_not_fit_for_one_family_says_nothing_of_another() -> None:

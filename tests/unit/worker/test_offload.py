@@ -20,7 +20,7 @@ from imagefleet_worker.settings import WorkerSettings
 from tests.options import PLAIN
 
 OFFLOAD = replace(PLAIN, offload=True)
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 SETTINGS = WorkerSettings()
 
 
@@ -41,7 +41,7 @@ def freed(monkeypatch: pytest.MonkeyPatch) -> list[DiffusionPipeline]:
     return freed
 
 
-def cache_of(models: ModelStore, device: torch.device = torch.device("meta")) -> PipelineCache:
+def cache_of(models: ModelStore, device: torch.device = META) -> PipelineCache:
     options = PLAIN if device == CPU else OFFLOAD
     return PipelineCache(models, device, torch.float16, options, 2**40, 2**40, 0, 1)
 

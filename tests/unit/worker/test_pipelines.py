@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from imagefleet_shared.errors import CorruptFile
+from imagefleet_worker.models import pipelines
 from imagefleet_worker.models.pipelines import PipelineCache
-from imagefleet_worker.models.single_file import load_single_file
+from imagefleet_worker.models.single_file import LoadedCheckpoint, load_single_file
 from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.presets import Options
@@ -95,6 +96,22 @@ def test_a_file_that_was_replaced_is_loaded_anew(models: Path) -> None:
     gc.collect()
     assert old() is None
     assert get(cache, models, "a") is after
+
+
+def test_a_checkpoint_that_finds_the_device_full_has_others_leave_it(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the budget none was moved, and all jobs of the second checkpoint failed."""
+    cache = cache_of(models)
+    unet = weakref.ref(get(cache, models, "a").pipeline.unet)
+
+    def card(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedCheckpoint:
+        if unet() is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load_single_file(path, device, dtype)
+
+    monkeypatch.setattr(pipelines, "load_single_file", card)
+    assert get(cache, models, "b").file.name == "b"
 
 
 def test_a_failed_load_leaves_the_others_warm(models: Path) -> None:

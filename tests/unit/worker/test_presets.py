@@ -16,6 +16,7 @@ from imagefleet_worker.presets import (
     attention_asked,
     choose_options,
     choose_preset,
+    pipeline_cache_bytes,
 )
 from imagefleet_worker.settings import WorkerSettings
 
@@ -29,6 +30,19 @@ def machine(gigabytes: float | None, no_compiler: str | None = None) -> Machine:
 
 def options(on: Machine, preset: Preset, **settings: bool) -> Options:
     return choose_options(WorkerSettings.model_validate(settings), preset, on, "sdpa")
+
+
+@pytest.mark.parametrize(
+    ("asked", "card", "kept"),
+    [(None, 80, 16), (None, 12, 8), (None, None, 16), (40.0, 80, 40), (1.0, None, 1)],
+)
+def test_checkpoints_are_kept_as_set_or_as_the_card_has_room_for(
+    asked: float | None, card: int | None, kept: int
+) -> None:
+    """Two of SDXL were to stay on a card with 12 GB, as the budget of 16 allows."""
+    settings = WorkerSettings(pipeline_cache_gb=asked)
+    card_bytes = None if card is None else card * GIGABYTE
+    assert pipeline_cache_bytes(settings, card_bytes) == kept * GIGABYTE
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The studio keeps a pipeline's weights true, whatever adapters come and go."""
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,15 +8,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from imagefleet_shared.status import Stage
-from imagefleet_worker import metrics
+from imagefleet_worker import generate, metrics
 from imagefleet_worker.app import make_studio
 from imagefleet_worker.generate import Studio
 from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.stages import Stages
+from imagefleet_worker.vae import decode
 from tests.jobs import resolved
 
 DAMAGED = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
@@ -68,6 +72,37 @@ def test_a_lora_changes_the_picture_and_leaves_no_trace(studio: Studio, models: 
     before = draw(studio, models)
     assert draw(studio, models, "demo-one").tobytes() != before.tobytes()
     assert draw(studio, models).tobytes() == before.tobytes()
+
+
+def test_a_job_that_runs_out_of_memory_is_begun_again_without_idle_checkpoints(
+    studio: Studio, models: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipelines = pipelines_of(studio)
+    idle = weakref.ref(pipelines.get(models.find("checkpoint", "demo-xl")).pipeline.unet)
+    expected = draw(studio, models)
+
+    def crowded(warm: WarmPipeline, latents: Tensor, stages: Stages) -> Tensor:
+        if idle() is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(warm, latents, stages)
+
+    monkeypatch.setattr(generate, "decode", crowded)
+    assert draw(studio, models).tobytes() == expected.tobytes()
+
+
+def test_a_job_that_is_too_large_for_the_device_alone_is_not_begun_again(
+    studio: Studio, models: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def full(warm: WarmPipeline, latents: Tensor, stages: Stages) -> Tensor:
+        tried.append(len(latents))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generate, "decode", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        draw(studio, models)
+    assert tried == [1]
 
 
 def test_weights_that_are_not_as_saved_are_found_and_the_checkpoint_is_loaded_anew(

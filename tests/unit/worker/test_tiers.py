@@ -1,7 +1,7 @@
 """Pipelines that leave the device rest in host memory and come back with the same bits."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,13 @@ from torch import Tensor
 
 from imagefleet_worker.adapters.delta import Component
 from imagefleet_worker.adapters.wanted import ScaledAdapter
+from imagefleet_worker.models import tiers as tiers_module
 from imagefleet_worker.models.model_file import ModelFile
 from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.models.tiers import Tiers
 from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.room import NoRoomForWeights
 from tests.options import PLAIN
 from tests.random_adapters import linear_targets, random_lora
 from tools.make_demo_checkpoint import write_demo_checkpoint
@@ -160,6 +162,58 @@ def test_weights_that_do_not_come_back_from_an_adapter_are_not_kept(
 
     assert dropped == ["a"]
     assert tiers.find(warm.file) is None
+
+
+def on_a_card_for_one(monkeypatch: pytest.MonkeyPatch, dropped: list[str]) -> Tiers:
+    """Tiers whose device has room for one pipeline, though they do not know it."""
+    device = torch.device("cpu", 0)
+    tiers = Tiers(device, CPU, device_bytes=PLENTY, host_bytes=PLENTY, dropped=lambda _: None)
+    real = tiers_module.move
+
+    def card(tensors: Iterable[Tensor], target: torch.device) -> None:
+        if target == device and tiers.on_device():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(tensors, target)
+
+    monkeypatch.setattr(tiers_module, "move", card)
+    return tiers
+
+
+def test_a_pipeline_that_comes_back_to_a_full_device_has_others_leave(
+    load: Load, dropped: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stayed, idle, and each job of the pipeline failed."""
+    first, second = load("a"), load("b")
+    tiers = on_a_card_for_one(monkeypatch, dropped)
+    tiers.keep(first)
+    tiers.keep(second)
+    assert tiers.relieve()
+    assert tiers.on_device() == [second]
+
+    assert tiers.find(first.file) is first
+    assert tiers.on_device() == [first]
+    assert tiers.find(second.file) is second
+    assert dropped == []
+
+
+def test_what_ran_out_of_memory_is_freed_before_the_next_try(
+    load: Load, dropped: list[str]
+) -> None:
+    first = load("a")
+    tiers = tiers_of(dropped, device_bytes=PLENTY, host_bytes=0)
+    tiers.keep(first)
+    tried: list[weakref.ref[Tensor]] = []
+
+    def take() -> None:
+        assert [one() for one in tried] == [None] * len(tried)
+        half = torch.empty(1)
+        tried.append(weakref.ref(half))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(NoRoomForWeights, match=f"cpu has no room for {first.file.name}"):
+        tiers.having_room(first.file, take)
+    assert len(tried) == 2, "once beside the other, once alone"
+    assert dropped == ["a"]
 
 
 def test_a_dropped_pipeline_is_in_neither_tier(load: Load, dropped: list[str]) -> None:

@@ -10,10 +10,11 @@ import torch
 from spandrel import canonicalize_state_dict
 from torch import nn
 
-from imagefleet_shared.errors import CorruptFile, OutOfMemory
+from imagefleet_shared.errors import CorruptFile
 
 from ..kept import Kept
 from ..models.model_file import ModelFile
+from ..room import NoRoomForWeights
 from ..upscale.weights import first_sentence, read_weights
 from .parsenet import ParseNet
 from .restorer import Restorer, load_restorer
@@ -28,7 +29,7 @@ class FaceNetworks:
     """Detectors, parsers and restorers, in float32, by bytes; belongs to one thread.
 
     Each method raises `FileUnavailable` or `CorruptFile` where the file cannot be loaded, and
-    `OutOfMemory` where the device has no room for it.
+    `NoRoomForWeights` where the device has no room for it.
     """
 
     def __init__(self, device: torch.device, budget_bytes: int) -> None:
@@ -53,7 +54,7 @@ class FaceNetworks:
         try:
             network = load(file.path).eval().requires_grad_(False).to(self.device)
         except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"{self.device} has no room for {file.name}") from error
+            raise NoRoomForWeights(f"{self.device} has no room for {file.name}") from error
         logger.info(
             "loaded %s in %.2f s",
             file.path.name,

@@ -2,12 +2,13 @@
 
 import logging
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from torch.nn import Module
 
-from imagefleet_shared.errors import OutOfMemory
 from imagefleet_worker.adapters.delta import Component
 from imagefleet_worker.adapters.keys import Naming
 from imagefleet_worker.adapters.merge import MergedState
@@ -20,6 +21,9 @@ from imagefleet_worker.models.tiers import Tiers
 from imagefleet_worker.models.tuning import tune
 from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.presets import Options
+from imagefleet_worker.room import NoRoomForWeights, free_after
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +86,7 @@ class PipelineCache:
 
         Raises:
             CorruptFile, FileUnavailable: as `load_single_file` and `load_diffusers_folder`.
-            OutOfMemory: the device has no room for it, alone.
+            NoRoomForWeights: the device has no room for it, alone.
         """
         found = self._tiers.find(file)
         if found is not None:
@@ -91,7 +95,7 @@ class PipelineCache:
         # Its size on disk is a first guess; room is made before loading, lest both lie side by
         # side.
         self._tiers.make_room(file.size_bytes)
-        warm = self._load(file)
+        warm = self._tiers.having_room(file, lambda: self._load(file))
         self._tiers.keep(warm)
         self._store.ahead.loaded(file)
         return warm
@@ -107,6 +111,24 @@ class PipelineCache:
             for warm in self._tiers.on_device():
                 warm.pipeline.maybe_free_model_hooks()
 
+    def relieved(self, run: Callable[[], T], *, divisible: bool) -> T:
+        """What `run` gives; out of memory, it runs once more with idle pipelines off the device.
+
+        Args:
+            run: calls `get` for all that it uses.
+            divisible: it could do with less at a time, which is for the caller to try first.
+        """
+        try:
+            return run()
+        except torch.OutOfMemoryError as exc:
+            if divisible and not isinstance(exc, NoRoomForWeights):
+                raise
+            free_after(exc)
+            if self._options.offload or not self._tiers.relieve():
+                raise
+        logger.warning("out of memory: once more with idle pipelines off the device")
+        return run()
+
     def drop(self, warm: WarmPipeline) -> None:
         """Forget a pipeline whose weights are not to be trusted; the next `get` loads it anew."""
         self._tiers.drop(warm.file)
@@ -115,10 +137,7 @@ class PipelineCache:
         started_s = time.monotonic()
         path = self._store.fetch(file)
         load = load_diffusers_folder if path.is_dir() else load_single_file
-        try:
-            loaded = load(path, self._resting, self._dtype)
-        except torch.OutOfMemoryError as exc:
-            raise OutOfMemory(f"{self._device} has no room for {file.name}") from exc
+        loaded = load(path, self._resting, self._dtype)
         tune(loaded.pipeline, self._options, self._device)
         adaptable = _adaptable(loaded.pipeline)
         warm = WarmPipeline(

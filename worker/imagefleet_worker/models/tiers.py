@@ -5,15 +5,18 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-from imagefleet_shared.errors import OutOfMemory
 from imagefleet_worker import metrics
 from imagefleet_worker.adapters.originals import StateCorrupted
 from imagefleet_worker.models.model_file import ModelFile
 from imagefleet_worker.models.moves import move
 from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.room import NoRoomForWeights, free_after
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class Tiers:
         """The pipeline of a file, on the device; None where it is in neither tier.
 
         Raises:
-            OutOfMemory: the device has no room for it; it stays in host memory.
+            NoRoomForWeights: as `having_room`; it stays in host memory.
         """
         if file in self._on_device:
             self._on_device.move_to_end(file)
@@ -80,6 +83,29 @@ class Tiers:
         while self._on_device and size_bytes + _bytes(self._on_device) > self._device_bytes:
             self._lower(next(iter(self._on_device)))
 
+    def having_room(self, file: ModelFile, take: Callable[[], T]) -> T:
+        """What `take` gives; as often as it runs out of memory, a pipeline leaves the device first.
+
+        Raises:
+            NoRoomForWeights: none is left there.
+        """
+        while True:
+            try:
+                return take()
+            except torch.OutOfMemoryError as exc:
+                if not self._on_device:
+                    raise NoRoomForWeights(f"{self._device} has no room for {file.name}") from exc
+                free_after(exc)
+            log.warning("%s has no room for %s beside others", self._device, file.name)
+            self._lower(next(iter(self._on_device)))
+
+    def relieve(self) -> bool:
+        """Have all but the last one used leave the device; False: there are no others."""
+        others = list(self._on_device)[:-1]
+        for file in others:
+            self._lower(file)
+        return bool(others)
+
     def drop(self, file: ModelFile) -> None:
         """Forget a file's pipeline, if there is one."""
         if file in self._on_device or file in self._on_host:
@@ -100,10 +126,10 @@ class Tiers:
         del self._on_host[file]
         try:
             self.make_room(warm.size_bytes)
-            move(warm.tensors(), self._device)
-        except torch.OutOfMemoryError as exc:
+            self.having_room(file, lambda: move(warm.tensors(), self._device))
+        except NoRoomForWeights:
             self._on_host[file] = warm
-            raise OutOfMemory(f"{self._device} has no room for {file.name}") from exc
+            raise
         self._on_device[file] = warm
         self._measure()
         _log("raised", "from host memory", warm, started_s)
