@@ -57,9 +57,12 @@ class Studio:
             ImagefleetError: what a job asks for cannot be done.
             AllEnded: no job is to go on.
         """
-        return self._pipelines.relieved(
-            lambda: self._rendered(jobs, stages), divisible=len(jobs) > 1
-        )
+        try:
+            return self._pipelines.relieved(
+                lambda: self._rendered(jobs, stages), divisible=len(jobs) > 1
+            )
+        finally:
+            self._pipelines.rest()
 
     def _rendered(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
         if isinstance(job := jobs[0], ResolvedUpscale):
@@ -141,8 +144,7 @@ class Studio:
         warm = self._pipelines.get(look.checkpoint)
         stages.begin("decode", len(latents))
         pictures = from_vae_range(decode(warm, latents, stages))
-        # Weights that were moved onto the device step by step (`offload`) leave it.
-        warm.pipeline.maybe_free_model_hooks()
+        self._pipelines.rest()
         return pictures
 
 

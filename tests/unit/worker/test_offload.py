@@ -12,11 +12,16 @@ from diffusers.pipelines import pipeline_utils
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
+from imagefleet_shared.errors import JobCanceled
+from imagefleet_shared.status import Stage
 from imagefleet_worker.adapters.lookup import WantedLora
 from imagefleet_worker.adapters.switcher import AdapterSwitcher
+from imagefleet_worker.app import make_studio
 from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.stages import AllEnded, Stages
+from tests.jobs import resolved
 from tests.options import PLAIN
 
 OFFLOAD = replace(PLAIN, offload=True)
@@ -26,7 +31,10 @@ SETTINGS = WorkerSettings()
 
 @pytest.fixture(autouse=True)
 def _meta_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_utils, "empty_device_cache", lambda device_type: None)
+    def nothing(device_type: str) -> None:
+        """There is none to empty."""
+
+    monkeypatch.setattr(pipeline_utils, "empty_device_cache", nothing)
 
 
 @pytest.fixture
@@ -77,3 +85,38 @@ def test_weights_leave_the_device_before_others_are_merged_into_them(
     assert freed == [], "nothing changes"
     switcher.switch(warm, [wanted])
     assert freed == [warm.pipeline]
+
+
+def test_a_checkpoint_leaves_the_device_where_another_one_is_wanted(
+    demo_models: Path, freed: list[DiffusionPipeline]
+) -> None:
+    """A refiner's UNet found that of its base still there."""
+    models = ModelStore(demo_models)
+    pipelines = cache_of(models)
+    base = pipelines.get(models.find("checkpoint", "demo"))
+    pipelines.get(base.file)
+    assert freed == []
+    refiner = pipelines.get(models.find("checkpoint", "demo-xl"))
+    assert freed == [base.pipeline]
+    freed.clear()
+    pipelines.get(base.file)
+    assert refiner.pipeline in freed
+
+
+def test_weights_leave_the_device_with_a_job_that_was_canceled(
+    demo_models: Path, freed: list[DiffusionPipeline]
+) -> None:
+    """They stayed, beside those of the next job's checkpoint."""
+    models = ModelStore(demo_models)
+    studio = make_studio(SETTINGS, models, CPU)
+    pipelines = studio._pipelines  # pyright: ignore[reportPrivateUsage]
+    pipelines._options = OFFLOAD  # pyright: ignore[reportPrivateUsage] — which needs a GPU
+
+    def cancel(stage: Stage, step: int, steps: int) -> None:
+        if stage == "denoise" and step == 1:
+            freed.clear()
+            raise JobCanceled("job")
+
+    with pytest.raises(AllEnded):
+        studio.render([resolved(models, width=64, height=64)], Stages([cancel]))
+    assert freed == [pipelines.get(models.find("checkpoint", "demo")).pipeline]

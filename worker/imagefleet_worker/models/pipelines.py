@@ -88,6 +88,8 @@ class PipelineCache:
             CorruptFile, FileUnavailable: as `load_single_file` and `load_diffusers_folder`.
             NoRoomForWeights: the device has no room for it, alone.
         """
+        if file != self._tiers.last:
+            self.rest()
         found = self._tiers.find(file)
         if found is not None:
             return found

@@ -74,6 +74,11 @@ class Tiers:
         self._on_device[warm.file] = warm
         self._measure()
 
+    @property
+    def last(self) -> ModelFile | None:
+        """The file whose pipeline was used last."""
+        return next(reversed(self._on_device), None)
+
     def on_device(self) -> list[WarmPipeline]:
         """Those that are there, least recently used first."""
         return list(self._on_device.values())
