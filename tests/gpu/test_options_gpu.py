@@ -13,7 +13,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from imagefleet_worker.models.graphs import GraphedForward, record_graphs
+from imagefleet_worker.models.graph_memory import GRAPH_MEMORY
+from imagefleet_worker.models.graphs import GraphedForward, forget_graphs, record_graphs
+from imagefleet_worker.room import CudaMemory
 from imagefleet_worker.settings import WorkerSettings
 from tests.atelier import Atelier, open_studio
 from tools.demo_models import demo_models
@@ -119,6 +121,31 @@ def test_a_graph_follows_weights_in_place_and_is_recorded_anew_where_they_move()
         assert same()
         assert recorded.recordings == 2
         del held
+
+
+def test_memory_of_graphs_is_no_batchs_and_comes_back_when_they_are_forgotten() -> None:
+    unet = demo_models_unet()
+    record_graphs(unet)
+    room = CudaMemory(CUDA)
+    given, peaks, free = inputs(8), list[int | None](), list[int]()
+    with torch.no_grad():
+        for _ in range(3):
+            free.append(room.free_bytes())
+            room.begin()
+            for _ in range(2):
+                unet(*given, return_dict=False)
+            peaks.append(room.peak_bytes())
+
+    assert peaks[0], "it ran and was recorded"
+    assert peaks[1:] == [None, None], "it was replayed alone, in memory that it had"
+    kept = GRAPH_MEMORY.kept_bytes
+    assert kept > 0
+    torch.cuda.empty_cache()
+    assert free[0] - room.free_bytes() >= kept, "what graphs keep is not free"
+    assert forget_graphs(unet)
+    torch.cuda.empty_cache()
+    assert room.free_bytes() >= free[0] - 2**22, "but for workspaces of libraries"
+    assert GRAPH_MEMORY.kept_bytes == 0
 
 
 def test_what_a_graph_gave_is_not_overwritten_by_the_next_call() -> None:

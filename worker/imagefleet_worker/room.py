@@ -10,6 +10,8 @@ import torch
 
 from imagefleet_shared.errors import OutOfMemory
 
+from .models.graph_memory import GRAPH_MEMORY
+
 USABLE = 0.9
 """Share of the free memory that a batch is planned for; blocks of other sizes keep the rest."""
 GROWTH = 1.02
@@ -32,8 +34,8 @@ class DeviceMemory(Protocol):
         """A batch begins."""
         ...
 
-    def peak_bytes(self) -> int:
-        """The most that the batch took of what it has given back since."""
+    def peak_bytes(self) -> int | None:
+        """The most that the batch took of what it has given back since; None: not all is known."""
         ...
 
 
@@ -62,17 +64,21 @@ class CudaMemory:
         self._device = device
 
     def free_bytes(self) -> int:
-        """What nobody has, and what the allocator keeps for us unused."""
+        """What nobody has, and what the allocator keeps unused for all but graphs."""
         free, _total = torch.cuda.mem_get_info(self._device)
         reserved = torch.cuda.memory_reserved(self._device)
-        return free + reserved - torch.cuda.memory_allocated(self._device)
+        unused = reserved - torch.cuda.memory_allocated(self._device)
+        return free + unused - GRAPH_MEMORY.kept_bytes
 
     def begin(self) -> None:
         """Forget the peak so far."""
+        GRAPH_MEMORY.begin()
         torch.cuda.reset_peak_memory_stats(self._device)
 
-    def peak_bytes(self) -> int:
+    def peak_bytes(self) -> int | None:
         """Without what the batch left behind: a checkpoint that it loaded, adapters."""
+        if GRAPH_MEMORY.hidden:
+            return None
         peak = torch.cuda.max_memory_allocated(self._device)
         return peak - torch.cuda.memory_allocated(self._device)
 
@@ -113,9 +119,10 @@ class Room:
             raise
         # Part of the peak is there for the smallest batch too: the largest one tells best what a
         # pixel takes, and it gives the least.
-        measured = self._memory.peak_bytes() / pixels
-        known = self._bytes_per_pixel.get(family, measured)
-        self._bytes_per_pixel[family] = min(known, measured)
+        if (peak_bytes := self._memory.peak_bytes()) is not None:
+            measured = peak_bytes / pixels
+            known = self._bytes_per_pixel.get(family, measured)
+            self._bytes_per_pixel[family] = min(known, measured)
         allowed = self._allowed.get(family)
         if allowed is not None and pixels >= allowed / 2:
             self._allowed[family] = min(allowed * GROWTH, self._max_pixels)

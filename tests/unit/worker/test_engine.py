@@ -391,7 +391,7 @@ class Counted:
     """A device of 1000 bytes on which a batch takes 100 and 2 for each pixel."""
 
     def __init__(self) -> None:
-        self.free, self.pixels = 1000, 0
+        self.free, self.pixels, self.hidden = 1000, 0, False
 
     def free_bytes(self) -> int:
         return self.free
@@ -399,8 +399,8 @@ class Counted:
     def begin(self) -> None:
         self.pixels = 0
 
-    def peak_bytes(self) -> int:
-        return 100 + 2 * self.pixels
+    def peak_bytes(self) -> int | None:
+        return None if self.hidden else 100 + 2 * self.pixels
 
     def run(self, room: Room, pixels: int) -> None:
         with room.watched("sd1", pixels):
@@ -417,5 +417,8 @@ def test_free_memory_bounds_a_batch_by_what_a_pixel_took() -> None:
     assert room.pixels("sd1") == 900 * 300 // 700, "a larger batch tells better"
     memory.run(room, 10)
     assert room.pixels("sd1") == 900 * 300 // 700, "a smaller one tells nothing"
+    memory.hidden = True
+    memory.run(room, 500)
+    assert room.pixels("sd1") == 900 * 300 // 700, "nor does one of which not all is known"
     memory.free = 100
     assert room.pixels("sd1") == 90 * 300 // 700

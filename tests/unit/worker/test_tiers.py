@@ -11,6 +11,8 @@ from torch import Tensor
 from imagefleet_worker.adapters.delta import Component
 from imagefleet_worker.adapters.wanted import ScaledAdapter
 from imagefleet_worker.models import tiers as tiers_module
+from imagefleet_worker.models.graph_memory import GRAPH_MEMORY
+from imagefleet_worker.models.graphs import GraphedForward
 from imagefleet_worker.models.model_file import ModelFile
 from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
@@ -214,6 +216,29 @@ def test_what_ran_out_of_memory_is_freed_before_the_next_try(
         tiers.having_room(first.file, take)
     assert len(tried) == 2, "once beside the other, once alone"
     assert dropped == ["a"]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_graphs_are_forgotten_where_weights_leave_or_memory_runs_out(
+    load: Load, dropped: list[str], leaves: bool
+) -> None:
+    """They kept gigabytes on the device for weights that were no longer there."""
+    warm = load("a")
+    graphed = GraphedForward(warm.pipeline.unet)
+    vars(warm.pipeline.unet)["forward"] = graphed
+    recordings: dict[str, object] = graphed._recordings  # pyright: ignore  — CUDA alone records
+    recordings["shape"] = object()
+    GRAPH_MEMORY.keep(graphed, 1000)
+    tiers = tiers_of(dropped, device_bytes=1, host_bytes=PLENTY)
+    tiers.keep(warm)
+
+    if leaves:
+        tiers.keep(load("b"))
+    else:
+        assert tiers.relieve()
+        assert not tiers.relieve(), "there is nothing more"
+    assert graphed.recordings == 0
+    assert GRAPH_MEMORY.kept_bytes == 0
 
 
 def test_a_dropped_pipeline_is_in_neither_tier(load: Load, dropped: list[str]) -> None:

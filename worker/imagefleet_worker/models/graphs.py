@@ -7,10 +7,14 @@ graphs the GPU waits for Python.
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
+from torch.nn import Module
+
+from imagefleet_worker.models.graph_memory import GRAPH_MEMORY
 
 # Of batch, size and prompt length together. Graphs share their memory, so that the largest decides
 # what they take; each alone keeps a few megabytes of launches and its inputs.
@@ -41,7 +45,8 @@ class GraphedForward:
         self._forward = unet.forward
         self._parameters = list(unet.parameters())
         self._places: tuple[int, ...] = ()
-        self._seen: set[_Shape] = set()
+        # With the batch in which they last ran, other than by a replay.
+        self._seen: dict[_Shape, int] = {}
         # Least recently used first.
         self._recordings: OrderedDict[_Shape, _Recording] = OrderedDict()
         self._stream: torch.cuda.Stream | None = None
@@ -80,16 +85,26 @@ class GraphedForward:
         shape = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items())
         if shape in self._recordings:
             self._recordings.move_to_end(shape)
-        elif shape in self._seen:
-            self._record(shape, given)
+            GRAPH_MEMORY.replayed(self._seen[shape])
         else:
-            self._seen.add(shape)
-            return (self._run(given),)
+            seen = shape in self._seen
+            self._seen[shape] = GRAPH_MEMORY.batch
+            if not seen:
+                return (self._run(given),)
+            self._record(shape, given)
         recording = self._recordings[shape]
         for name, tensor in given.items():
             recording.inputs[name].copy_(tensor, non_blocking=True)
         recording.graph.replay()
         return (recording.output.clone(),)
+
+    def forget(self) -> bool:
+        """Give up all recordings, whose memory is then the allocator's; False: there were none."""
+        had = bool(self._recordings)
+        self._recordings.clear()
+        self._first = None
+        GRAPH_MEMORY.keep(self, 0)
+        return had
 
     def _run(self, given: Mapping[str, Tensor]) -> Tensor:
         added = {name: given[name] for name in ("text_embeds", "time_ids") if name in given}
@@ -105,8 +120,7 @@ class GraphedForward:
         # Less than 0.1 us for each: nothing beside a call.
         places = tuple(parameter.data_ptr() for parameter in self._parameters)
         if places != self._places:
-            self._recordings.clear()
-            self._first = None
+            self.forget()
             self._places = places
 
     def _record(self, shape: _Shape, given: Mapping[str, Tensor]) -> None:
@@ -129,9 +143,25 @@ class GraphedForward:
         torch.cuda.current_stream().wait_stream(self._stream)
         self._first = self._first or graph
         self._recordings[shape] = _Recording(graph, inputs, output)
+        GRAPH_MEMORY.keep(self, _pool_bytes(graph))
+
+
+def _pool_bytes(graph: torch.cuda.CUDAGraph) -> int:
+    segments: list[dict[str, object]] = torch.cuda.memory_snapshot()
+    return sum(
+        cast(int, segment["total_size"])
+        for segment in segments
+        if segment["segment_pool_id"] == graph.pool()
+    )
 
 
 def record_graphs(unet: UNet2DConditionModel) -> None:
     """Have the UNet's calls recorded and replayed; names and places of its weights stay."""
     forward: object = GraphedForward(unet)
     vars(unet)["forward"] = forward
+
+
+def forget_graphs(unet: Module) -> bool:
+    """Give up the recordings of a UNet and the memory they keep; False: there were none."""
+    forward = vars(unet).get("forward")
+    return isinstance(forward, GraphedForward) and forward.forget()

@@ -11,6 +11,7 @@ import torch
 
 from imagefleet_worker import metrics
 from imagefleet_worker.adapters.originals import StateCorrupted
+from imagefleet_worker.models.graphs import forget_graphs
 from imagefleet_worker.models.model_file import ModelFile
 from imagefleet_worker.models.moves import move
 from imagefleet_worker.models.warm import WarmPipeline
@@ -105,11 +106,16 @@ class Tiers:
             self._lower(next(iter(self._on_device)))
 
     def relieve(self) -> bool:
-        """Have all but the last one used leave the device; False: there are no others."""
+        """Have all but the last pipeline used leave the device, and graphs; False: there is none.
+
+        What they saved was time.
+        """
         others = list(self._on_device)[:-1]
+        forgotten = [forget_graphs(warm.pipeline.unet) for warm in self._on_device.values()]
         for file in others:
             self._lower(file)
-        return bool(others)
+        self._free()
+        return bool(others) or any(forgotten)
 
     def drop(self, file: ModelFile) -> None:
         """Forget a file's pipeline, if there is one."""
@@ -142,6 +148,7 @@ class Tiers:
     def _lower(self, file: ModelFile) -> None:
         """From the device to host memory where it fits, else dropped."""
         warm = self._on_device.pop(file)
+        forget_graphs(warm.pipeline.unet)
         size_bytes = warm.size_bytes
         if size_bytes <= self._host_bytes:
             while size_bytes + _bytes(self._on_host) > self._host_bytes:

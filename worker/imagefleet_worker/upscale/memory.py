@@ -30,12 +30,6 @@ def bytes_per_pixel(network: Callable[[Tensor], Tensor], device: torch.device) -
     return (torch.cuda.max_memory_allocated(device) - before) / _PROBE_PX**2
 
 
-def free_bytes(device: torch.device) -> int:
-    """What PyTorch could still allocate on a CUDA device."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
 def fitting(pixels: float, tile_size: int | None, tile_overlap: int) -> Tiling:
     """The tiling of which a call has at most so many input pixels.
 

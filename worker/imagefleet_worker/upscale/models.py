@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from imagefleet_shared.errors import CorruptFile, OutOfMemory
 
 from ..images import from_unit_range
+from ..room import CudaMemory
 from . import memory
 from .tiles import Tiling, tiled_rows
 from .windows import speed_up
@@ -123,7 +124,7 @@ class Upscaler:
             return replace(tiling, batch=1)
         if self._bytes_per_pixel is None:
             self._bytes_per_pixel = memory.bytes_per_pixel(self._run, device)
-        pixels = memory.SHARE * memory.free_bytes(device) / self._bytes_per_pixel
+        pixels = memory.SHARE * CudaMemory(device).free_bytes() / self._bytes_per_pixel
         return memory.fitting(pixels, tile_size, tile_overlap)
 
     def _run(self, tile: Tensor) -> Tensor:
