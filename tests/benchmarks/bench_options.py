@@ -110,6 +110,9 @@ def measure(bench: Bench, family: Family, options: Mapping[str, Options]) -> Ite
         first_s = again_s = trial.first_s(trial.call(1, size_px))
         if chosen.compile:
             torch._dynamo.reset()
+            # Else it would count among what the device held before the next one.
+            del trial
+            gc.collect()
             trial = Trial(path, bench.device, bench.dtype, chosen)
             again_s = trial.first_s(trial.call(1, size_px))
         for batch in bench.batches:
