@@ -17,6 +17,7 @@ from imagefleet_worker.models.graph_memory import GRAPH_MEMORY
 from imagefleet_worker.models.graphs import GraphedForward, forget_graphs, record_graphs
 from imagefleet_worker.room import CudaMemory
 from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.stages import Stages
 from tests.atelier import Atelier, open_studio
 from tools.demo_models import demo_models
 
@@ -75,6 +76,30 @@ def test_an_option_changes_no_picture(
                 assert abs(difference).max() <= MOST_DIFFERENCE
 
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_from_a_step_to_the_next_evaluation_nothing_waits_for_the_gpu(
+    plain: Atelier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, take_step = list[int](), Stages.step
+
+    def step(stages: Stages) -> None:
+        take_step(stages)
+        if len(calls) < 4:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def evaluated(_: torch.nn.Module, given: object, made: object) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        calls.append(1)
+
+    monkeypatch.setattr(Stages, "step", step)
+    hook = plain.warm("demo-xl").pipeline.unet.register_forward_hook(evaluated)
+    try:
+        plain.draw("a red fox", checkpoint="demo-xl", scheduler="euler", num_inference_steps=4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        hook.remove()
+    assert len(calls) == 4
 
 
 def test_with_offload_loras_change_between_the_passes(

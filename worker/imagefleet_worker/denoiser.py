@@ -84,6 +84,8 @@ class Denoiser:
         self._handover = handover
         self._stages = stages
         self._calls = 0
+        self._text: Steering | None = None
+        self._added: dict[str, Tensor] | None = None
 
     def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
         """Clean latents.
@@ -98,6 +100,9 @@ class Denoiser:
         self._calls += 1
         family = self._artist.warm.family
         self._stages.offer(lambda pictures: sketch(clean[pictures], family))
+        if clean.is_cuda:
+            # Else Python would be steps ahead, and progress and cancels with it.
+            torch.cuda.current_stream(clean.device).synchronize()
         self._stages.step()
         return clean
 
@@ -130,13 +135,20 @@ class Denoiser:
     def _evaluated(self, text: Steering, latents: Tensor, sigma: Tensor) -> Tensor:
         """What the UNet makes of each row of the text; `(R, 4, H/8, W/8)` float32."""
         warm, levels = self._artist.warm, self._artist.levels
-        height, width = (8 * side for side in latents.shape[-2:])
-        negatives = len(text.hidden) - len(text.owners)
+        if text is not self._text:
+            height, width = (8 * side for side in latents.shape[-2:])
+            negatives = len(text.hidden) - len(text.owners)
+            self._text = text
+            self._added = added_conditions(warm, text.pooled, width, height, negatives)
+        # Filled in by the device: a copy would wait until it has done all before.
+        timestep = torch.full(
+            (), levels.timestep(sigma).item(), dtype=torch.float32, device=warm.device
+        )
         predicted = warm.pipeline.unet(
             levels.unet_input(latents, sigma).to(warm.dtype),
-            levels.timestep(sigma).to(warm.device),
+            timestep,
             encoder_hidden_states=text.hidden,
-            added_cond_kwargs=added_conditions(warm, text.pooled, width, height, negatives),
+            added_cond_kwargs=self._added,
             return_dict=False,
         )[0]
         return levels.clean(latents, predicted, sigma)

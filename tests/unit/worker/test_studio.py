@@ -51,9 +51,10 @@ def pipelines_of(studio: Studio) -> PipelineCache:
     return studio._pipelines  # pyright: ignore[reportPrivateUsage] — to damage what it keeps
 
 
-def draw(studio: Studio, models: ModelStore, *loras: str) -> Image.Image:
+def draw(studio: Studio, models: ModelStore, *loras: str, checkpoint: str = "demo") -> Image.Image:
     job = resolved(
         models,
+        checkpoint=checkpoint,
         num_inference_steps=2,
         width=64,
         height=64,
@@ -66,6 +67,22 @@ def draw(studio: Studio, models: ModelStore, *loras: str) -> Image.Image:
 
     [[picture]] = studio.render([job], Stages([quietly]))
     return picture
+
+
+def test_what_a_pass_tells_the_unet_beside_the_prompt_is_put_on_the_device_once(
+    studio: Studio, models: ModelStore
+) -> None:
+    """A copy at each evaluation made a GPU wait for Python."""
+    unet = pipelines_of(studio).get(models.find("checkpoint", "demo-xl")).pipeline.unet
+    told: list[Tensor] = []
+
+    def hear(_: torch.nn.Module, given: object, named: dict[str, dict[str, Tensor]]) -> None:
+        told.append(named["added_cond_kwargs"]["time_ids"])
+
+    unet.register_forward_pre_hook(hear, with_kwargs=True)
+    draw(studio, models, checkpoint="demo-xl")
+    assert len(told) == 2
+    assert told[0] is told[1]
 
 
 def test_a_lora_changes_the_picture_and_leaves_no_trace(studio: Studio, models: ModelStore) -> None:
