@@ -75,10 +75,8 @@ class Studio:
         shared = batch.shared
         look, latents = shared.look, self._first_pass(batch, stages)
         if shared.hires:
-            look, latents = (
-                shared.hires.look,
-                self._hires_pass(batch, shared.hires, latents, stages),
-            )
+            look = shared.hires.look
+            latents = self._hires_pass(batch, shared.hires, latents, stages)
         pictures = batch.finished(self._decoded(look, latents, stages))
         return batch.by_job(self._finisher.finish(pictures, shared.upscale, shared.faces, stages))
 

@@ -1,5 +1,9 @@
 """A pipeline's weights moved between the device and host memory."""
 
+# Torch's public name for emptying the host's cache is newer than the oldest torch we allow.
+# pyright: reportPrivateUsage=false
+
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -35,6 +39,15 @@ def move(tensors: Iterable[Tensor], target: torch.device) -> None:
         torch.cuda.synchronize()
     for tensor, place in zip(moved, places, strict=True):
         tensor.data = place
+
+
+def give_back_unused(device: torch.device) -> None:
+    """Give the device's and page-locked memory back that nobody uses and torch keeps."""
+    # Offload hooks point back at their models: only the collector frees those.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch._C._host_emptyCache()
 
 
 def _in_blocks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -1,9 +1,5 @@
 """Where warm pipelines are: on the device, then in host memory, then on disk alone."""
 
-# Torch's public name for emptying the host's cache is newer than the oldest torch we allow.
-# pyright: reportPrivateUsage=false
-
-import gc
 import logging
 import time
 from collections import OrderedDict
@@ -16,7 +12,7 @@ from imagefleet_worker import metrics
 from imagefleet_worker.adapters.originals import StateCorrupted
 from imagefleet_worker.models.graphs import forget_graphs
 from imagefleet_worker.models.model_file import ModelFile
-from imagefleet_worker.models.moves import move
+from imagefleet_worker.models.moves import give_back_unused, move
 from imagefleet_worker.models.warm import WarmPipeline
 from imagefleet_worker.room import NoRoomForWeights, free_after
 
@@ -69,7 +65,7 @@ class Tiers:
         warm = self._on_host.get(file)
         metrics.PIPELINES.labels("disk" if warm is None else "host").inc()
         if warm is not None:
-            self._raise(file, warm)
+            self._to_device(file, warm)
         return warm
 
     def keep(self, warm: WarmPipeline) -> None:
@@ -90,7 +86,7 @@ class Tiers:
     def make_room(self, size_bytes: int) -> None:
         """Have so many bytes free of the device's, as far as others can leave it."""
         while self._on_device and size_bytes + _bytes(self._on_device) > self._device_bytes:
-            self._lower(next(iter(self._on_device)))
+            self._to_host(next(iter(self._on_device)))
 
     def having_room(self, file: ModelFile, take: Callable[[], T]) -> T:
         """What `take` gives; as often as it runs out of memory, a pipeline leaves the device first.
@@ -106,17 +102,14 @@ class Tiers:
                     raise NoRoomForWeights(f"{self._device} has no room for {file.name}") from exc
                 free_after(exc)
             log.warning("%s has no room for %s beside others", self._device, file.name)
-            self._lower(next(iter(self._on_device)))
+            self._to_host(next(iter(self._on_device)))
 
     def relieve(self) -> bool:
-        """Have all but the last pipeline used leave the device, and graphs; False: there is none.
-
-        What they saved was time.
-        """
+        """Have all graphs and all but the last pipeline leave the device; False: there are none."""
         others = list(self._on_device)[:-1]
         forgotten = [forget_graphs(warm.pipeline.unet) for warm in self._on_device.values()]
         for file in others:
-            self._lower(file)
+            self._to_host(file)
         self._free()
         return bool(others) or any(forgotten)
 
@@ -133,7 +126,7 @@ class Tiers:
             if other.name == file.name and other != file:
                 self.drop(other)
 
-    def _raise(self, file: ModelFile, warm: WarmPipeline) -> None:
+    def _to_device(self, file: ModelFile, warm: WarmPipeline) -> None:
         """Host memory to the device."""
         started_s = time.monotonic()
         # Out of the host's list first: whoever makes room must not push this one out.
@@ -148,7 +141,7 @@ class Tiers:
         self._measure()
         _log("raised", "from host memory", warm, started_s)
 
-    def _lower(self, file: ModelFile) -> None:
+    def _to_host(self, file: ModelFile) -> None:
         """From the device to host memory where it fits, else dropped."""
         warm = self._on_device.pop(file)
         forget_graphs(warm.pipeline.unet)
@@ -156,7 +149,7 @@ class Tiers:
         if size_bytes <= self._host_bytes:
             while size_bytes + _bytes(self._on_host) > self._host_bytes:
                 self._forget(self._on_host.popitem(last=False)[0])
-            if self._moved_to_host(warm):
+            if self._moved(warm):
                 self._on_host[file] = warm
                 self._free()
                 return
@@ -164,7 +157,7 @@ class Tiers:
         del warm
         self._forget(file)
 
-    def _moved_to_host(self, warm: WarmPipeline) -> bool:
+    def _moved(self, warm: WarmPipeline) -> bool:
         started_s = time.monotonic()
         try:
             warm.merged.release()
@@ -185,11 +178,7 @@ class Tiers:
         log.info("unloaded %s", file.name, extra={"action": "unload_checkpoint"})
 
     def _free(self) -> None:
-        # Offload hooks point back at their models: only the collector frees those.
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch._C._host_emptyCache()
+        give_back_unused(self._device)
         self._measure()
 
     def _measure(self) -> None:
