@@ -19,7 +19,9 @@ from imagefleet_producer import (
     JobTimeout,
     PoisonJob,
 )
+from imagefleet_shared.broker import connect
 from imagefleet_shared.layout import manifest_key
+from imagefleet_shared.presence import ANNOUNCE_S, live_workers, withdraw
 from localfleet.process import Process
 from tests.fleet import TestFleet, wait_for
 
@@ -133,6 +135,32 @@ def test_a_job_that_kills_its_worker_is_given_up_and_the_others_go_on(fleet: Tes
         poison.result(timeout=60)
     assert fleet.runs() == ["poison"] * 3
     enqueue(fleet, "after").result(timeout=60)
+
+
+def test_who_is_drawn_with_a_job_that_kills_its_worker_finishes(fleet: TestFleet) -> None:
+    fleet.start_sleeper(supervised=True, max_batch_pixels=str(8 * 64 * 64))
+    first = enqueue(fleet, "first", 2)
+    wait_running(first)
+    innocent, poison = enqueue(fleet, "innocent"), enqueue(fleet, "poison", "die")
+    assert first.result(timeout=20).attempt == 1
+    assert innocent.result(timeout=60).attempt > 1, "it was drawn in a batch with the other"
+    with pytest.raises(PoisonJob):
+        poison.result(timeout=60)
+
+
+def test_a_redis_that_refuses_to_write_for_a_while_costs_no_job(fleet: TestFleet) -> None:
+    worker = fleet.start_sleeper()
+    with connect(fleet.broker, retries=0) as redis:
+        job = enqueue(fleet, "during", 4)
+        wait_running(job)
+        redis.config_set("maxmemory", 1)
+        time.sleep(1)
+        redis.config_set("maxmemory", 0)
+        assert job.result(timeout=60)
+        withdraw(redis, job_worker(fleet))
+        wait_for(lambda: bool(live_workers(redis)), 2 * ANNOUNCE_S, "it announces itself")
+    assert enqueue(fleet, "after").result(timeout=10)
+    assert worker.alive
 
 
 def test_a_stalled_engine_is_killed_and_its_neighbour_finishes(fleet: TestFleet) -> None:

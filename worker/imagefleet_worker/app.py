@@ -11,10 +11,11 @@ from celery import Celery
 from celery.signals import worker_shutting_down
 from kombu.exceptions import OperationalError
 from redis import Redis
+from redis.exceptions import RedisError
 
 from imagefleet_shared.broker import connect, make_celery, publish
 from imagefleet_shared.errors import ImagefleetError
-from imagefleet_shared.ledger import UNREACHABLE, Ledger
+from imagefleet_shared.ledger import Ledger
 from imagefleet_shared.presence import ANNOUNCE_S, ModelInfo, WorkerInfo, announce, withdraw
 from imagefleet_shared.routing import QUEUES
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
@@ -32,7 +33,6 @@ from .intake import Intake
 from .lease import LeaseKeeper
 from .machine import options_on
 from .models.listing import NamedKind
-from .models.model_file import ModelFile
 from .models.pipelines import PipelineCache
 from .models.remote import open_remote
 from .models.store import ModelStore
@@ -156,6 +156,7 @@ class Worker:
         self._intake.start()
         announcing = Thread(target=self._announce, name="announce", daemon=True)
         announcing.start()
+        Thread(target=self._hash_adapters, name="hash", daemon=True).start()
         Thread(target=self._reconcile, name="reconcile", daemon=True).start()
         worker_shutting_down.connect(self._drain, weak=False)
         try:
@@ -182,11 +183,11 @@ class Worker:
         while not self._stopping.is_set():
             try:
                 announce(self._redis, self._info())
-            except (*UNREACHABLE, ImagefleetError) as exc:
+            except (RedisError, ImagefleetError) as exc:
                 log.warning("not announced: %s", exc)
             self._stopping.wait(ANNOUNCE_S)
         # Before the jobs held have ended: the others' shares of what waits grow at once.
-        with suppress(*UNREACHABLE):
+        with suppress(RedisError):
             withdraw(self._redis, self._name)
 
     def _info(self) -> WorkerInfo:
@@ -205,17 +206,22 @@ class Worker:
                     forms=file.facts.forms if file.facts else (),
                     trigger_words=file.facts.trigger_words if file.facts else (),
                     size_bytes=file.size_bytes,
-                    sha256=self._hash(file),
+                    sha256=self._models.known_sha256(file),
                 )
                 for file in files
             ),
         )
 
-    def _hash(self, file: ModelFile) -> str | None:
-        """Adapters are small and hashed at once; what is large or far, once somebody uses it."""
-        if file.kind in ("lora", "embedding") and file.remote is None:
-            return self._models.sha256(file)
-        return self._models.known_sha256(file)
+    def _hash_adapters(self) -> None:
+        """Read local adapters for `_info`; what is large or far is hashed once somebody uses it."""
+        while not self._stopping.is_set():
+            try:
+                for file in (*self._models.listed("lora"), *self._models.listed("embedding")):
+                    if file.remote is None:
+                        self._models.sha256(file)
+            except ImagefleetError as exc:
+                log.warning("not all adapters are hashed: %s", exc)
+            self._stopping.wait(ANNOUNCE_S)
 
     def _reconcile(self) -> None:
         while not self._stopping.wait(RECONCILE_S):
@@ -224,7 +230,7 @@ class Worker:
                     for wakeup in self._ledger.reconcile():
                         log.info("job %s waits without a message, publishing again", wakeup.job_id)
                         publish(self._celery, wakeup)
-            except (*UNREACHABLE, OperationalError) as exc:
+            except (RedisError, OperationalError) as exc:
                 log.warning("not reconciled: %s", exc)
 
 

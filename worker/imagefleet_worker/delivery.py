@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from imagefleet_shared.broker import publish
 from imagefleet_shared.errors import ImagefleetError, StorageUnavailable, WorkerFailure
@@ -88,6 +89,8 @@ class Delivery:
         except ImagefleetError as exc:
             self._end(lease, exc)
             raise
+        except RedisError:  # The job is not at fault, and will be found by the end of its lease.
+            raise
         except Exception as exc:
             failure = WorkerFailure(f"{type(exc).__name__}: {exc}")
             self._end(lease, failure)
@@ -103,6 +106,7 @@ class Delivery:
             if finished is not None:
                 return JobResult.model_validate_json(finished)
         with self._engine.expected() as ticket:
+            held.tell("load", 0, 0)
             resolved = self._patiently(held, lambda: self._resolver.resolve(job, held.tell))
             ready = monotonic()
             kept = self._spool.find(job.id)
@@ -112,9 +116,12 @@ class Delivery:
                 render = partial(
                     self._engine.render,
                     priority=job.priority,
+                    # Else whoever is drawn beside a job that takes workers down would fall with it.
+                    alone=job.faults > 0,
                     ticket=ticket,
                     meanwhile=partial(self._models.ahead.read, resolved.files),
                 )
+                held.tell("queued", 0, 0)
                 made = make(resolved, render, held, self._encode, holding.drawn)
         images = self._store_pictures(held, folder, made.pictures)
         result = JobResult(
