@@ -170,6 +170,7 @@ class Worker:
         finally:
             self._stopping.set()
             self._intake.close()
+            self._keeper.close()
             announcing.join()
 
     def _drain(self, **_: object) -> None:
