@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import rmtree
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -80,15 +80,22 @@ class Spool:
         self._root = root
 
     def keep(self, job_id: str, pictures: Sequence[Picture]) -> None:
-        """Keep a job's pictures: all of them, or, where the disk is full, none."""
+        """Keep a job's pictures: all of them, or, where the disk is full, none.
+
+        Those that an earlier attempt kept stay.
+        """
+        kept = self._root / job_id
         try:
+            if kept.exists():
+                return
             self._root.mkdir(parents=True, exist_ok=True)
-            folder = Path(mkdtemp(dir=self._root))
-            facts = [asdict(picture) for picture in pictures]
-            for index, fact in enumerate(facts):
-                (folder / str(index)).write_bytes(fact.pop("content"))
-            (folder / "pictures.json").write_text(json.dumps(facts))
-            folder.rename(self._root / job_id)
+            with TemporaryDirectory(dir=self._root) as name:
+                folder = Path(name)
+                facts = [asdict(picture) for picture in pictures]
+                for index, fact in enumerate(facts):
+                    (folder / str(index)).write_bytes(fact.pop("content"))
+                (folder / "pictures.json").write_text(json.dumps(facts))
+                folder.rename(kept)
         except OSError as exc:
             log.warning("pictures of job %s are in memory only: %s", job_id, exc)
 

@@ -1,5 +1,7 @@
 """Pictures that wait on local disk for the object store."""
 
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,26 @@ def test_a_disk_that_takes_nothing_costs_only_the_spool(
     spool.keep("job", PICTURES)
     assert spool.find("job") is None
     assert "in memory only" in caplog.text
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process grows beyond 5 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_disk_that_runs_full_is_given_back_what_was_written(tmp_path: Path) -> None:
+    """Half-written pictures stayed for ever, so that the disk stayed full."""
+    Spool(tmp_path).keep("job", PICTURES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_attempts_copy_is_not_left_beside_the_first(tmp_path: Path) -> None:
+    """An attempt that found kept pictures and met an outage again left another copy."""
+    Spool(tmp_path).keep("job", PICTURES)
+    Spool(tmp_path).keep("job", PICTURES)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["job"]
