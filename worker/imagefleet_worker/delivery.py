@@ -197,8 +197,8 @@ class Delivery:
         return f"succeeded: {count} picture{'s' if count > 1 else ''}"
 
     def _end(self, lease: Lease, error: ImagefleetError) -> None:
-        metrics.JOBS.labels(lease.job.kind, type(error).__name__).inc()
         if self._ledger.fail(lease, error):
+            metrics.JOBS.labels(lease.job.kind, type(error).__name__).inc()
             self._spool.drop(lease.job.id)
         else:
             # Others have the job; should it come back here, its pictures are needed.
