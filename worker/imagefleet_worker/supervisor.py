@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 RESTART_PAUSE_S = (1, 30)
-"""Before a process that died young starts again: doubled each time, from the first to the last."""
+"""Before a process that ended starts again: doubled each time, from the first to the last."""
 HEALTHY_S = 60
-"""A process that lived so long starts again without a pause."""
+"""After a process that lived so long the pauses begin anew."""
 KILL_AFTER_S = 15
 """Time beyond the drain that a process gets to stop by itself."""
 _GPU = re.compile(r"\d+|(GPU|MIG)-.+")
