@@ -130,7 +130,7 @@ def _model_name(name: object) -> object:
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 SizePx = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 SidePx = Annotated[int, Field(ge=1, le=65535)]
-"""A side of a picture that is not diffused; 65535 is JPEG's limit."""
+"""A side of a picture that is not diffused; what a file can have is in `image_files`."""
 Scheduler = Annotated[SchedulerName, BeforeValidator(_known_scheduler)]
 Sigmas = Annotated[SigmaSchedule, BeforeValidator(_known_sigma_schedule)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]

@@ -35,6 +35,8 @@ class WorkerInfo(Frozen):
     """A live worker."""
 
     name: str
+    host: str
+    """Name of the machine or container that it runs on."""
     device: str
     """As torch names it: `cpu`, `cuda:0 (NVIDIA H200)`."""
     slots: int

@@ -231,6 +231,40 @@ def test_pictures_wait_for_a_store_that_is_away_and_the_engine_is_not_asked_twic
     assert not spool.exists()
 
 
+def test_a_job_canceled_while_its_pictures_wait_for_the_store_leaves_none_of_them(
+    fleet: TestFleet, s3_server: Process
+) -> None:
+    """They were forgotten only after a success."""
+    fleet.start_sleeper()
+    job = enqueue(fleet, "patient", 2)
+    wait_running(job)
+    s3_server.kill()
+    spool = fleet.folder / "spool" / job.id
+    wait_for(spool.exists, 60, "the picture is kept on local disk")
+    job.cancel()
+    wait_for(lambda: not spool.exists(), 60, "the picture is gone")
+    assert job.status() is JobStatus.CANCELED
+
+
+def test_pictures_of_a_job_that_is_handed_back_wait_for_the_next_attempt(
+    fleet: TestFleet, s3_server: Process
+) -> None:
+    worker = fleet.start_sleeper(drain_timeout_s="0")
+    job = enqueue(fleet, "patient", 2)
+    wait_running(job)
+    s3_server.kill()
+    spool = fleet.folder / "spool" / job.id
+    wait_for(spool.exists, 60, "the picture is kept on local disk")
+    os.kill(worker.pid, signal.SIGTERM)
+    wait_for(lambda: job.status() is JobStatus.QUEUED, 60, "the job is handed back")
+    wait_for(lambda: not worker.alive, 30, "the worker ends")
+    s3_server.start()
+    fleet.start_sleeper()
+    assert job.result(timeout=90).attempt == 1
+    assert fleet.runs() == ["patient"]
+    assert not spool.exists()
+
+
 def test_a_job_enqueued_while_no_worker_lives_is_done_when_one_comes(fleet: TestFleet) -> None:
     job = enqueue(fleet, "early")
     fleet.start_sleeper()

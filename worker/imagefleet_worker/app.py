@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import socket
 from contextlib import suppress
 from threading import Event, Thread, Timer
 from typing import get_args
@@ -195,6 +196,7 @@ class Worker:
         files = [file for kind in get_args(NamedKind) for file in self._models.listed(kind)]
         return WorkerInfo(
             name=self._name,
+            host=socket.gethostname(),
             device=_describe(self._device),
             slots=self._settings.slots,
             kinds=self._settings.queues,

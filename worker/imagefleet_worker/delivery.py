@@ -95,6 +95,8 @@ class Delivery:
             failure = WorkerFailure(f"{type(exc).__name__}: {exc}")
             self._end(lease, failure)
             raise failure from exc
+        # The manifest is published: no attempt needs the kept pictures, whoever has the lease.
+        self._spool.drop(job_id)
         return self._succeed(lease, result)
 
     def _do(self, held: HeldJob, holding: Holding) -> JobResult:
@@ -152,7 +154,6 @@ class Delivery:
             images = self._patiently(
                 held, lambda: [self._store_picture(folder, *one) for one in enumerate(pictures)]
             )
-        self._spool.drop(held.job.id)
         return images
 
     def _store_picture(self, folder: str, index: int, picture: Picture) -> ImageResult:
@@ -203,8 +204,11 @@ class Delivery:
         return f"succeeded: {count} picture{'s' if count > 1 else ''}"
 
     def _end(self, lease: Lease, error: ImagefleetError) -> None:
-        metrics.JOBS.labels(lease.job.kind, type(error).__name__).inc()
-        if not self._ledger.fail(lease, error):
+        if self._ledger.fail(lease, error):
+            metrics.JOBS.labels(lease.job.kind, type(error).__name__).inc()
+            self._spool.drop(lease.job.id)
+        else:
+            # Others have the job; should it come back here, its pictures are needed.
             log.warning("job %s failed after its lease was lost: %s", lease.job.id, error)
 
     def _hand_back(self, lease: Lease) -> str:

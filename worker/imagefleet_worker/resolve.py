@@ -77,10 +77,9 @@ class Resolver:
         check_pixels("picture", width, height, self._settings.max_pixels)
         hires = self._hires(request, checkpoint, width, height) if request.hires else None
         start = self._start(request, source, hires) if source else None
-        if request.upscale:
-            size = (hires.size.width, hires.size.height) if hires else (width, height)
-            whole = start.overlay if start and start.region else None
-            self._uploads.check_upscale(request.upscale, *(whole.size if whole else size))
+        size = (hires.size.width, hires.size.height) if hires else (width, height)
+        whole = start.overlay if start and start.region else None
+        self._uploads.check_drawn(request, *(whole.size if whole else size))
         look = self._look(request, checkpoint)
         job = ResolvedGenerate(
             request=request,

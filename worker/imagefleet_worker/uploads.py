@@ -1,12 +1,13 @@
-"""What is to be enlarged, checked before the device is touched."""
+"""What is to be enlarged and written, checked before the device is touched."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from imagefleet_shared.errors import InvalidRequest, UnsupportedSize
-from imagefleet_shared.fields import PIXEL_MODES
+from imagefleet_shared.fields import PIXEL_MODES, ImageFormat
+from imagefleet_shared.image_files import MAX_SIDE_PX
 from imagefleet_shared.parts import ImageRef, UpscalePass
-from imagefleet_shared.requests import UpscaleRequest
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 
 from .faces.parts import resolve_faces
 from .models.store import ModelStore
@@ -47,35 +48,52 @@ class UploadChecker:
                 content = self._fetch(image)
                 picture = decode_upscale_input(content, self._max_pixels)
                 width, height = picture.image.size
-                self._check_size(request, width, height)
+                self._check_sizes(request, request.output_format, width, height)
             room -= width * height
             uploads.append(Upload(content, width, height, picture if room >= 0 else None))
         return UpscaleJob(request, tuple(uploads), faces)
 
-    def check_upscale(self, upscale: UpscalePass, width: int, height: int) -> None:
-        """Refuse an upscale of a picture of that size that cannot be done.
+    def check_drawn(self, request: GenerateRequest, width: int, height: int) -> None:
+        """Refuse a drawn picture of that size that cannot be enlarged or written as asked for.
 
         Raises:
             UnknownUpscaler, UnsupportedSize: as their names say.
+            InvalidRequest: a side is too long for `output_format`.
         """
-        self._check_upscalers(upscale)
-        self._check_size(upscale, width, height)
+        if request.upscale is None:
+            _check_sides("picture", width, height, request.output_format)
+            return
+        self._check_upscalers(request.upscale)
+        self._check_sizes(request.upscale, request.output_format, width, height)
 
     def _check_upscalers(self, upscale: UpscalePass) -> None:
         for name in upscale.upscalers:
             if name not in PIXEL_MODES:
                 self._models.find("upscaler", name)
 
-    def _check_size(self, upscale: UpscalePass, width: int, height: int) -> None:
+    def _check_sizes(
+        self, upscale: UpscalePass, output_format: ImageFormat, width: int, height: int
+    ) -> None:
         size = upscale_size(width, height, upscale)
         enlarged = size.enlarged_width, size.enlarged_height
         check_pixels("upscaled picture", *enlarged, self._max_pixels)
+        _check_sides("upscaled picture", size.width, size.height, output_format)
 
 
 def check_pixels(what: str, width: int, height: int, max_pixels: int) -> None:
     """Refuse a picture of more pixels; raises `UnsupportedSize`."""
     if width * height > max_pixels:
         raise UnsupportedSize(what, width, height, max_pixels)
+
+
+def _check_sides(what: str, width: int, height: int, output_format: ImageFormat) -> None:
+    side, longest = max(width, height), MAX_SIDE_PX[output_format]
+    if side > longest:
+        others = [name for name, most in MAX_SIDE_PX.items() if side <= most]
+        raise InvalidRequest(
+            f"{what} {width}x{height} is too long for output_format {output_format}, which allows "
+            f"sides of at most {longest} pixels; formats that allow it: {', '.join(others)}"
+        )
 
 
 @contextmanager

@@ -221,3 +221,38 @@ def test_an_upscale_beyond_the_limit_is_refused(make: MakeResolver, store: FileS
     request = UpscaleRequest(images=(put(store, 512, 512),), scale=2.5)
     with pytest.raises(UnsupportedSize, match="upscaled picture 1280x1280"):
         make().resolve(record(request))
+
+
+@pytest.mark.parametrize(
+    ("output_format", "longest", "others"), [("jpeg", 65_500, "png"), ("webp", 16_383, "png, jpeg")]
+)
+def test_an_upscale_too_long_for_its_files_format_is_refused(
+    make: MakeResolver, store: FileStore, output_format: str, longest: int, others: str
+) -> None:
+    """It failed at the encoder, after the work on the device, as the operator's fault."""
+    fields: dict[str, Any] = {"images": (put(store, 1, 8192),), "output_format": output_format}
+    make().resolve(record(UpscaleRequest(**fields, height=longest)))
+    refusal = rf"images\[0\]: upscaled picture \d+x{longest + 1} .* {output_format}.* {longest} .*"
+    with pytest.raises(InvalidRequest, match=refusal + others):
+        make().resolve(record(UpscaleRequest(**fields, height=longest + 1)))
+
+
+def test_a_drawn_picture_is_measured_against_its_files_format_at_its_last_size(
+    make: MakeResolver, store: FileStore
+) -> None:
+    resolver = make(max_pixels=2048 * 2048, max_output_pixels=2048 * 2048)
+    mask = BytesIO()
+    Image.new("L", (16_384, 64), 255).save(mask, "PNG")
+    store.put_new("inputs/mask.png", mask.getvalue(), "image/png")
+    inpaint = {"mask_image": {"key": "inputs/mask.png"}, "only_masked": True}
+    region = {"image": put(store, 16_384, 64), "inpaint": inpaint, "width": 64, "height": 64}
+    for fields, what in (
+        ({"width": 8192, "height": 64, "hires": HiresPass(scale=2)}, "picture 16384x128"),
+        ({"width": 8192, "height": 64, "upscale": UpscalePass(scale=2)}, "upscaled picture 16384x"),
+        (region, "picture 16384x64"),
+    ):
+        drawing(resolver, **fields)
+        with pytest.raises(InvalidRequest, match=what):
+            drawing(resolver, **fields, output_format="webp")
+    cut = UpscalePass(width=8192, height=128)
+    drawing(resolver, width=8192, height=64, upscale=cut, output_format="webp")
