@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from imagefleet_shared.errors import (
     StorageUnavailable,
     UnknownCheckpoint,
     UnknownLora,
+    UnknownUpscaler,
     WorkerFailure,
 )
 from imagefleet_shared.settings import StorageSettings
@@ -69,6 +71,14 @@ def fetch_in_process(url: str, folder: Path, tell_fetches: Callable[[float | Non
     path = store.fetch(store.find("upscaler", "large"))
     assert path.stat().st_size == 3 * PART_BYTES
     tell_fetches(REGISTRY.get_sample_value("imagefleet_model_fetches_total"))
+
+
+def keep_in_process(url: str, folder: Path, keeps: Event, done: Event) -> None:
+    store = open_store(url, folder, budget_bytes=1)
+    with store.kept([store.find("upscaler", "kept")]):
+        keeps.set()
+        assert done.wait(60)
+        assert store.fetched("upscaler", "kept").read_bytes() == b"weights"
 
 
 @pytest.fixture
@@ -300,6 +310,42 @@ def test_what_was_used_just_now_stays_though_the_budget_is_exceeded(
         shelf.put(f"upscalers/{name}.pth", b"weights")
         store.fetch(store.find("upscaler", name))
     assert fetched(tmp_path) == ["a.pth", "b.pth"]
+
+
+def test_what_a_job_keeps_stays_however_long_it_waits(shelf: Shelf, tmp_path: Path) -> None:
+    """A LoRA that was evicted while its job stood in the line for two minutes failed the job."""
+    store = open_store(shelf.url, tmp_path, budget_bytes=1)
+    for name in ("kept", "other", "third"):
+        shelf.put(f"upscalers/{name}.pth", b"weights")
+    processes = multiprocessing.get_context("spawn")
+    keeps, done = processes.Event(), processes.Event()
+    job = processes.Process(target=keep_in_process, args=(shelf.url, tmp_path, keeps, done))
+    job.start()
+    assert keeps.wait(60)
+
+    grown_old(tmp_path)
+    store.fetch(store.find("upscaler", "other"))
+    assert fetched(tmp_path) == ["kept.pth", "other.pth"]
+
+    done.set()
+    job.join()
+    grown_old(tmp_path)
+    store.fetch(store.find("upscaler", "third"))
+    assert (job.exitcode, fetched(tmp_path)) == (0, ["third.pth"])
+
+
+def test_a_version_that_was_only_found_is_not_waited_for_on_the_engines_thread(
+    shelf: Shelf, store: ModelStore
+) -> None:
+    """A later job's upscaler, still to be fetched, was fetched there for an earlier job."""
+    shelf.put("upscalers/up.pth", b"first")
+    first = store.find("upscaler", "up")
+    with store.kept([first]):
+        shelf.put("upscalers/up.pth", b"other")
+        with pytest.raises(UnknownUpscaler):
+            store.find("upscaler", "a name that has it listed anew")
+        assert store.find("upscaler", "up") != first
+        assert store.fetched("upscaler", "up") == first.path
 
 
 def test_a_diffusers_folder_of_a_bucket_is_refused_and_its_parts_are_no_models(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
 from time import sleep, time
+from typing import TextIO
 
 from imagefleet_shared.errors import FileUnavailable
 
@@ -17,14 +18,15 @@ log = logging.getLogger(__name__)
 
 LOCK_POLL_S = 0.1
 SPARED_S = 120
-"""What was used so lately may be waited for by a job, and stays though the budget be exceeded."""
+"""What was used so lately stays though the budget be exceeded: it may be wanted next."""
 
 
 class DiskCache:
     """Folders of one model version each, least recently used out first.
 
     A folder's own time is when it was used last. Locks are files of their own, taken by `flock`, so
-    that they end with their process; they hold between processes and between threads.
+    that they end with their process; they hold between processes and between threads. A version has
+    two: shared by who uses it against who removes it, and between those who would fill it.
 
     Args:
         root: of the cache; the same for all workers of a host.
@@ -40,17 +42,27 @@ class DiskCache:
         """Where a version lies, if it does."""
         return self._versions / version
 
-    def touch(self, version: str) -> bool:
-        """Whether there is such a folder, which now counts as used."""
-        try:
-            os.utime(self.folder(version))
-        except FileNotFoundError:
-            return False
-        return True
+    @contextmanager
+    def kept(self, version: str) -> Generator[None]:
+        """Keep everybody from removing the folder of a version, as others may at the same time.
+
+        It is made if need be, and counts as used.
+
+        Raises:
+            FileUnavailable: the disk is full or cannot be written.
+        """
+        with self._lock_file(version) as lock:
+            with self.writing():
+                # Waits where it is just being removed.
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                folder = self.folder(version)
+                folder.mkdir(parents=True, exist_ok=True)
+                os.utime(folder)
+            yield
 
     @contextmanager
     def lock(self, version: str, waiting: Callable[[], None]) -> Generator[None]:
-        """Keep everybody else from filling or removing the folder of a version, once it is free.
+        """Keep everybody else from filling the folder of a version that is `kept`.
 
         Args:
             waiting: called now and then while another holds the lock; it may raise.
@@ -58,14 +70,11 @@ class DiskCache:
         Raises:
             FileUnavailable: the disk is full or cannot be written, in the body too.
         """
-        with self.writing():
-            self._locks.mkdir(parents=True, exist_ok=True)
-            with (self._locks / version).open("w") as lock:
-                while not _taken(lock.fileno()):
-                    waiting()
-                    sleep(LOCK_POLL_S)
-                self.make_folder(version)
-                yield
+        with self._lock_file(f"{version}.fill") as lock, self.writing():
+            while not _taken(lock):
+                waiting()
+                sleep(LOCK_POLL_S)
+            yield
 
     @contextmanager
     def writing(self) -> Generator[None]:
@@ -76,13 +85,6 @@ class DiskCache:
             raise FileUnavailable(
                 f"the model cache {self._versions.parent} cannot be written: {exc.strerror}"
             ) from exc
-
-    def make_folder(self, version: str) -> Path:
-        """The folder of a version, which now counts as used."""
-        folder = self.folder(version)
-        folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder)
-        return folder
 
     def make_room(self, size_bytes: int) -> None:
         """Remove versions that were not used for longest, until so many bytes fit the budget."""
@@ -100,16 +102,20 @@ class DiskCache:
         return sorted(times, key=lambda folder: times[folder])
 
     def _remove(self, folder: Path) -> bool:
-        with (self._locks / folder.name).open("w") as lock:
-            # Looked at under the lock: somebody may have begun to use it.
-            if not _taken(lock.fileno()) or _last_use(folder) > time() - SPARED_S:
+        with self._lock_file(folder.name) as lock:
+            if not _taken(lock) or _last_use(folder) > time() - SPARED_S:
                 return False
             rmtree(folder, ignore_errors=True)
         log.info("removed %s from disk", folder.name, extra={"action": "evict_model"})
         return True
 
+    def _lock_file(self, name: str) -> TextIO:
+        with self.writing():
+            self._locks.mkdir(parents=True, exist_ok=True)
+            return (self._locks / name).open("w")
 
-def _taken(lock: int) -> bool:
+
+def _taken(lock: TextIO) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

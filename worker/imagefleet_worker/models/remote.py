@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
 
@@ -132,6 +132,12 @@ class RemoteModels:
             StorageUnavailable: the bucket is away, or the object was replaced or removed.
             FileUnavailable: the local disk is full or cannot be written.
         """
+        with self.kept(file, tell) as path:
+            return path
+
+    @contextmanager
+    def kept(self, file: ModelFile, tell: Tell = unheard) -> Generator[Path]:
+        """The file on local disk as `fetch` gives it, and there until the context ends."""
         remote = file.remote
         assert remote is not None, "local files need no fetching"
         version, path = self._version(remote), self._place(remote)
@@ -141,13 +147,14 @@ class RemoteModels:
             there = part.stat().st_size if part.exists() else 0
             tell("load", there // _MB, remote.size_bytes // _MB)
 
-        while not (self._disk.touch(version) and path.exists()):
-            with self._disk.lock(version, told):
-                if not path.exists():
-                    self._disk.make_room(remote.size_bytes)
-                    _digest_of(path).write_text(download(self._bucket, remote, part, told))
-                    part.rename(path)
-        return path
+        with self._disk.kept(version):
+            if not path.exists():
+                with self._disk.lock(version, told):
+                    if not path.exists():
+                        self._disk.make_room(remote.size_bytes)
+                        _digest_of(path).write_text(download(self._bucket, remote, part, told))
+                        part.rename(path)
+            yield path
 
     def sha256(self, file: ModelFile) -> str | None:
         """Of the fetched file, hexadecimal; None while it is not on this host."""
@@ -173,9 +180,7 @@ class RemoteModels:
         if whole.exists() or path.exists():
             return whole if whole.exists() else path
         content = self._bucket.read_header(file)
-        # Without the lock, which whoever fetches the file may hold for minutes.
-        with self._disk.writing():
-            self._disk.make_folder(version)
+        with self._disk.kept(version), self._disk.writing():
             path.parent.mkdir(exist_ok=True)
             with NamedTemporaryFile(dir=path.parent, delete=False) as unnamed:
                 unnamed.write(content)

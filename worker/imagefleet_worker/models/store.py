@@ -8,7 +8,8 @@ and never become part of a path.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class ModelStore:
     def __init__(self, root: Path, remote: RemoteModels | None = None) -> None:
         self._root = root
         self._remote = remote
-        self._found: dict[tuple[Kind, str], ModelFile] = {}
+        self._fetched: dict[tuple[Kind, str], Path] = {}
         self._facts: dict[Version, Facts | None] = {}
         self._digests: dict[Version, str] = {}
         self.ahead = ReadAhead(self.sha256)
@@ -101,19 +102,29 @@ class ModelStore:
             # Read again for the reason; a file that was mended in between is fine.
             files[0] = replace(files[0], facts=self._read_facts(files[0]))
             self._facts[files[0].version] = files[0].facts
-        self._found[kind, name] = files[0]
         return files[0]
 
     def fetch(self, file: ModelFile, tell: Tell = unheard) -> Path:
         """Where the file lies, fetched from the bucket if need be; see `RemoteModels.fetch`."""
-        return self._remote.fetch(file, tell) if self._remote and file.remote else file.path
+        with self.kept([file], tell):
+            return file.path
+
+    @contextmanager
+    def kept(self, files: Iterable[ModelFile], tell: Tell = unheard) -> Generator[None]:
+        """Fetch files, and have them on local disk until the context ends; raises as `fetch`."""
+        with ExitStack() as kept:
+            for file in files:
+                if self._remote and file.remote:
+                    kept.enter_context(self._remote.kept(file, tell))
+                self._fetched[file.kind, file.name] = file.path
+            yield
 
     def fetched(self, kind: NamedKind, name: str) -> Path:
-        """Where the file that `find` gave last for a name lies; it waits for no network.
+        """Where the file of that name lies that was fetched last; it waits for no network.
 
-        For the engine's thread, which draws with what jobs found before; raises as `find`.
+        For the engine's thread, which draws with what jobs keep; raises as `find`.
         """
-        return self.fetch(self._found.get((kind, name)) or self.find(kind, name))
+        return self._fetched.get((kind, name)) or self.find(kind, name).path
 
     def sha256(self, file: ModelFile) -> str | None:
         """The file's SHA-256 in hexadecimal, read once for each version; None for a folder.
