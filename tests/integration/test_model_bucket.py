@@ -24,13 +24,17 @@ from imagefleet_shared.errors import (
     UnknownUpscaler,
     WorkerFailure,
 )
+from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.status import Stage
-from imagefleet_shared.storage import s3_client
+from imagefleet_shared.storage import FileStore, s3_client
 from imagefleet_worker.models.bucket import PART_BYTES, ModelBucket
 from imagefleet_worker.models.disk_cache import SPARED_S, DiskCache
+from imagefleet_worker.models.listing import NamedKind
 from imagefleet_worker.models.remote import RemoteModels
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.settings import WorkerSettings
 from localfleet.process import Process
 from localfleet.servers import BUCKET
 
@@ -43,6 +47,7 @@ SD1 = (
 )
 PLENTY = 2**40
 CHECKPOINT = save({key: torch.zeros(1, 4, 1, 1) for key in SD1})
+EMBEDDING = save({"emb_params": torch.zeros(1, 768)})
 
 
 class Shelf:
@@ -55,6 +60,16 @@ class Shelf:
     def put(self, path: str, content: bytes, **metadata: str) -> None:
         self._s3.put_object(
             Bucket=BUCKET, Key=f"{self._prefix}/{path}", Body=content, Metadata=metadata
+        )
+
+    def put_secret(self, path: str, content: bytes) -> None:
+        """An object that only who knows its key can read."""
+        self._s3.put_object(
+            Bucket=BUCKET,
+            Key=f"{self._prefix}/{path}",
+            Body=content,
+            SSECustomerAlgorithm="AES256",
+            SSECustomerKey=os.urandom(32),
         )
 
     def delete(self, path: str) -> None:
@@ -211,6 +226,59 @@ def test_a_removed_file_is_unknown_once_that_is_noticed(shelf: Shelf, store: Mod
         store.fetch(file)
     with pytest.raises(UnknownLora, match="known: none"):
         store.find("lora", "style")
+
+
+def test_an_object_that_cannot_be_read_is_left_out_and_stops_nobody_else(
+    shelf: Shelf, store: ModelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One such object failed every listing: no job was done, no worker announced."""
+    shelf.put("loras/good.safetensors", CHECKPOINT)
+    shelf.put_secret("loras/secret.safetensors", CHECKPOINT)
+    for _ in range(2):
+        assert [file.name for file in store.listed("lora")] == ["good"]
+    assert caplog.text.count("lora left out: s3://") == 1
+
+    with pytest.raises(StorageUnavailable, match=r"loras/secret\.safetensors"):
+        store.find("lora", "secret")
+
+
+def test_what_cannot_be_read_just_now_is_not_done_without(
+    shelf: Shelf, store: ModelStore, s3_server: Process, tmp_path: Path
+) -> None:
+    """Given one checkpoint and another that is out of reach, the first is not the default."""
+    resolver = Resolver(WorkerSettings(), store, FileStore(tmp_path / "pictures"))
+    shelf.put("checkpoints/a.safetensors", CHECKPOINT)
+    assert resolver.default_checkpoint() == "a"
+    shelf.put("checkpoints/b.safetensors", CHECKPOINT)
+    shelf.put("embeddings/owl.safetensors", EMBEDDING)
+    with pytest.raises(UnknownUpscaler):
+        store.find("upscaler", "a name that has the bucket listed anew")
+
+    s3_server.kill()
+    try:
+        assert [file.name for file in store.listed("checkpoint")] == ["a"]
+        assert resolver.default_checkpoint() is None
+        with pytest.raises(StorageUnavailable, match=r"checkpoints/b\.safetensors"):
+            resolver.generate(GenerateRequest(prompt="a fox"), "job")
+        drawn_with_a = GenerateRequest(prompt="a fox", checkpoint="a")
+        assert resolver.generate(drawn_with_a, "job").look.inversions == ()
+        with pytest.raises(StorageUnavailable, match=r"embeddings/owl\.safetensors"):
+            resolver.generate(GenerateRequest(prompt="an owl", checkpoint="a"), "job")
+    finally:
+        s3_server.start()
+    assert [file.name for file in store.listed("checkpoint")] == ["a", "b"]
+    with pytest.raises(UnknownCheckpoint, match="no default"):
+        resolver.generate(GenerateRequest(prompt="a fox"), "job")
+
+
+@pytest.mark.parametrize("kind", ["lora", "embedding"])
+def test_an_object_removed_since_it_was_listed_is_left_out(
+    kind: NamedKind, shelf: Shelf, store: ModelStore
+) -> None:
+    shelf.put(f"{kind}s/gone.safetensors", CHECKPOINT)
+    assert store.listed("checkpoint") == ()
+    shelf.delete(f"{kind}s/gone.safetensors")
+    assert store.listed(kind) == ()
 
 
 @pytest.mark.parametrize("stated", ["metadata", "beside"])

@@ -77,7 +77,7 @@ class Resolver:
     def default_checkpoint(self) -> str | None:
         """What a request that names no checkpoint gets; None where there is no such choice."""
         checkpoints = [
-            file for file in self._models.listed("checkpoint") if file.family != "sdxl_refiner"
+            file for file in self._models.named("checkpoint") if file.family != "sdxl_refiner"
         ]
         return self._settings.default_checkpoint or (
             checkpoints[0].name if len(checkpoints) == 1 else None
@@ -118,8 +118,13 @@ class Resolver:
     def _checkpoint(self, name: str | None) -> ModelFile:
         name = name or self.default_checkpoint()
         if name is None:
-            known = [file.name for file in self._models.listed("checkpoint")]
-            raise UnknownCheckpoint("(none given, and this worker has no default)", known)
+            known = self._models.named("checkpoint")
+            faults = [file.fault for file in known if file.fault]
+            if faults and len(known) - len(faults) < 2:
+                # With that file, another might be the only one.
+                raise faults[0]
+            names = [file.name for file in known]
+            raise UnknownCheckpoint("(none given, and this worker has no default)", names)
         checkpoint = self._models.find("checkpoint", name)
         if checkpoint.family == "sdxl_refiner":
             raise InvalidRequest(

@@ -16,6 +16,7 @@ from imagefleet_shared.errors import (
     UnknownCheckpoint,
     UnknownUpscaler,
     UnsupportedSize,
+    WorkerFailure,
 )
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
@@ -92,6 +93,22 @@ def test_the_only_checkpoint_is_the_default_and_of_several_none(
     (tmp_path / "checkpoints/only.safetensors").write_bytes(only)
     settings = WorkerSettings(models_dir=tmp_path)
     assert Resolver(settings, ModelStore(tmp_path), store).default_checkpoint() == "only"
+
+
+def test_a_checkpoint_beside_two_of_one_name_is_no_default(
+    make: MakeResolver, store: FileStore, demo_models: Path, tmp_path: Path
+) -> None:
+    """It became the default when the other was copied into a second folder."""
+    content = (demo_models / "checkpoints/demo.safetensors").read_bytes()
+    for name in ("one", "twice", "sub/twice"):
+        path = tmp_path / f"checkpoints/{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    resolver = Resolver(WorkerSettings(models_dir=tmp_path), ModelStore(tmp_path), store)
+
+    assert resolver.default_checkpoint() is None
+    with pytest.raises(WorkerFailure, match="several checkpoints are named 'twice'"):
+        drawing(resolver)
 
 
 def test_seeds_count_up_from_the_first(make: MakeResolver) -> None:

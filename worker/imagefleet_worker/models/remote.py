@@ -1,14 +1,13 @@
 """Models of a bucket: described by their first bytes, fetched once per host, checked, kept."""
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
 
-from imagefleet_shared.errors import CorruptFile, FileUnavailable
+from imagefleet_shared.errors import FileUnavailable, ImagefleetError
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.status import Stage
 
@@ -113,11 +112,10 @@ class RemoteModels:
             return self.fetch(file)
         return header
 
-    def peek_all(self, files: Sequence[ModelFile]) -> None:
-        """Have `peek` answer from local disk: several at once, when a whole bucket is new."""
-        if files:
-            with ThreadPoolExecutor(_PEEKS_AT_ONCE, thread_name_prefix="peek") as pool:
-                deque(pool.map(self._peek_if_whole, files))
+    def peek_all(self, files: Sequence[ModelFile]) -> list[Path | ImagefleetError]:
+        """What `peek` gives or raises for each; several at once, when a whole bucket is new."""
+        with ThreadPoolExecutor(_PEEKS_AT_ONCE, thread_name_prefix="peek") as pool:
+            return list(pool.map(self._peeked, files))
 
     def fetch(self, file: ModelFile, tell: Tell = unheard) -> Path:
         """The file on local disk, whole and checked; whoever comes first fetches it for the host.
@@ -163,10 +161,11 @@ class RemoteModels:
         except FileNotFoundError:
             return None
 
-    def _peek_if_whole(self, file: ModelFile) -> None:
-        # A damaged one says so again when its turn comes.
-        with suppress(CorruptFile, FileUnavailable):
-            self.peek(file)
+    def _peeked(self, file: ModelFile) -> Path | ImagefleetError:
+        try:
+            return self.peek(file)
+        except ImagefleetError as exc:
+            return exc
 
     def _place(self, file: RemoteFile) -> Path:
         """Where the version lies once it is fetched."""

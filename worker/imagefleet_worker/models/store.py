@@ -6,7 +6,6 @@ file's name without the suffix, or the name of a diffusers folder. Names are loo
 and never become part of a path.
 """
 
-import logging
 import re
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from imagefleet_shared.errors import (
-    CorruptFile,
-    FileUnavailable,
     UnknownCheckpoint,
     UnknownEmbedding,
     UnknownFaceRestorer,
@@ -24,7 +21,7 @@ from imagefleet_shared.errors import (
     WorkerFailure,
 )
 
-from .facts import Facts, facts_of
+from .describing import Describer
 from .listing import Kind, NamedKind, model_paths
 from .model_file import ModelFile, Version
 from .reading import ReadAhead, sha256_of
@@ -38,8 +35,6 @@ _UNKNOWN = {
     "upscaler": UnknownUpscaler,
     "face": UnknownFaceRestorer,
 }
-
-logger = logging.getLogger(__name__)
 
 
 class ModelStore:
@@ -58,7 +53,7 @@ class ModelStore:
         self._root = root
         self._remote = remote
         self._fetched: dict[tuple[Kind, str], Path] = {}
-        self._facts: dict[Version, Facts | None] = {}
+        self._describer = Describer(remote)
         self._digests: dict[Version, str] = {}
         self.ahead = ReadAhead(self.sha256)
 
@@ -69,15 +64,15 @@ class ModelStore:
             FileUnavailable: the model folder cannot be read.
             StorageUnavailable: the bucket is away and was never seen.
         """
+        return tuple(file for file in self.named(kind) if not file.fault)
+
+    def named(self, kind: Kind) -> tuple[ModelFile, ...]:
+        """As `listed`, and those of which it is not known whether they load: see their `fault`."""
         table: dict[str, list[ModelFile]] = {}
-        for file in self._described(self._files(kind)):
-            table.setdefault(file.name, []).append(file)
-        chosen = {name: _loading(files) for name, files in sorted(table.items())}
-        return tuple(
-            files[0]
-            for name, files in chosen.items()
-            if len(files) == 1 and not _NOT_A_NAME.search(name) and files[0].facts
-        )
+        for file in self._describer.described(self._files(kind)):
+            if (file.facts or file.fault) and not _NOT_A_NAME.search(file.name):
+                table.setdefault(file.name, []).append(file)
+        return tuple(self._only(files) for _, files in sorted(table.items()))
 
     def find(self, kind: NamedKind, name: str) -> ModelFile:
         """The model of that name.
@@ -89,20 +84,19 @@ class ModelStore:
                 says how to convert that.
             FileUnavailable: the model folder or the file cannot be read, or it is a diffusers
                 folder in the bucket.
-            StorageUnavailable: the bucket is away and was never seen.
+            StorageUnavailable: the bucket is away and was never seen, or does not give the file.
             WorkerFailure: two files have that name.
         """
-        files = [] if _NOT_A_NAME.search(name) else self._named(kind, name)
+        files = [] if _NOT_A_NAME.search(name) else self._find(kind, name)
         if not files:
             raise _UNKNOWN[kind](name, [known.name for known in self.listed(kind)])
-        if len(files) > 1:
-            places = " and ".join(self._place(file) for file in files)
-            raise WorkerFailure(f"several {kind}s are named {name!r}: {places}; rename all but one")
-        if files[0].facts is None:
+        file = self._only(files)
+        if file.fault:
+            raise file.fault
+        if file.facts is None:
             # Read again for the reason; a file that was mended in between is fine.
-            files[0] = replace(files[0], facts=self._read_facts(files[0]))
-            self._facts[files[0].version] = files[0].facts
-        return files[0]
+            file = self._describer.again(file)
+        return file
 
     def fetch(self, file: ModelFile, tell: Tell = unheard) -> Path:
         """Where the file lies, fetched from the bucket if need be; see `RemoteModels.fetch`."""
@@ -146,14 +140,14 @@ class ModelStore:
         """The file's SHA-256 if it was asked for before; reads nothing."""
         return self._digests.get(file.version)
 
-    def _named(self, kind: Kind, name: str) -> list[ModelFile]:
+    def _find(self, kind: Kind, name: str) -> list[ModelFile]:
         named = [file for file in self._files(kind) if file.name == name]
         if not named and self._remote:
             # It may have come since the bucket was listed.
             named = [file for file in self._remote.files(kind, 0) if file.name == name]
         if not named and self._remote and kind == "checkpoint":
             self._remote.refuse_folder(name)
-        return _loading(self._described(named))
+        return _loading(self._describer.described(named))
 
     def _files(self, kind: Kind) -> list[ModelFile]:
         """Without their facts."""
@@ -169,20 +163,14 @@ class ModelStore:
             return self._remote.url(file.remote.path)
         return str(file.path.relative_to(self._root.resolve()))
 
-    def _described(self, files: Sequence[ModelFile]) -> list[ModelFile]:
-        unknown = [file for file in files if file.version not in self._facts]
-        if self._remote:
-            self._remote.peek_all([file for file in unknown if file.remote])
-        for file in unknown:
-            try:
-                self._facts[file.version] = self._read_facts(file)
-            except (CorruptFile, FileUnavailable) as exc:
-                logger.warning("%s left out: %s", file.kind, exc, extra={"action": "list_model"})
-                self._facts[file.version] = None
-        return [replace(file, facts=self._facts[file.version]) for file in files]
-
-    def _read_facts(self, file: ModelFile) -> Facts:
-        return facts_of(self._remote.peek(file) if self._remote else file.path, file.kind)
+    def _only(self, files: Sequence[ModelFile]) -> ModelFile:
+        """Of files with one name, the one; it has a fault where there are several."""
+        if len(files) == 1:
+            return files[0]
+        kind, name = files[0].kind, files[0].name
+        places = " and ".join(self._place(file) for file in files)
+        fault = f"several {kind}s are named {name!r}: {places}; rename all but one"
+        return replace(files[0], facts=None, fault=WorkerFailure(fault))
 
 
 def _local(path: Path, kind: Kind) -> ModelFile | None:
@@ -203,5 +191,5 @@ def _local(path: Path, kind: Kind) -> ModelFile | None:
 
 
 def _loading(files: list[ModelFile]) -> list[ModelFile]:
-    """Of several, those that load: a kept .ckpt does not hide its conversion."""
-    return [file for file in files if file.facts] or files
+    """Of several, those that load or may: a kept .ckpt does not hide its conversion."""
+    return [file for file in files if file.facts or file.fault] or files
