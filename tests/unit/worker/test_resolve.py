@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from imagefleet_shared.errors import (
+    FileUnavailable,
     InvalidImage,
     InvalidRequest,
     PromptTooLong,
@@ -109,6 +110,30 @@ def test_a_checkpoint_beside_two_of_one_name_is_no_default(
     assert resolver.default_checkpoint() is None
     with pytest.raises(WorkerFailure, match="several checkpoints are named 'twice'"):
         drawing(resolver)
+
+
+def test_a_checkpoint_that_cannot_be_read_for_a_moment_still_counts(
+    make: MakeResolver, store: FileStore, demo_models: Path, tmp_path: Path
+) -> None:
+    """It was left out until the worker was started again, and another became the default."""
+    turbo = tmp_path / "checkpoints/turbo"
+    (turbo / "unet").mkdir(parents=True)
+    (turbo / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    # Nobody can read what lies at address 0: the read fails, as on a disk that has trouble.
+    (turbo / "model_index.json").symlink_to("/proc/self/mem")
+    content = (demo_models / "checkpoints/demo.safetensors").read_bytes()
+    (tmp_path / "checkpoints/only.safetensors").write_bytes(content)
+    models = ModelStore(tmp_path)
+    resolver = Resolver(WorkerSettings(models_dir=tmp_path), models, store)
+
+    assert [file.name for file in models.listed("checkpoint")] == ["only"]
+    assert resolver.default_checkpoint() is None
+    with pytest.raises(FileUnavailable, match=r"turbo/model_index\.json cannot be read"):
+        drawing(resolver)
+
+    (turbo / "model_index.json").unlink()
+    (turbo / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert [file.name for file in models.listed("checkpoint")] == ["only", "turbo"]
 
 
 def test_seeds_count_up_from_the_first(make: MakeResolver) -> None:

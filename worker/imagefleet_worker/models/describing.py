@@ -41,10 +41,10 @@ class Describer:
         for file, peeked in zip(unknown, self._peeked(unknown), strict=True):
             try:
                 self._facts[file.version] = _facts_of(peeked, file)
-            except (CorruptFile, FileUnavailable) as exc:
+            except CorruptFile as exc:
                 self._facts[file.version] = None
                 self._warn(file, exc)
-            except StorageUnavailable as exc:
+            except (FileUnavailable, StorageUnavailable) as exc:
                 faults[file.version] = exc
                 self._warn(file, exc)
         return [

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from imagefleet_shared.errors import (
+    FileUnavailable,
     UnknownCheckpoint,
     UnknownEmbedding,
     UnknownFaceRestorer,
@@ -177,9 +178,11 @@ def _local(path: Path, kind: Kind) -> ModelFile | None:
     folder = path.is_dir()
     try:
         stats = [part.stat() for part in (path.rglob("*.safetensors") if folder else [path])]
-    except OSError:
+    except FileNotFoundError:
         # Deleted since it was listed.
         return None
+    except OSError as exc:
+        raise FileUnavailable(f"{path.name} cannot be read: {exc.strerror}") from exc
     return ModelFile(
         name=path.name if folder else path.stem,
         kind=kind,
