@@ -380,6 +380,42 @@ def test_what_was_used_just_now_stays_though_the_budget_is_exceeded(
     assert fetched(tmp_path) == ["a.pth", "b.pth"]
 
 
+def test_downloads_at_once_make_room_for_each_other(shelf: Shelf, tmp_path: Path) -> None:
+    """Each made room for itself alone, and the disk held more than its budget."""
+    store = open_store(shelf.url, tmp_path, budget_bytes=2_500_000)
+    for name in ("a", "b", "c", "d"):
+        shelf.put(f"upscalers/{name}.pth", os.urandom(10**6))
+    for name in ("a", "b"):
+        store.fetch(store.find("upscaler", name))
+    grown_old(tmp_path)
+    third, fourth = (store.find("upscaler", name) for name in "cd")
+
+    def fetch_another(stage: Stage, step: int, steps: int) -> None:
+        store.fetch(fourth)
+
+    store.fetch(third, fetch_another)
+    assert fetched(tmp_path) == ["c.pth", "d.pth"]
+
+
+def test_a_download_that_goes_on_needs_room_for_its_rest_only(shelf: Shelf, tmp_path: Path) -> None:
+    """What was there of it counted twice, and others were evicted for nothing."""
+    store = open_store(shelf.url, tmp_path, budget_bytes=4 * PART_BYTES)
+    shelf.put("upscalers/other.pth", os.urandom(PART_BYTES // 2))
+    shelf.put("upscalers/large.pth", os.urandom(3 * PART_BYTES))
+    large = store.find("upscaler", "large")
+
+    def canceled(stage: Stage, step: int, steps: int) -> None:
+        if step:
+            raise JobCanceled("job")
+
+    with pytest.raises(JobCanceled):
+        store.fetch(large, canceled)
+    store.fetch(store.find("upscaler", "other"))
+    grown_old(tmp_path)
+    store.fetch(large)
+    assert fetched(tmp_path) == ["large.pth", "other.pth"]
+
+
 def test_what_a_job_keeps_stays_however_long_it_waits(shelf: Shelf, tmp_path: Path) -> None:
     """A LoRA that was evicted while its job stood in the line for two minutes failed the job."""
     store = open_store(shelf.url, tmp_path, budget_bytes=1)

@@ -20,6 +20,9 @@ LOCK_POLL_S = 0.1
 SPARED_S = 120
 """What was used so lately stays though the budget be exceeded: it may be wanted next."""
 
+_RESERVED = ".reserved"
+"""A file in a version's folder, empty on disk and as long as the version will be."""
+
 
 class DiskCache:
     """Folders of one model version each, least recently used out first.
@@ -86,12 +89,36 @@ class DiskCache:
                 f"the model cache {self._versions.parent} cannot be written: {exc.strerror}"
             ) from exc
 
-    def make_room(self, size_bytes: int) -> None:
-        """Remove versions that were not used for longest, until so many bytes fit the budget."""
+    @contextmanager
+    def room(self, version: str, size_bytes: int) -> Generator[None]:
+        """Have room for a version that is being filled: others count all its bytes in the body.
+
+        Versions that were not used for longest are removed until it fits the budget. Where its
+        process is killed in the body, it counts so until it is filled or removed.
+
+        Args:
+            size_bytes: of the version, with what lies in its folder already.
+
+        Raises:
+            FileUnavailable: the disk is full or cannot be written.
+        """
+        reserved = self.folder(version) / _RESERVED
+        with self._lock_file("room") as lock:
+            with self.writing():
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                reserved.touch()
+                os.truncate(reserved, size_bytes)
+            self._make_room()
+        try:
+            yield
+        finally:
+            reserved.unlink(missing_ok=True)
+
+    def _make_room(self) -> None:
         used = {folder: _bytes_of(folder) for folder in self._by_last_use()}
         total = sum(used.values())
         for folder, own in used.items():
-            if total + size_bytes <= self._budget_bytes:
+            if total <= self._budget_bytes:
                 break
             if self._remove(folder):
                 total -= own
@@ -131,11 +158,14 @@ def _last_use(folder: Path) -> float:
 
 
 def _bytes_of(folder: Path) -> int:
-    """On disk: of a sparse file only what was written counts."""
-    blocks = 0
+    """On disk, where of a sparse file only what was written counts; or reserved, if more."""
+    blocks = reserved = 0
     for path in folder.rglob("*"):
         try:
-            blocks += path.stat().st_blocks
+            stat = path.stat()
         except FileNotFoundError:
             continue
-    return blocks * 512
+        blocks += stat.st_blocks
+        if path.name == _RESERVED:
+            reserved = stat.st_size
+    return max(512 * blocks, reserved)

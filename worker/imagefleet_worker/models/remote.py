@@ -1,7 +1,7 @@
 """Models of a bucket: described by their first bytes, fetched once per host, checked, kept."""
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from ..settings import WorkerSettings
 from .bucket import LISTING_S, ModelBucket, RemoteFile
 from .disk_cache import DiskCache
 from .download import download
-from .listing import Kind, is_folder_index, kind_of
+from .listing import Kind, diffusers_folders, kind_of
 from .model_file import ModelFile
 
 Tell = Callable[[Stage, int, int], None]
@@ -63,7 +63,7 @@ class RemoteModels:
             StorageUnavailable: the bucket is away and was never seen.
         """
         listing = self._bucket.listing(max_age_s)
-        folders = _folders(listing)
+        folders = diffusers_folders(remote.path for remote in listing)
         return [
             ModelFile(
                 name=remote.path.stem,
@@ -84,7 +84,7 @@ class RemoteModels:
         Raises:
             FileUnavailable: one has.
         """
-        for folder in _folders(self._bucket.listing()):
+        for folder in diffusers_folders(file.path for file in self._bucket.listing()):
             if folder.name == name:
                 raise FileUnavailable(
                     f"{self.url(folder)} is a diffusers folder, and of a bucket only single files "
@@ -148,10 +148,7 @@ class RemoteModels:
         with self._disk.kept(version):
             if not path.exists():
                 with self._disk.lock(version, told):
-                    if not path.exists():
-                        self._disk.make_room(remote.size_bytes)
-                        _digest_of(path).write_text(download(self._bucket, remote, part, told))
-                        part.rename(path)
+                    self._fill(remote, part, told)
             yield path
 
     def sha256(self, file: ModelFile) -> str | None:
@@ -166,6 +163,14 @@ class RemoteModels:
             return self.peek(file)
         except ImagefleetError as exc:
             return exc
+
+    def _fill(self, file: RemoteFile, part: Path, told: Callable[[], None]) -> None:
+        path = self._place(file)
+        if path.exists():
+            return
+        with self._disk.room(self._version(file), file.size_bytes):
+            _digest_of(path).write_text(download(self._bucket, file, part, told))
+            part.rename(path)
 
     def _place(self, file: RemoteFile) -> Path:
         """Where the version lies once it is fetched."""
@@ -190,11 +195,6 @@ class RemoteModels:
     def _version(self, file: RemoteFile) -> str:
         names = f"{self.url(file.path)}\0{file.etag}\0{file.size_bytes}"
         return hashlib.sha256(names.encode()).hexdigest()[:32]
-
-
-def _folders(listing: Iterable[RemoteFile]) -> set[PurePosixPath]:
-    """The diffusers folders among the objects."""
-    return {file.path.parent for file in listing if is_folder_index(file.path)}
 
 
 def _digest_of(path: Path) -> Path:
