@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from time import time
@@ -351,6 +352,29 @@ def test_two_processes_that_want_a_file_at_once_download_it_once(
     assert [process.exitcode for process in both] == [0, 0]
     assert sorted([fetches.get(), fetches.get()]) == [0, 1]
     assert fetched(tmp_path) == ["large.pth"]
+
+
+def test_a_download_that_ends_while_another_looks_at_it_is_used(
+    shelf: Shelf, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part was there and then was not, which failed the job that waited for it."""
+    shelf.put("upscalers/up.pth", b"weights")
+    file = store.find("upscaler", "up")
+    part, disk = file.path.with_name(f".{file.path.name}.part"), DiskCache(tmp_path, PLENTY)
+    other, stat = ExitStack(), Path.stat
+    other.enter_context(disk.kept(file.path.parent.name))
+    other.enter_context(disk.lock(file.path.parent.name, lambda: None))
+    part.write_bytes(b"weights")
+
+    def stat_and_end(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = stat(path, follow_symlinks=follow_symlinks)
+        if path == part:
+            part.rename(file.path)
+            other.close()
+        return found
+
+    monkeypatch.setattr(Path, "stat", stat_and_end)
+    assert store.fetch(file).read_bytes() == b"weights"
 
 
 def test_versions_that_were_not_used_for_longest_leave_the_disk_first(

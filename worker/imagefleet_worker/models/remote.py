@@ -15,7 +15,7 @@ from ..adapters.file_tensors import is_safetensors
 from ..settings import WorkerSettings
 from .bucket import LISTING_S, ModelBucket, RemoteFile
 from .disk_cache import DiskCache
-from .download import download
+from .download import bytes_there, download
 from .listing import Kind, diffusers_folders, kind_of
 from .model_file import ModelFile
 
@@ -142,8 +142,7 @@ class RemoteModels:
         part = path.with_name(f".{path.name}.part")
 
         def told() -> None:
-            there = part.stat().st_size if part.exists() else 0
-            tell("load", there // _MB, remote.size_bytes // _MB)
+            tell("load", bytes_there(part) // _MB, remote.size_bytes // _MB)
 
         with self._disk.kept(version):
             if not path.exists():
