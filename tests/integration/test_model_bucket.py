@@ -335,6 +335,20 @@ def test_a_broken_download_that_was_damaged_starts_anew(shelf: Shelf, store: Mod
     assert store.fetch(file).read_bytes() == b"weights"
 
 
+def test_a_broken_download_that_cannot_be_read_is_said_to_be_so(
+    shelf: Shelf, store: ModelStore
+) -> None:
+    """It was said that it could not be written."""
+    shelf.put("upscalers/up.pth", b"weights")
+    file = store.find("upscaler", "up")
+    file.path.parent.mkdir(parents=True)
+    part = file.path.with_name(f".{file.path.name}.part")
+    part.symlink_to(part)
+
+    with pytest.raises(FileUnavailable, match="cannot be read or written: Too many levels"):
+        store.fetch(file)
+
+
 def test_two_processes_that_want_a_file_at_once_download_it_once(
     shelf: Shelf, tmp_path: Path
 ) -> None:
@@ -363,7 +377,7 @@ def test_a_download_that_ends_while_another_looks_at_it_is_used(
     part, disk = file.path.with_name(f".{file.path.name}.part"), DiskCache(tmp_path, PLENTY)
     other, stat = ExitStack(), Path.stat
     other.enter_context(disk.kept(file.path.parent.name))
-    other.enter_context(disk.lock(file.path.parent.name, lambda: None))
+    other.enter_context(disk.filling(file.path.parent.name, lambda: None))
     part.write_bytes(b"weights")
 
     def stat_and_end(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:

@@ -52,10 +52,10 @@ class DiskCache:
         It is made if need be, and counts as used.
 
         Raises:
-            FileUnavailable: the disk is full or cannot be written.
+            FileUnavailable: the disk is full, or cannot be read or written.
         """
         with self._lock_file(version) as lock:
-            with self.writing():
+            with self.translated():
                 # Waits where it is just being removed.
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 folder = self.folder(version)
@@ -64,30 +64,30 @@ class DiskCache:
             yield
 
     @contextmanager
-    def lock(self, version: str, waiting: Callable[[], None]) -> Generator[None]:
-        """Keep everybody else from filling the folder of a version that is `kept`.
+    def filling(self, version: str, waiting: Callable[[], None]) -> Generator[None]:
+        """Be the only one who fills the folder of a version, which the caller has `kept`.
 
         Args:
             waiting: called now and then while another holds the lock; it may raise.
 
         Raises:
-            FileUnavailable: the disk is full or cannot be written, in the body too.
+            FileUnavailable: the disk is full, or cannot be read or written, in the body too.
         """
-        with self._lock_file(f"{version}.fill") as lock, self.writing():
+        with self._lock_file(f"{version}.fill") as lock, self.translated():
             while not _taken(lock):
                 waiting()
                 sleep(LOCK_POLL_S)
             yield
 
     @contextmanager
-    def writing(self) -> Generator[None]:
+    def translated(self) -> Generator[None]:
         """Say what the operating system refuses in the body as `FileUnavailable`."""
         try:
             yield
         except OSError as exc:
-            raise FileUnavailable(
-                f"the model cache {self._versions.parent} cannot be written: {exc.strerror}"
-            ) from exc
+            root = self._versions.parent
+            text = f"the model cache {root} cannot be read or written: {exc.strerror or exc}"
+            raise FileUnavailable(text) from exc
 
     @contextmanager
     def room(self, version: str, size_bytes: int) -> Generator[None]:
@@ -100,11 +100,11 @@ class DiskCache:
             size_bytes: of the version, with what lies in its folder already.
 
         Raises:
-            FileUnavailable: the disk is full or cannot be written.
+            FileUnavailable: the disk is full, or cannot be read or written.
         """
         reserved = self.folder(version) / _RESERVED
         with self._lock_file("room") as lock:
-            with self.writing():
+            with self.translated():
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 reserved.touch()
                 os.truncate(reserved, size_bytes)
@@ -137,7 +137,7 @@ class DiskCache:
         return True
 
     def _lock_file(self, name: str) -> TextIO:
-        with self.writing():
+        with self.translated():
             self._locks.mkdir(parents=True, exist_ok=True)
             return (self._locks / name).open("w")
 

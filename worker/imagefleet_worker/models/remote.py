@@ -128,7 +128,7 @@ class RemoteModels:
         Raises:
             CorruptFile: it is not what is published of it.
             StorageUnavailable: the bucket is away, or the object was replaced or removed.
-            FileUnavailable: the local disk is full or cannot be written.
+            FileUnavailable: the local disk is full, or cannot be read or written.
         """
         with self.kept(file, tell) as path:
             return path
@@ -146,7 +146,7 @@ class RemoteModels:
 
         with self._disk.kept(version):
             if not path.exists():
-                with self._disk.lock(version, told):
+                with self._disk.filling(version, told):
                     self._fill(remote, part, told)
             yield path
 
@@ -183,7 +183,7 @@ class RemoteModels:
         if whole.exists() or path.exists():
             return whole if whole.exists() else path
         content = self._bucket.read_header(file)
-        with self._disk.kept(version), self._disk.writing():
+        with self._disk.kept(version), self._disk.translated():
             path.parent.mkdir(exist_ok=True)
             with NamedTemporaryFile(dir=path.parent, delete=False) as unnamed:
                 unnamed.write(content)
