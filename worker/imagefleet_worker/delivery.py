@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
 from time import monotonic, sleep
@@ -107,9 +108,11 @@ class Delivery:
             finished = self._patiently(held, lambda: self._store.find(manifest_key(folder)))
             if finished is not None:
                 return JobResult.model_validate_json(finished)
-        with self._engine.expected() as ticket:
+        with self._engine.expected() as ticket, ExitStack() as models:
             held.tell("load", 0, 0)
-            resolved = self._patiently(held, lambda: self._resolver.resolve(job, held.tell))
+            resolved = self._patiently(
+                held, lambda: models.enter_context(self._resolver.on_disk(job, held.tell))
+            )
             ready = monotonic()
             kept = self._spool.find(job.id)
             if kept:

@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from imagefleet_shared.errors import (
+    FileUnavailable,
     InvalidImage,
     InvalidRequest,
     PromptTooLong,
     UnknownCheckpoint,
     UnknownUpscaler,
     UnsupportedSize,
+    WorkerFailure,
 )
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
@@ -92,6 +94,46 @@ def test_the_only_checkpoint_is_the_default_and_of_several_none(
     (tmp_path / "checkpoints/only.safetensors").write_bytes(only)
     settings = WorkerSettings(models_dir=tmp_path)
     assert Resolver(settings, ModelStore(tmp_path), store).default_checkpoint() == "only"
+
+
+def test_a_checkpoint_beside_two_of_one_name_is_no_default(
+    make: MakeResolver, store: FileStore, demo_models: Path, tmp_path: Path
+) -> None:
+    """It became the default when the other was copied into a second folder."""
+    content = (demo_models / "checkpoints/demo.safetensors").read_bytes()
+    for name in ("one", "twice", "sub/twice"):
+        path = tmp_path / f"checkpoints/{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    resolver = Resolver(WorkerSettings(models_dir=tmp_path), ModelStore(tmp_path), store)
+
+    assert resolver.default_checkpoint() is None
+    with pytest.raises(WorkerFailure, match="several checkpoints are named 'twice'"):
+        drawing(resolver)
+
+
+def test_a_checkpoint_that_cannot_be_read_for_a_moment_still_counts(
+    make: MakeResolver, store: FileStore, demo_models: Path, tmp_path: Path
+) -> None:
+    """It was left out until the worker was started again, and another became the default."""
+    turbo = tmp_path / "checkpoints/turbo"
+    (turbo / "unet").mkdir(parents=True)
+    (turbo / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    # Nobody can read what lies at address 0: the read fails, as on a disk that has trouble.
+    (turbo / "model_index.json").symlink_to("/proc/self/mem")
+    content = (demo_models / "checkpoints/demo.safetensors").read_bytes()
+    (tmp_path / "checkpoints/only.safetensors").write_bytes(content)
+    models = ModelStore(tmp_path)
+    resolver = Resolver(WorkerSettings(models_dir=tmp_path), models, store)
+
+    assert [file.name for file in models.listed("checkpoint")] == ["only"]
+    assert resolver.default_checkpoint() is None
+    with pytest.raises(FileUnavailable, match=r"turbo/model_index\.json cannot be read"):
+        drawing(resolver)
+
+    (turbo / "model_index.json").unlink()
+    (turbo / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert [file.name for file in models.listed("checkpoint")] == ["only", "turbo"]
 
 
 def test_seeds_count_up_from_the_first(make: MakeResolver) -> None:

@@ -108,10 +108,9 @@ class PipelineCache:
     def _load(self, file: ModelFile) -> WarmPipeline:
         started_s = time.monotonic()
         resting = torch.device("cpu") if self._options.offload else self._device
-        path = self._store.fetch(file)
-        load = load_diffusers_folder if path.is_dir() else load_single_file
+        load = load_diffusers_folder if file.path.is_dir() else load_single_file
         try:
-            loaded = load(path, resting, self._dtype)
+            loaded = load(file.path, resting, self._dtype)
         except torch.OutOfMemoryError as exc:
             raise OutOfMemory(f"{self._device} has no room for {file.name}") from exc
         tune(loaded.pipeline, self._options, self._device)
