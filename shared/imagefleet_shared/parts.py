@@ -152,8 +152,9 @@ class UpscalePass(RequestPart):
     upscaler_2_visibility: float = Field(default=_DEFAULT_VISIBILITY, ge=0, le=1)
     """Share of `upscaler_2` in the blend."""
     tile_size: int | None = Field(default=None, ge=16, le=2048, multiple_of=8)
-    """Largest side of what a model sees at once, input pixels; None: by the worker's memory."""
-    tile_overlap: int = Field(default=16, ge=0, le=512)
+    """Largest side of what a model sees at once, input pixels; the worker's memory may allow less,
+    and decides alone where this is None."""
+    tile_overlap: int = Field(default=16, ge=0, le=128)
     """Input pixels that neighbouring tiles share at least; the seam is blended over them."""
 
     @property

@@ -31,7 +31,7 @@ from imagefleet_worker.upscale.models import Upscaler
 from .report import report
 
 _OVERLAP = 16
-_TILES = (128, 192, CPU_TILE_PX, 512)
+_TILES = (128, 192, CPU_TILE_PX)
 
 
 def swinir(depth: int) -> ImageModelDescriptor[nn.Module]:

@@ -160,6 +160,8 @@ def test_tiles_overlap_by_less_than_half() -> None:
     UpscalePass(scale=2, tile_size=64, tile_overlap=31)
     with pytest.raises(InvalidRequest, match="less than half of tile_size 64, given 32"):
         UpscalePass(scale=2, tile_size=64, tile_overlap=32)
+    with pytest.raises(InvalidRequest, match="tile_overlap: .*equal to 128, given 129"):
+        UpscalePass(scale=2, tile_overlap=129)
 
 
 @pytest.mark.parametrize("mode", LATENT_MODES)
