@@ -131,7 +131,7 @@ class FaceRestore(RequestPart):
     fidelity: float | None = Field(default=None, ge=0, le=1)
     """CodeFormer only, A1111's "weight": 0 the cleanest face, 1 the truest; None: 0.5."""
     after_upscale: bool = False
-    """Where the picture is enlarged too: do that first."""
+    """Where the picture is enlarged too: do that first; not with `inpaint`."""
 
 
 class UpscalePass(RequestPart):

@@ -122,6 +122,11 @@ class GenerateRequest(RequestPart):
                 value = getattr(self, field)
                 if value != type(self).model_fields[field].default:
                     raise InvalidRequest(f"{field} {value!r} is for img2img: give an image with it")
+        if self.inpaint and self.face_restore and self.face_restore.after_upscale:
+            raise InvalidRequest(
+                "face_restore.after_upscale True would redraw faces that the mask keeps; "
+                "with inpaint only False is allowed"
+            )
         return self
 
 

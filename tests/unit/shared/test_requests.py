@@ -160,7 +160,7 @@ def test_tiles_overlap_by_less_than_half() -> None:
     UpscalePass(scale=2, tile_size=64, tile_overlap=31)
     with pytest.raises(InvalidRequest, match="less than half of tile_size 64, given 32"):
         UpscalePass(scale=2, tile_size=64, tile_overlap=32)
-    with pytest.raises(InvalidRequest, match="tile_overlap: .*equal to 128, given 129"):
+    with pytest.raises(InvalidRequest, match=r"tile_overlap: .*equal to 128, given 129"):
         UpscalePass(scale=2, tile_overlap=129)
 
 
@@ -180,6 +180,13 @@ def test_what_belongs_to_another_field_is_refused_without_it() -> None:
         with pytest.raises(InvalidRequest, match="crop=False is for a target with both"):
             UpscalePass.model_validate({**target, "crop": False})
     UpscalePass(width=9, height=9, crop=False)
+
+
+def test_faces_of_an_enlarged_picture_are_not_redrawn_where_a_mask_keeps_them() -> None:
+    fields = {"image": IMAGE, "inpaint": {"mask_image": IMAGE}, "upscale": {"scale": 2}}
+    generate(**fields, face_restore={"restorer": "gfpgan"})
+    with pytest.raises(InvalidRequest, match=r"after_upscale True would redraw .* only False is"):
+        generate(**fields, face_restore={"restorer": "gfpgan", "after_upscale": True})
 
 
 def test_an_upscale_request_has_1_to_64_images() -> None:
