@@ -144,8 +144,9 @@ class Upscaler:
 
     def _run_in_float32(self, tile: Tensor) -> Tensor:
         """Cast the weights up for one call; casting back restores their values exactly."""
-        model = self._descriptor.model.float()
+        model = self._descriptor.model
         try:
+            model.float()
             return self._descriptor(tile.to(self._descriptor.device, torch.float32))
         finally:
             model.to(self._dtype)
