@@ -14,7 +14,8 @@ from torch.nn.functional import interpolate
 
 from imagefleet_shared.errors import CorruptFile, JobCanceled
 from imagefleet_worker.images import to_unit_range
-from imagefleet_worker.upscale.load import load_upscaler
+from imagefleet_worker.upscale.architectures import build
+from imagefleet_worker.upscale.load import load_upscaler, pick_dtype
 from imagefleet_worker.upscale.models import Upscaler
 from imagefleet_worker.upscale.tiles import Tiling
 from tests.fleet import REPOSITORY
@@ -223,6 +224,24 @@ def test_a_cpu_runs_in_float32_where_float16_is_wanted(x2_file: Path) -> None:
     half, single = (load_upscaler(x2_file, CPU, d) for d in (torch.float16, torch.float32))
     assert half.size_bytes == single.size_bytes
     assert torch.equal(whole(half, photo(20, 20)), whole(single, photo(20, 20)))
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "expected"), [(True, torch.bfloat16), (False, torch.float32)]
+)
+def test_swinir_is_not_run_in_bfloat16_on_a_gpu_that_only_emulates_it(
+    monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, expected: torch.dtype
+) -> None:
+    """A T4 says that it supports bfloat16, unless it is asked without emulation."""
+
+    def supported(including_emulation: bool = True) -> bool:
+        return has_bfloat16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    swinir = build(make_demo_upscaler(2, seed=2))
+    assert isinstance(swinir, ImageModelDescriptor)
+    for wanted in (torch.float16, torch.bfloat16):
+        assert pick_dtype(swinir, torch.device("cuda"), wanted) == expected
 
 
 def test_bfloat16_is_50_db_from_float32() -> None:
