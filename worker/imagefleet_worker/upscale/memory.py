@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..peak import GPU_PEAK
 from .tiles import Tiling
 
 CPU_TILE_PX = 272
@@ -23,11 +24,9 @@ SHARE = 0.7
 
 def bytes_per_pixel(network: Callable[[Tensor], Tensor], device: torch.device) -> float:
     """What a network takes on a CUDA device at its peak, for each input pixel; tries it."""
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    network(torch.zeros(1, 3, _PROBE_PX, _PROBE_PX, device=device))
-    return (torch.cuda.max_memory_allocated(device) - before) / _PROBE_PX**2
+    probe = torch.zeros(1, 3, _PROBE_PX, _PROBE_PX, device=device)
+    return (GPU_PEAK.within(device, lambda: network(probe)) - before) / _PROBE_PX**2
 
 
 def free_bytes(device: torch.device) -> int:
