@@ -35,7 +35,8 @@ class FaceRestorer:
         """The pictures with their faces restored.
 
         A pixel that no face's mask reaches stays as it is; a picture without faces is returned
-        itself. Every face is taken from the picture as it was given, the surest is laid in first.
+        itself. Every face is taken from the picture as it was given, the surest is laid in first;
+        then all are blended with that picture at once, as in A1111, by their visibility.
 
         Args:
             pictures: RGB; or I;16, which becomes RGB where it has a face.
@@ -85,10 +86,11 @@ class _Hand:
                 layer = to_picture(self._drawn(to_face(given, alignment)), alignment)
                 left, top, right, bottom = alignment.region
                 under = result[..., top:bottom, left:right]
-                colours, share = layer[:, :3], layer[:, 3:] * self._visibility
+                colours, share = layer[:, :3], layer[:, 3:]
                 under += share * (colours - under)
             stages.step()
-        [restored] = from_unit_range(result.clamp(0, 1))
+        blended = given + self._visibility * (result - given)
+        [restored] = from_unit_range(blended.clamp(0, 1))
         return restored
 
     def _drawn(self, face: Tensor) -> Tensor:
