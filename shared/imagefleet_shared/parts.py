@@ -148,7 +148,7 @@ class UpscalePass(RequestPart):
     crop: bool = True
     """With both sides given: what exceeds them is cut off, equally at both ends."""
     upscaler_2: ModelName | None = None
-    """Another one whose result is blended in; None: none."""
+    """Another one, whose result is blended in; None: none."""
     upscaler_2_visibility: float = Field(default=_DEFAULT_VISIBILITY, ge=0, le=1)
     """Share of `upscaler_2` in the blend."""
     tile_size: int | None = Field(default=None, ge=16, le=2048, multiple_of=8)
@@ -182,6 +182,8 @@ class UpscalePass(RequestPart):
                     f"{field} {name!r} is for hires only; "
                     f"allowed are {LANCZOS!r}, {NEAREST!r} or a model"
                 )
+        if self.upscaler_2 == self.upscaler:
+            raise InvalidRequest(f"upscaler_2 is {self.upscaler!r}, as upscaler: give another one")
         visibility = self.upscaler_2_visibility
         if self.upscaler_2 is None and visibility != _DEFAULT_VISIBILITY:
             raise InvalidRequest(f"upscaler_2_visibility {visibility} needs an upscaler_2")

@@ -7,6 +7,7 @@ import json
 import re
 
 from ..errors import InvalidRequest
+from ..fields import LANCZOS
 from ..samplers import OWN_TIMESTEPS, SchedulerName, find_scheduler, find_sigma_schedule
 from . import labels as tables
 
@@ -170,6 +171,11 @@ def upscale(labels: Labels) -> Fields | None:
     ):
         if label in labels:
             fields[name] = tables.upscaler_by_label(labels.pop(label))
+    if fields.get("upscaler_2") == fields.get(
+        "upscaler", LANCZOS
+    ):  # blended with itself: no change
+        fields.pop("upscaler_2")
+        fields.pop("upscaler_2_visibility", None)
     return fields
 
 

@@ -144,6 +144,13 @@ def test_the_hires_pass_may_have_such_a_solver_after_another() -> None:
     assert (hires.scheduler, hires.sigma_schedule) == ("ddim", "automatic")
 
 
+def test_an_upscaler_blended_with_itself_is_that_upscaler() -> None:
+    said = "Postprocess upscale by: 2, Postprocess upscaler: x, Postprocess upscaler 2: x"
+    parsed = parse(f"a fox\n{LINE}, {said}, Postprocess upscaler 2 visibility: 0.3")
+    assert parsed.request.upscale == UpscalePass(scale=2, upscaler="x")
+    assert parsed.ignored == {}
+
+
 def test_what_cannot_be_expressed_is_told() -> None:
     more = ', ControlNet 0: "Module: canny, Weight: 1", Tiling: True, Downcast'
     assert ignored(more) == {

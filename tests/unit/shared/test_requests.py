@@ -189,6 +189,16 @@ def test_faces_of_an_enlarged_picture_are_not_redrawn_where_a_mask_keeps_them() 
         generate(**fields, face_restore={"restorer": "gfpgan", "after_upscale": True})
 
 
+@pytest.mark.parametrize("given", [{}, {"upscaler": "swinir", "upscaler_2": "swinir"}])
+def test_an_upscaler_is_not_blended_with_itself(given: dict[str, str]) -> None:
+    """It was run twice, and progress passed 100 %."""
+    fields = {"scale": 2, "upscaler_2": "lanczos", **given}
+    name = fields["upscaler_2"]
+    with pytest.raises(InvalidRequest, match=f"upscaler_2 is '{name}', as upscaler"):
+        UpscalePass.model_validate(fields)
+    UpscalePass.model_validate({**fields, "upscaler": "other"})
+
+
 def test_an_upscale_request_has_1_to_64_images() -> None:
     assert len(UpscaleRequest(images=(IMAGE,) * 64, scale=2).images) == 64
     for count in (0, 65):
