@@ -10,6 +10,7 @@ from .fields import (
     LATENT,
     LATENT_MODES,
     NEAREST,
+    PIXEL_MODES,
     MaskFill,
     ModelName,
     RequestPart,
@@ -36,6 +37,7 @@ class ImageRef(RequestPart):
 
 Scale = Annotated[float, Field(ge=-10, le=10)]
 _DEFAULT_VISIBILITY = 0.5
+_DEFAULT_OVERLAP = 16
 
 
 class LoRA(RequestPart):
@@ -154,7 +156,7 @@ class UpscalePass(RequestPart):
     tile_size: int | None = Field(default=None, ge=16, le=2048, multiple_of=8)
     """Largest side of what a model sees at once, input pixels; the worker's memory may allow less,
     and decides alone where this is None."""
-    tile_overlap: int = Field(default=16, ge=0, le=128)
+    tile_overlap: int = Field(default=_DEFAULT_OVERLAP, ge=0, le=128)
     """Input pixels that neighbouring tiles share at least; the seam is blended over them."""
 
     @property
@@ -191,5 +193,11 @@ class UpscalePass(RequestPart):
             raise InvalidRequest(
                 f"tile_overlap must be less than half of tile_size {self.tile_size}, "
                 f"given {self.tile_overlap}"
+            )
+        tiled = self.tile_size is not None or self.tile_overlap != _DEFAULT_OVERLAP
+        if tiled and set(self.upscalers) <= set(PIXEL_MODES):
+            raise InvalidRequest(
+                f"tile_size {self.tile_size} and tile_overlap {self.tile_overlap} are for models; "
+                f"upscaler {self.upscaler!r} is none"
             )
         return self

@@ -45,15 +45,10 @@ def sampling(labels: Labels) -> Fields:
 
 def noise(labels: Labels, scheduler: object) -> Fields:
     """Seeds, and what is made of them."""
-    fields = _taken(
-        labels,
-        {
-            "Seed": "seed",
-            "Variation seed": "variation_seed",
-            "Variation seed strength": "variation_strength",
-            tables.eta_label(_known(scheduler) or "euler"): "eta",
-        },
-    )
+    fields = _taken(labels, {"Seed": "seed", "Variation seed strength": "variation_strength"})
+    if fields.get("variation_strength", "0") not in ("0", "0.0"):
+        fields |= _taken(labels, {"Variation seed": "variation_seed"})
+    fields |= _taken(labels, {tables.eta_label(_known(scheduler) or "euler"): "eta"})
     if "Seed resize from" in labels:
         width, height = _size(labels.pop("Seed resize from"))
         if not {width, height} & {"0", "-1"}:  # which older A1111 wrote for none

@@ -209,6 +209,25 @@ def test_what_was_drawn_over_a_picture_needs_it_again() -> None:
     assert masked.ignored == {}
 
 
+def test_faces_that_a_mask_keeps_are_not_redrawn_after_an_upscale() -> None:
+    """A1111's extras may have done so; one request cannot."""
+    extras = "Postprocess upscale by: 2, GFPGAN visibility: 0.4"
+    text = f"a fox\n{LINE}{IMG2IMG}, {extras}"
+    faces = parse(text, IMAGE).request.face_restore
+    assert faces
+    assert faces.after_upscale
+    masked = parse(text, IMAGE, MASK)
+    assert masked.request.face_restore is None
+    assert masked.ignored == {"Face restoration after upscale": "True"}
+
+
+@pytest.mark.parametrize("more", ["", ", Variation seed strength: 0"])
+def test_a_variation_of_no_strength_is_none(more: str) -> None:
+    parsed = parse(f"a fox\n{LINE}, Variation seed: 5{more}")
+    assert parsed.request.variation_seed is None
+    assert parsed.ignored == {"Variation seed": "5"}
+
+
 def test_another_picture_may_take_the_place_of_the_one_that_is_named() -> None:
     request = GenerateRequest(prompt="x", width=64, height=64, image=MASK, strength=0.5)
     text = written(request)
@@ -297,6 +316,7 @@ def requests(draw: st.DrawFn) -> GenerateRequest:
         fields |= {"variation_seed": draw(seeds), "variation_strength": draw(shares)}
     if draw(st.booleans()):
         fields |= {"refiner_checkpoint": draw(names), "refiner_switch_at": draw(shares)}
+    upscale = draw(st.none() | st.builds(UpscalePass, scale=st.floats(1, 8, exclude_min=True)))
     inversion = st.builds(TextualInversion, name=names, token=st.none() | names, scale=shares)
     return GenerateRequest(
         **fields,
@@ -317,7 +337,7 @@ def requests(draw: st.DrawFn) -> GenerateRequest:
         rng=draw(st.sampled_from(["cpu", "gpu"])),
         textual_inversions=tuple(draw(st.lists(inversion, max_size=2))),
         hires=draw(st.none() | hires_passes(scheduler)),
-        upscale=draw(st.none() | st.builds(UpscalePass, scale=st.floats(1, 8, exclude_min=True))),
+        upscale=upscale,
         face_restore=draw(
             st.none()
             | st.builds(
@@ -325,7 +345,9 @@ def requests(draw: st.DrawFn) -> GenerateRequest:
                 restorer=names,
                 visibility=st.floats(0, 1, exclude_min=True),
                 fidelity=st.none() | shares,
-                after_upscale=st.booleans(),
+                after_upscale=st.booleans()
+                if upscale and not fields.get("inpaint")
+                else st.just(False),
             )
         ),
     )
