@@ -18,6 +18,7 @@ from .fields import (
     SidePx,
     Sigmas,
     SizePx,
+    check_target,
     split_label,
 )
 
@@ -97,12 +98,7 @@ class HiresPass(RequestPart):
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        by_size = self.width is not None or self.height is not None
-        if by_size == (self.scale is not None):
-            raise InvalidRequest(
-                "give either scale, or width, height or both; given "
-                f"scale={self.scale}, width={self.width}, height={self.height}"
-            )
+        check_target(self.scale, self.width, self.height)
         return self
 
 
@@ -166,12 +162,7 @@ class UpscalePass(RequestPart):
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        by_size = self.width is not None or self.height is not None
-        if by_size == (self.scale is not None):
-            raise InvalidRequest(
-                "give either scale, or width, height or both; given "
-                f"scale={self.scale}, width={self.width}, height={self.height}"
-            )
+        check_target(self.scale, self.width, self.height)
         if not self.crop and (self.width is None or self.height is None):
             raise InvalidRequest("crop=False is for a target with both width and height")
         return self

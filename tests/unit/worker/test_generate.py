@@ -210,7 +210,7 @@ def test_faces_are_restored_where_the_mask_is_white_and_nowhere_else(
     start = photo(96, 96)
     white = Image.new("L", start.size)
     white.paste(255, (32, 32, 64, 64))
-    fields = {
+    fields: dict[str, Any] = {
         "image": atelier.put(start),
         "inpaint": {
             **{"mask_image": atelier.put(white), "mask_blur": 0},
