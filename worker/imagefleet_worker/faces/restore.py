@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import eight_bit, from_unit_range, to_unit_range
+from ..images import deep_grey_as_rgb, from_unit_range, to_unit_range
 from ..stages import Stages
 from .align import align, to_face, to_picture
 from .detect import Face, detect
@@ -48,7 +48,7 @@ class FaceRestorer:
         stages.begin("faces")
         detector = self._networks.detector(faces.detector)
         device = self._networks.device
-        found = [detect(detector, device, eight_bit(picture)) for picture in pictures]
+        found = [detect(detector, device, deep_grey_as_rgb(picture)) for picture in pictures]
         total = sum(len(own) for own in found)
         log.info(
             "%d faces in %d pictures",
@@ -62,7 +62,7 @@ class FaceRestorer:
         stages.begin("faces", total)
         restored: list[Image.Image] = []
         for picture, own in zip(pictures, found, strict=True):
-            restored.append(hand.draw(eight_bit(picture), own, stages) if own else picture)
+            restored.append(hand.draw(deep_grey_as_rgb(picture), own, stages) if own else picture)
         return restored
 
 
