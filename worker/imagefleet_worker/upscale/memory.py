@@ -12,8 +12,8 @@ from ..peak import GPU_PEAK
 from .tiles import Tiling
 
 CPU_TILE_PX = 272
-"""Largest tile on a CPU, where SwinIR-M x4 needs about 1 GB and some seconds for it; a call of
-minutes would be taken for a stall. With the default overlap, 2 x 2 such tiles cover 512 x 512."""
+"""Largest tile on a CPU, where SwinIR-M x4 needs about 1 GB for it: no step is told within a call,
+and one of minutes is taken for a stall. With the default overlap, 2 x 2 cover 512 x 512."""
 _MAX_TILE_PX = 1040
 _MIN_TILE_PX = 32
 _MAX_BATCH = 16
