@@ -118,6 +118,16 @@ def check_schedule(scheduler: SchedulerName, sigma_schedule: SigmaSchedule) -> N
         )
 
 
+def check_target(scale: float | None, width: int | None, height: int | None) -> None:
+    """Refuse a target that is not told in just one way; raises `InvalidRequest`."""
+    by_size = width is not None or height is not None
+    if by_size == (scale is not None):
+        raise InvalidRequest(
+            "give either scale, or width, height or both; given "
+            f"scale={scale}, width={width}, height={height}"
+        )
+
+
 def _model_name(name: object) -> object:
     """A name is looked up in the model store; what could be a path is refused before that."""
     if isinstance(name, str) and (

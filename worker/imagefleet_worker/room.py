@@ -10,6 +10,8 @@ import torch
 
 from imagefleet_shared.errors import OutOfMemory
 
+from .peak import GPU_PEAK
+
 USABLE = 0.9
 """Share of the free memory that a batch is planned for; blocks of other sizes keep the rest."""
 GROWTH = 1.02
@@ -65,11 +67,11 @@ class CudaMemory:
 
     def begin(self) -> None:
         """Forget the peak so far."""
-        torch.cuda.reset_peak_memory_stats(self._device)
+        GPU_PEAK.begin(self._device)
 
     def peak_bytes(self) -> int:
         """Without what the batch left behind: a checkpoint that it loaded, adapters."""
-        peak = torch.cuda.max_memory_allocated(self._device)
+        peak = GPU_PEAK.most_bytes(self._device)
         return peak - torch.cuda.memory_allocated(self._device)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from imagefleet_shared.errors import InvalidRequest, UnsupportedSize
+from imagefleet_shared.errors import InvalidRequest, TooManyPixels, UnsupportedSize
 from imagefleet_shared.fields import PIXEL_MODES, ImageFormat
 from imagefleet_shared.image_files import MAX_SIDE_PX
 from imagefleet_shared.parts import ImageRef, UpscalePass
@@ -15,6 +15,10 @@ from .ready import Upload, UpscaleJob
 from .upscale.inputs import decode_upscale_input
 from .upscale.size import upscale_size
 
+_TOGETHER = 4
+"""Times `max_pixels`: what all pictures of a request may have, as the files of all lie in memory
+until the last one is done. By default that is 64 of 2048 x 2048."""
+
 
 class UploadChecker:
     """Checks upscales and their pictures.
@@ -22,7 +26,8 @@ class UploadChecker:
     Args:
         models: where upscalers are.
         fetch: gives a picture's file; raises InvalidRequest where there is none.
-        max_pixels: of a picture that is read, and of one that an upscale gives.
+        max_pixels: of a picture that is read, and of one that an upscale gives; those of a request
+            may have four times as many together, each counted by the larger of the two.
     """
 
     def __init__(
@@ -42,13 +47,18 @@ class UploadChecker:
         restore = request.face_restore
         faces = resolve_faces(restore, self._models) if restore else None
         uploads: list[Upload] = []
-        room = self._max_pixels
+        room, total = self._max_pixels, 0
         for place, image in enumerate(request.images):
             with _named(f"images[{place}]"):
                 content = self._fetch(image)
                 picture = decode_upscale_input(content, self._max_pixels)
                 width, height = picture.image.size
                 self._check_sizes(request, request.output_format, width, height)
+            size = upscale_size(width, height, request)
+            total += max(width * height, size.width * size.height)
+            if total > _TOGETHER * self._max_pixels:
+                what = f"images[0] to images[{place}], before or after the upscale,"
+                raise TooManyPixels(what, total, _TOGETHER * self._max_pixels)
             room -= width * height
             uploads.append(Upload(content, width, height, picture if room >= 0 else None))
         return UpscaleJob(request, tuple(uploads), faces)

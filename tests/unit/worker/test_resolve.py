@@ -14,6 +14,7 @@ from imagefleet_shared.errors import (
     InvalidImage,
     InvalidRequest,
     PromptTooLong,
+    TooManyPixels,
     UnknownCheckpoint,
     UnknownUpscaler,
     UnsupportedSize,
@@ -257,6 +258,21 @@ def test_an_upscale_job_has_its_picture(make: MakeResolver, store: FileStore) ->
     assert isinstance(job, UpscaleJob)
     assert job.ready(0).picture.image.size == (33, 21)
     assert job.ready(0).picture.parameters is None
+
+
+def test_pictures_of_a_request_are_limited_together(make: MakeResolver, store: FileStore) -> None:
+    """The files of all of them lie in memory until the last one is done."""
+    large, small = put(store, 512, 512), put(store, 32, 32)
+    make().resolve(record(UpscaleRequest(images=(large,) * 4, scale=2)))
+    make().resolve(record(UpscaleRequest(images=(small,) * 64, scale=4)))
+    limit = 4 * 1024 * 1024
+    too_much = f"images.0. to images.4., .* have {limit + 64 * 64} pixels .* {limit} are"
+    with pytest.raises(TooManyPixels, match=too_much):
+        make().resolve(record(UpscaleRequest(images=(*[large] * 4, small), scale=2)))
+    # Made smaller, they count as they came.
+    many = UpscaleRequest(images=(large,) * 17, width=16)
+    with pytest.raises(TooManyPixels, match=f"have {17 * 512 * 512} pixels"):
+        make().resolve(record(many))
 
 
 def test_an_upscale_beyond_the_limit_is_refused(make: MakeResolver, store: FileStore) -> None:
