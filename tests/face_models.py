@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from spandrel.architectures.RestoreFormer import RestoreFormer
 from torch import Tensor
 
+from imagefleet_worker.faces.align import FACE_PX, TEMPLATE
 from imagefleet_worker.faces.parsenet import ParseNet
+from imagefleet_worker.faces.retinaface import RetinaFace
 from imagefleet_worker.models.store import ModelStore
 from tools.training.faces import DrawnFace, draw_faces
 
@@ -42,6 +44,29 @@ def one_label(label: int) -> dict[str, Tensor]:
         if name.endswith("running_var"):
             each.fill_(1)
     weights["out_mask_conv.conv2d.bias"][label] = 1
+    return weights
+
+
+def one_face() -> dict[str, Tensor]:
+    """Weights of a detector that sees a face which fills the picture, whatever a square one shows.
+
+    All anchors of the coarsest 512 pixels are faces, so large that the first one stands for all.
+    """
+    weights = {
+        name: torch.zeros_like(each)
+        for name, each in RetinaFace("mobilenet0.25").state_dict().items()
+    }
+    for name, each in weights.items():
+        if name.endswith("running_var"):
+            each.fill_(1)
+    no, yes = [9.0, -9, 9, -9], [9.0, -9, -9, 9]
+    for level, scores in enumerate((no, no, yes)):
+        weights[f"ClassHead.{level}.conv1x1.bias"] = torch.tensor(scores)
+    weights["BboxHead.2.conv1x1.bias"] = torch.tensor([0.0, 0, 15, 15]).repeat(2)
+    # The first one's middle is at (16, 16) of the 640 x 640 pixels that the network sees.
+    marks = [(mark * 640 / FACE_PX - (16 + 16j)) / (0.1 * 512) for mark in TEMPLATE]
+    places = torch.tensor([part for mark in marks for part in (mark.real, mark.imag)])
+    weights["LandmarkHead.2.conv1x1.bias"] = places.repeat(2)
     return weights
 
 

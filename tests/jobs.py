@@ -21,6 +21,7 @@ def record(request: GenerateRequest | UpscaleRequest, job_id: str = "job") -> Jo
         priority="normal",
         request_json=request.model_dump_json(),
         progress=Progress(status=JobStatus.RUNNING, attempt=1),
+        faults=0,
         worker="w",
         submitted_s=0,
         leased_s=0,

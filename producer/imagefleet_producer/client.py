@@ -11,8 +11,8 @@ from kombu.exceptions import OperationalError
 from PIL import Image
 
 from imagefleet_shared.broker import connect, make_celery, publish
-from imagefleet_shared.errors import InvalidImage
 from imagefleet_shared.fields import ImageFormat, JobKind, Priority
+from imagefleet_shared.image_files import open_image
 from imagefleet_shared.layout import CONTENT_TYPES, input_key
 from imagefleet_shared.ledger import Ledger
 from imagefleet_shared.parts import ImageRef
@@ -155,8 +155,5 @@ def _read(image: Path | str | bytes | Image.Image) -> tuple[bytes, ImageFormat]:
         image.save(file, "PNG", compress_level=1)
         return file.getvalue(), "png"
     content = image if isinstance(image, bytes) else Path(image).read_bytes()
-    try:
-        with Image.open(BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as picture:
-            return content, cast(ImageFormat, (picture.format or "").lower())
-    except (OSError, Image.DecompressionBombError) as exc:
-        raise InvalidImage(f"not a PNG, JPEG or WebP picture: {exc}") from exc
+    image_format = open_image(content).format or ""
+    return content, cast(ImageFormat, image_format.lower())

@@ -59,6 +59,7 @@ class Job:
 
         Args:
             timeout: seconds until `JobTimeout`; None waits as long as it takes.
+                `BrokerUnavailable` instead where Redis is away then, or was for a minute.
 
         Raises:
             JobNotFound: there is no such job, or its record has expired.
@@ -73,6 +74,7 @@ class Job:
 
         Args:
             timeout: seconds until `JobTimeout`; None waits as long as it takes.
+                `BrokerUnavailable` instead where Redis is away then, or was for a minute.
 
         Raises:
             JobNotFound: there is no such job, or its record has expired.

@@ -10,6 +10,7 @@
     │   ├── UnknownEmbedding
     │   ├── IncompatibleAdapter
     │   ├── UnsupportedSize
+    │   ├── TooManyPixels
     │   ├── PromptTooLong
     │   └── InvalidImage
     ├── WorkerFailure           the operator: the fleet could not do what it promises
@@ -106,6 +107,17 @@ class UnsupportedSize(InvalidRequest):
         what, width, height, max_pixels = self.args
         pixels = width * height
         return f"{what} {width}x{height} has {pixels} pixels; at most {max_pixels} are allowed"
+
+
+class TooManyPixels(InvalidRequest):
+    """The pictures of one request are too much together; ask for them by several requests."""
+
+    def __init__(self, what: str, pixels: int, max_pixels: int) -> None:
+        ImagefleetError.__init__(self, what, pixels, max_pixels)
+
+    def __str__(self) -> str:
+        what, pixels, max_pixels = self.args
+        return f"{what} have {pixels} pixels together; at most {max_pixels} are allowed"
 
 
 class PromptTooLong(InvalidRequest):

@@ -118,6 +118,16 @@ def check_schedule(scheduler: SchedulerName, sigma_schedule: SigmaSchedule) -> N
         )
 
 
+def check_target(scale: float | None, width: int | None, height: int | None) -> None:
+    """Refuse a target that is not told in just one way; raises `InvalidRequest`."""
+    by_size = width is not None or height is not None
+    if by_size == (scale is not None):
+        raise InvalidRequest(
+            "give either scale, or width, height or both; given "
+            f"scale={scale}, width={width}, height={height}"
+        )
+
+
 def _model_name(name: object) -> object:
     """A name is looked up in the model store; what could be a path is refused before that."""
     if isinstance(name, str) and (
@@ -130,7 +140,7 @@ def _model_name(name: object) -> object:
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 SizePx = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 SidePx = Annotated[int, Field(ge=1, le=65535)]
-"""A side of a picture that is not diffused; 65535 is JPEG's limit."""
+"""A side of a picture that is not diffused; what a file can have is in `image_files`."""
 Scheduler = Annotated[SchedulerName, BeforeValidator(_known_scheduler)]
 Sigmas = Annotated[SigmaSchedule, BeforeValidator(_known_sigma_schedule)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]

@@ -12,6 +12,9 @@ from .errors import InvalidImage, InvalidRequest
 from .fields import ImageFormat
 from .png import encode_png
 
+MAX_SIDE_PX: dict[ImageFormat, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+"""Longest side that a file can have: PNG's header, libjpeg's and libwebp's encoders."""
+
 _UNICODE = b"UNICODE\0"
 # A JPEG segment is at most 65,535 bytes, two of which hold its length.
 _JPEG_EXIF_MAX_BYTES = 65_533

@@ -7,6 +7,7 @@ lease's token; whoever lost the lease can change nothing any more.
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
+from math import inf
 from time import monotonic, sleep
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -100,8 +101,10 @@ class Ledger:
         Raises:
             JobNotFound: there is no such job.
             JobTimeout: `timeout_s` passed and the job has not ended.
+            redis.ConnectionError, redis.TimeoutError: Redis is away when `timeout_s` has passed, or
+                was for a minute; whether the job has ended is not known.
         """
-        give_up = None if timeout_s is None else monotonic() + timeout_s
+        give_up = inf if timeout_s is None else monotonic() + timeout_s
         last_answer, last_seen = monotonic(), None
         with self._redis.pubsub(ignore_subscribe_messages=True) as events:
             while True:
@@ -115,14 +118,15 @@ class Ledger:
                         last_seen = record.progress
                     if record.status.ended:
                         return
-                    left_s = 1.0 if give_up is None else min(1.0, give_up - monotonic())
+                    left_s = give_up - monotonic()
                     if left_s <= 0:
                         raise JobTimeout(job_id, cast(float, timeout_s))
-                    events.get_message(timeout=left_s)
+                    events.get_message(timeout=min(1.0, left_s))
                 except UNREACHABLE:
-                    if monotonic() > last_answer + OUTAGE_S:
+                    left_s = min(give_up, last_answer + OUTAGE_S) - monotonic()
+                    if left_s <= 0:
                         raise
-                    sleep(0.2)
+                    sleep(min(0.2, left_s))
 
     def cancel(self, job_id: str) -> JobStatus:
         """Ask for a job's end: a queued one ends now, a running one within a step.

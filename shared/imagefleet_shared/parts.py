@@ -10,6 +10,7 @@ from .fields import (
     LATENT,
     LATENT_MODES,
     NEAREST,
+    PIXEL_MODES,
     MaskFill,
     ModelName,
     RequestPart,
@@ -17,6 +18,7 @@ from .fields import (
     SidePx,
     Sigmas,
     SizePx,
+    check_target,
     split_label,
 )
 
@@ -36,6 +38,7 @@ class ImageRef(RequestPart):
 
 Scale = Annotated[float, Field(ge=-10, le=10)]
 _DEFAULT_VISIBILITY = 0.5
+_DEFAULT_OVERLAP = 16
 
 
 class LoRA(RequestPart):
@@ -95,12 +98,7 @@ class HiresPass(RequestPart):
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        by_size = self.width is not None or self.height is not None
-        if by_size == (self.scale is not None):
-            raise InvalidRequest(
-                "give either scale, or width, height or both; given "
-                f"scale={self.scale}, width={self.width}, height={self.height}"
-            )
+        check_target(self.scale, self.width, self.height)
         return self
 
 
@@ -131,7 +129,7 @@ class FaceRestore(RequestPart):
     fidelity: float | None = Field(default=None, ge=0, le=1)
     """CodeFormer only, A1111's "weight": 0 the cleanest face, 1 the truest; None: 0.5."""
     after_upscale: bool = False
-    """Where the picture is enlarged too: do that first."""
+    """Where the picture is enlarged too: do that first; not with `inpaint`."""
 
 
 class UpscalePass(RequestPart):
@@ -148,12 +146,13 @@ class UpscalePass(RequestPart):
     crop: bool = True
     """With both sides given: what exceeds them is cut off, equally at both ends."""
     upscaler_2: ModelName | None = None
-    """Another one whose result is blended in; None: none."""
+    """Another one, whose result is blended in; None: none."""
     upscaler_2_visibility: float = Field(default=_DEFAULT_VISIBILITY, ge=0, le=1)
     """Share of `upscaler_2` in the blend."""
     tile_size: int | None = Field(default=None, ge=16, le=2048, multiple_of=8)
-    """Largest side of what a model sees at once, input pixels; None: by the worker's memory."""
-    tile_overlap: int = Field(default=16, ge=0, le=512)
+    """Largest side of what a model sees at once, input pixels; the worker's memory may allow less,
+    and decides alone where this is None."""
+    tile_overlap: int = Field(default=_DEFAULT_OVERLAP, ge=0, le=128)
     """Input pixels that neighbouring tiles share at least; the seam is blended over them."""
 
     @property
@@ -163,12 +162,7 @@ class UpscalePass(RequestPart):
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        by_size = self.width is not None or self.height is not None
-        if by_size == (self.scale is not None):
-            raise InvalidRequest(
-                "give either scale, or width, height or both; given "
-                f"scale={self.scale}, width={self.width}, height={self.height}"
-            )
+        check_target(self.scale, self.width, self.height)
         if not self.crop and (self.width is None or self.height is None):
             raise InvalidRequest("crop=False is for a target with both width and height")
         return self
@@ -181,6 +175,8 @@ class UpscalePass(RequestPart):
                     f"{field} {name!r} is for hires only; "
                     f"allowed are {LANCZOS!r}, {NEAREST!r} or a model"
                 )
+        if self.upscaler_2 == self.upscaler:
+            raise InvalidRequest(f"upscaler_2 is {self.upscaler!r}, as upscaler: give another one")
         visibility = self.upscaler_2_visibility
         if self.upscaler_2 is None and visibility != _DEFAULT_VISIBILITY:
             raise InvalidRequest(f"upscaler_2_visibility {visibility} needs an upscaler_2")
@@ -188,5 +184,11 @@ class UpscalePass(RequestPart):
             raise InvalidRequest(
                 f"tile_overlap must be less than half of tile_size {self.tile_size}, "
                 f"given {self.tile_overlap}"
+            )
+        tiled = self.tile_size is not None or self.tile_overlap != _DEFAULT_OVERLAP
+        if tiled and set(self.upscalers) <= set(PIXEL_MODES):
+            raise InvalidRequest(
+                f"tile_size {self.tile_size} and tile_overlap {self.tile_overlap} are for models; "
+                f"upscaler {self.upscaler!r} is none"
             )
         return self

@@ -28,13 +28,15 @@ class ModelInfo(Frozen):
     """What to put into the prompt for an adapter, by its file's metadata."""
     size_bytes: int
     sha256: str | None
-    """Of the file; None for a folder, and until a checkpoint or upscaler was first used."""
+    """Of the file; None for a folder, and until it was read: an adapter soon, others once used."""
 
 
 class WorkerInfo(Frozen):
     """A live worker."""
 
     name: str
+    host: str
+    """Name of the machine or container that it runs on."""
     device: str
     """As torch names it: `cpu`, `cuda:0 (NVIDIA H200)`."""
     slots: int

@@ -22,6 +22,8 @@ class JobRecord:
     priority: Priority
     request_json: str
     progress: Progress
+    faults: int
+    """Workers lost while they were at work on it."""
     worker: str
     submitted_s: float
     """Unix time by Redis's clock."""
@@ -47,6 +49,7 @@ class JobRecord:
                 steps=int(fields["steps"]),
                 attempt=int(fields["attempt"]),
             ),
+            faults=int(fields.get("faults", 0)),
             worker=fields["worker"],
             submitted_s=float(fields["submitted_s"]),
             leased_s=float(fields.get("leased_s", 0)),

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from .errors import InvalidRequest
 from .fields import (
+    PIXEL_MODES,
     Emphasis,
     ImageFormat,
     JobKind,
@@ -34,6 +35,8 @@ from .parts import (
     TextualInversion,
     UpscalePass,
 )
+
+_SWITCH_AT = 0.8
 
 
 class GenerateRequest(RequestPart):
@@ -89,7 +92,7 @@ class GenerateRequest(RequestPart):
     """img2img only: draw where a mask says; None: everywhere."""
     refiner_checkpoint: ModelName | None = None
     """Checkpoint that takes over at `refiner_switch_at`, in the first pass; None: none does."""
-    refiner_switch_at: float = Field(default=0.8, gt=0, lt=1)
+    refiner_switch_at: float = Field(default=_SWITCH_AT, gt=0, lt=1)
     """Share of the steps after which the refiner takes over."""
     hires: HiresPass | None = None
     """A second, larger pass; None: off."""
@@ -124,6 +127,26 @@ class GenerateRequest(RequestPart):
                     raise InvalidRequest(f"{field} {value!r} is for img2img: give an image with it")
         return self
 
+    @model_validator(mode="after")
+    def _all_is_heeded(self) -> Self:
+        if self.variation_seed is not None and self.variation_strength == 0:
+            raise InvalidRequest(
+                f"variation_seed {self.variation_seed} needs a variation_strength above 0"
+            )
+        if self.refiner_checkpoint is None and self.refiner_switch_at != _SWITCH_AT:
+            raise InvalidRequest(
+                f"refiner_switch_at {self.refiner_switch_at:g} needs a refiner_checkpoint"
+            )
+        if self.face_restore and self.face_restore.after_upscale:
+            if self.upscale is None:
+                raise InvalidRequest("face_restore.after_upscale True needs an upscale")
+            if self.inpaint:
+                raise InvalidRequest(
+                    "face_restore.after_upscale True would redraw faces that the mask keeps; "
+                    "with inpaint only False is allowed"
+                )
+        return self
+
 
 class UpscaleRequest(UpscalePass):
     """Pictures to enlarge, each by itself."""
@@ -134,6 +157,16 @@ class UpscaleRequest(UpscalePass):
     """Faces drawn anew; None: off."""
     output_format: ImageFormat = "png"
     """File format of the result."""
+
+    @model_validator(mode="after")
+    def _faces_after_something(self) -> Self:
+        unchanged = self.scale == 1 and set(self.upscalers) <= set(PIXEL_MODES)
+        if unchanged and self.face_restore and self.face_restore.after_upscale:
+            raise InvalidRequest(
+                f"face_restore.after_upscale True needs an enlargement; scale 1 by "
+                f"{self.upscaler!r} is none"
+            )
+        return self
 
 
 def _kind_of(request: object) -> JobKind:

@@ -41,8 +41,8 @@ class Sleeper:
         steps = 1 if deadly or hanging else round(max(map(float, orders)) / STEP_S)
         stages.begin("denoise", steps)
         if deadly:
-            # At work, and the ledger knows it.
-            time.sleep(1)
+            # At work: that much the ledger hears at once.
+            time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         for _ in range(steps):
             time.sleep(10_000 if hanging else STEP_S)

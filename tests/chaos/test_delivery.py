@@ -19,7 +19,9 @@ from imagefleet_producer import (
     JobTimeout,
     PoisonJob,
 )
+from imagefleet_shared.broker import connect
 from imagefleet_shared.layout import manifest_key
+from imagefleet_shared.presence import ANNOUNCE_S, live_workers, withdraw
 from localfleet.process import Process
 from tests.fleet import TestFleet, wait_for
 
@@ -135,6 +137,32 @@ def test_a_job_that_kills_its_worker_is_given_up_and_the_others_go_on(fleet: Tes
     enqueue(fleet, "after").result(timeout=60)
 
 
+def test_who_is_drawn_with_a_job_that_kills_its_worker_finishes(fleet: TestFleet) -> None:
+    fleet.start_sleeper(supervised=True, max_batch_pixels=str(8 * 64 * 64))
+    first = enqueue(fleet, "first", 2)
+    wait_running(first)
+    innocent, poison = enqueue(fleet, "innocent"), enqueue(fleet, "poison", "die")
+    assert first.result(timeout=20).attempt == 1
+    assert innocent.result(timeout=60).attempt > 1, "it was drawn in a batch with the other"
+    with pytest.raises(PoisonJob):
+        poison.result(timeout=60)
+
+
+def test_a_redis_that_refuses_to_write_for_a_while_costs_no_job(fleet: TestFleet) -> None:
+    worker = fleet.start_sleeper()
+    with connect(fleet.broker, retries=0) as redis:
+        job = enqueue(fleet, "during", 4)
+        wait_running(job)
+        redis.config_set("maxmemory", 1)
+        time.sleep(1)
+        redis.config_set("maxmemory", 0)
+        assert job.result(timeout=60)
+        withdraw(redis, job_worker(fleet))
+        wait_for(lambda: bool(live_workers(redis)), 2 * ANNOUNCE_S, "it announces itself")
+    assert enqueue(fleet, "after").result(timeout=10)
+    assert worker.alive
+
+
 def test_a_stalled_engine_is_killed_and_its_neighbour_finishes(fleet: TestFleet) -> None:
     fleet.start_sleeper(supervised=True, stall_timeout_s="2")
     hanging = enqueue(fleet, "hangs", "hang")
@@ -199,6 +227,40 @@ def test_pictures_wait_for_a_store_that_is_away_and_the_engine_is_not_asked_twic
     fleet.start_sleeper()
     s3_server.start()
     assert job.result(timeout=90).attempt == 2
+    assert fleet.runs() == ["patient"]
+    assert not spool.exists()
+
+
+def test_a_job_canceled_while_its_pictures_wait_for_the_store_leaves_none_of_them(
+    fleet: TestFleet, s3_server: Process
+) -> None:
+    """They were forgotten only after a success."""
+    fleet.start_sleeper()
+    job = enqueue(fleet, "patient", 2)
+    wait_running(job)
+    s3_server.kill()
+    spool = fleet.folder / "spool" / job.id
+    wait_for(spool.exists, 60, "the picture is kept on local disk")
+    job.cancel()
+    wait_for(lambda: not spool.exists(), 60, "the picture is gone")
+    assert job.status() is JobStatus.CANCELED
+
+
+def test_pictures_of_a_job_that_is_handed_back_wait_for_the_next_attempt(
+    fleet: TestFleet, s3_server: Process
+) -> None:
+    worker = fleet.start_sleeper(drain_timeout_s="0")
+    job = enqueue(fleet, "patient", 2)
+    wait_running(job)
+    s3_server.kill()
+    spool = fleet.folder / "spool" / job.id
+    wait_for(spool.exists, 60, "the picture is kept on local disk")
+    os.kill(worker.pid, signal.SIGTERM)
+    wait_for(lambda: job.status() is JobStatus.QUEUED, 60, "the job is handed back")
+    wait_for(lambda: not worker.alive, 30, "the worker ends")
+    s3_server.start()
+    fleet.start_sleeper()
+    assert job.result(timeout=90).attempt == 1
     assert fleet.runs() == ["patient"]
     assert not spool.exists()
 

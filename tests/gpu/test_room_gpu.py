@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from imagefleet_worker.room import CudaMemory
+from imagefleet_worker.upscale.memory import bytes_per_pixel
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="NOT RUN: memory of a GPU needs CUDA, there is none here"
@@ -22,6 +23,17 @@ def test_a_peak_counts_what_was_given_back_and_not_what_stays() -> None:
     memory.begin()
     assert memory.peak_bytes() == 0
     del weights
+
+
+def test_an_upscaler_that_is_tried_within_a_batch_hides_nothing_of_its_peak() -> None:
+    """The trial began the count anew: later batches were planned by what came after it."""
+    device = torch.device("cuda")
+    memory = CudaMemory(device)
+    memory.begin()
+    passing = torch.empty(256 * MIB, dtype=torch.uint8, device=device)
+    del passing
+    assert bytes_per_pixel(lambda tile: tile * 2, device) < 100
+    assert (memory.peak_bytes() or 0) >= 256 * MIB
 
 
 def test_what_the_allocator_keeps_unused_is_free() -> None:

@@ -28,7 +28,13 @@ def redis(broker: BrokerSettings) -> Redis:
 
 def info(name: str, *kinds: JobKind) -> WorkerInfo:
     return WorkerInfo(
-        name=name, device="cpu", slots=8, kinds=kinds, default_checkpoint=None, models=()
+        name=name,
+        host="here",
+        device="cpu",
+        slots=8,
+        kinds=kinds,
+        default_checkpoint=None,
+        models=(),
     )
 
 

@@ -1,5 +1,6 @@
 """A fleet whose models all lie in a bucket draws with them, and says so."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,18 @@ from imagefleet_shared.presence import live_workers
 from imagefleet_shared.storage import FileStore, s3_client
 from imagefleet_worker.models.remote import open_remote
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 from localfleet.servers import BUCKET
-from tests.fleet import TestFleet
-from tests.jobs import resolved
+from tests.fleet import TestFleet, wait_for
+from tests.jobs import record
 
 HIRES = {"scale": 1.5, "upscaler": "demo-x2", "num_inference_steps": 1}
+
+
+def in_cache(folder: Path) -> set[str]:
+    """Names of the files that are there whole."""
+    return {path.name for path in (folder / "cache/versions").glob("*/*.safetensors")}
 
 
 @pytest.fixture
@@ -55,18 +62,46 @@ def fleet(
     fleet.close()
 
 
-def test_a_job_made_ready_has_all_its_models_on_local_disk_and_no_others(
+def test_a_job_has_all_its_models_on_local_disk_and_no_others(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     models = ModelStore(tmp_path / "none", open_remote(WorkerSettings(), StorageSettings()))
-    store = FileStore(tmp_path / "pictures")
-    resolved(models, store, prompt="a fox <lora:demo-one:1>", hires=HIRES)
+    resolver = Resolver(WorkerSettings(), models, FileStore(tmp_path / "pictures"))
+    request = GenerateRequest(
+        prompt="a fox <lora:demo-one:1>",
+        checkpoint="demo",
+        hires=HiresPass.model_validate(HIRES),
+    )
+    with resolver.on_disk(record(request)):
+        whole = in_cache(tmp_path)
 
-    whole = {path.name for path in (tmp_path / "cache/versions").glob("*/*.safetensors")}
     wanted = {"demo.safetensors", "demo-one.safetensors", "demo-x2.safetensors"}
     # Embeddings have no header that would describe them, so all are fetched.
     embeddings = {file.path.name for file in models.listed("embedding")}
     assert whole == wanted | embeddings
+
+
+def test_models_of_a_job_that_waits_stay_on_disk(fleet: TestFleet, tmp_path: Path) -> None:
+    """They were evicted after two minutes in the line, and the job then failed."""
+    fleet.start_sleeper(slots="3", model_disk_gb="1e-9")
+
+    def enqueue(name: str, checkpoint: str, *loras: LoRA) -> None:
+        fleet.client.generate(
+            GenerateRequest(
+                prompt=f"{name} 600", checkpoint=checkpoint, loras=loras, width=64, height=64
+            )
+        )
+
+    enqueue("first", "demo")
+    wait_for(lambda: fleet.runs() == ["first"], 60, "the engine is busy")
+    enqueue("waits", "demo", LoRA(name="demo-one"))
+    wait_for(lambda: "demo-one.safetensors" in in_cache(tmp_path), 60, "it has its models")
+    for version in (tmp_path / "cache/versions").iterdir():
+        os.utime(version, times=(0, 0))
+    enqueue("later", "demo-xl")
+    wait_for(lambda: "demo-xl.safetensors" in in_cache(tmp_path), 60, "another has its own")
+
+    assert {"demo.safetensors", "demo-one.safetensors"} <= in_cache(tmp_path)
 
 
 def test_a_worker_lists_and_draws_with_models_of_the_bucket(fleet: TestFleet) -> None:

@@ -3,19 +3,29 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from imagefleet_shared import routing
 from imagefleet_shared.broker import connect, make_celery, publish
 from imagefleet_shared.errors import InvalidRequest, JobCanceled, JobNotFound, JobTimeout, PoisonJob
-from imagefleet_shared.ledger import MAX_ATTEMPTS, MAX_FAULTS, PREVIEW_TTL_S, WATCHED_S, Ledger
+from imagefleet_shared.ledger import (
+    MAX_ATTEMPTS,
+    MAX_FAULTS,
+    OUTAGE_S,
+    PREVIEW_TTL_S,
+    WATCHED_S,
+    Ledger,
+)
 from imagefleet_shared.records import Lease
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.results import JobResult, Timings
 from imagefleet_shared.settings import BrokerSettings
 from imagefleet_shared.status import JobStatus, Stage
+from localfleet.process import Process
 
 REQUEST = GenerateRequest(prompt="a fox")
 LEASE_S = 0.2
@@ -257,6 +267,29 @@ def test_watching_gives_up_in_time(ledger: Ledger) -> None:
     submit(ledger)
     with pytest.raises(JobTimeout):
         list(ledger.watch("job", timeout_s=0.05))
+
+
+def test_watching_gives_up_in_time_while_redis_is_away_too(
+    ledger: Ledger, redis_server: Process
+) -> None:
+    """Only the outage that is sat out counted: whoever gave 1 s waited for a minute."""
+    submit(ledger)
+    watched = ledger.watch("job", timeout_s=1)
+    assert next(watched).status is JobStatus.QUEUED
+    redis_server.kill()
+    with ThreadPoolExecutor(1) as executor, pytest.raises(RedisConnectionError):
+        executor.submit(next, watched).result(timeout=OUTAGE_S / 2)
+
+
+def test_an_outage_shorter_than_the_time_to_wait_is_sat_out(
+    ledger: Ledger, redis_server: Process
+) -> None:
+    submit(ledger)
+    watched = ledger.watch("job", timeout_s=OUTAGE_S / 2)
+    assert next(watched).status is JobStatus.QUEUED
+    redis_server.restart()
+    lease(ledger)
+    assert next(watched).status is JobStatus.RUNNING
 
 
 def test_one_worker_reconciles_at_a_time(ledger: Ledger) -> None:

@@ -26,7 +26,8 @@ STUB_WORKER = """
     if os.environ.get("STUB_FAILS"):
         raise SystemExit("no GPU, no luck")
     info = WorkerInfo(
-        name="stub", device="cpu", slots=1, kinds=("generate",), default_checkpoint=None, models=()
+        name="stub", host="here", device="cpu", slots=1, kinds=("generate",),
+        default_checkpoint=None, models=(),
     )
     announce(connect(BrokerSettings(), retries=0), info)
     time.sleep(600)

@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
@@ -20,15 +22,20 @@ from imagefleet_shared.errors import (
     StorageUnavailable,
     UnknownCheckpoint,
     UnknownLora,
+    UnknownUpscaler,
     WorkerFailure,
 )
+from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.status import Stage
-from imagefleet_shared.storage import s3_client
+from imagefleet_shared.storage import FileStore, s3_client
 from imagefleet_worker.models.bucket import PART_BYTES, ModelBucket
 from imagefleet_worker.models.disk_cache import SPARED_S, DiskCache
+from imagefleet_worker.models.listing import NamedKind
 from imagefleet_worker.models.remote import RemoteModels
 from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.settings import WorkerSettings
 from localfleet.process import Process
 from localfleet.servers import BUCKET
 
@@ -41,6 +48,7 @@ SD1 = (
 )
 PLENTY = 2**40
 CHECKPOINT = save({key: torch.zeros(1, 4, 1, 1) for key in SD1})
+EMBEDDING = save({"emb_params": torch.zeros(1, 768)})
 
 
 class Shelf:
@@ -53,6 +61,16 @@ class Shelf:
     def put(self, path: str, content: bytes, **metadata: str) -> None:
         self._s3.put_object(
             Bucket=BUCKET, Key=f"{self._prefix}/{path}", Body=content, Metadata=metadata
+        )
+
+    def put_secret(self, path: str, content: bytes) -> None:
+        """An object that only who knows its key can read."""
+        self._s3.put_object(
+            Bucket=BUCKET,
+            Key=f"{self._prefix}/{path}",
+            Body=content,
+            SSECustomerAlgorithm="AES256",
+            SSECustomerKey=os.urandom(32),
         )
 
     def delete(self, path: str) -> None:
@@ -69,6 +87,14 @@ def fetch_in_process(url: str, folder: Path, tell_fetches: Callable[[float | Non
     path = store.fetch(store.find("upscaler", "large"))
     assert path.stat().st_size == 3 * PART_BYTES
     tell_fetches(REGISTRY.get_sample_value("imagefleet_model_fetches_total"))
+
+
+def keep_in_process(url: str, folder: Path, keeps: Event, done: Event) -> None:
+    store = open_store(url, folder, budget_bytes=1)
+    with store.kept([store.find("upscaler", "kept")]):
+        keeps.set()
+        assert done.wait(60)
+        assert store.fetched("upscaler", "kept").read_bytes() == b"weights"
 
 
 @pytest.fixture
@@ -203,6 +229,59 @@ def test_a_removed_file_is_unknown_once_that_is_noticed(shelf: Shelf, store: Mod
         store.find("lora", "style")
 
 
+def test_an_object_that_cannot_be_read_is_left_out_and_stops_nobody_else(
+    shelf: Shelf, store: ModelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One such object failed every listing: no job was done, no worker announced."""
+    shelf.put("loras/good.safetensors", CHECKPOINT)
+    shelf.put_secret("loras/secret.safetensors", CHECKPOINT)
+    for _ in range(2):
+        assert [file.name for file in store.listed("lora")] == ["good"]
+    assert caplog.text.count("lora left out: s3://") == 1
+
+    with pytest.raises(StorageUnavailable, match=r"loras/secret\.safetensors"):
+        store.find("lora", "secret")
+
+
+def test_what_cannot_be_read_just_now_is_not_done_without(
+    shelf: Shelf, store: ModelStore, s3_server: Process, tmp_path: Path
+) -> None:
+    """Given one checkpoint and another that is out of reach, the first is not the default."""
+    resolver = Resolver(WorkerSettings(), store, FileStore(tmp_path / "pictures"))
+    shelf.put("checkpoints/a.safetensors", CHECKPOINT)
+    assert resolver.default_checkpoint() == "a"
+    shelf.put("checkpoints/b.safetensors", CHECKPOINT)
+    shelf.put("embeddings/owl.safetensors", EMBEDDING)
+    with pytest.raises(UnknownUpscaler):
+        store.find("upscaler", "a name that has the bucket listed anew")
+
+    s3_server.kill()
+    try:
+        assert [file.name for file in store.listed("checkpoint")] == ["a"]
+        assert resolver.default_checkpoint() is None
+        with pytest.raises(StorageUnavailable, match=r"checkpoints/b\.safetensors"):
+            resolver.generate(GenerateRequest(prompt="a fox"), "job")
+        drawn_with_a = GenerateRequest(prompt="a fox", checkpoint="a")
+        assert resolver.generate(drawn_with_a, "job").look.inversions == ()
+        with pytest.raises(StorageUnavailable, match=r"embeddings/owl\.safetensors"):
+            resolver.generate(GenerateRequest(prompt="an owl", checkpoint="a"), "job")
+    finally:
+        s3_server.start()
+    assert [file.name for file in store.listed("checkpoint")] == ["a", "b"]
+    with pytest.raises(UnknownCheckpoint, match="no default"):
+        resolver.generate(GenerateRequest(prompt="a fox"), "job")
+
+
+@pytest.mark.parametrize("kind", ["lora", "embedding"])
+def test_an_object_removed_since_it_was_listed_is_left_out(
+    kind: NamedKind, shelf: Shelf, store: ModelStore
+) -> None:
+    shelf.put(f"{kind}s/gone.safetensors", CHECKPOINT)
+    assert store.listed("checkpoint") == ()
+    shelf.delete(f"{kind}s/gone.safetensors")
+    assert store.listed(kind) == ()
+
+
 @pytest.mark.parametrize("stated", ["metadata", "beside"])
 def test_a_file_that_is_not_what_is_published_is_refused_and_not_kept(
     stated: str, shelf: Shelf, store: ModelStore, tmp_path: Path
@@ -256,6 +335,20 @@ def test_a_broken_download_that_was_damaged_starts_anew(shelf: Shelf, store: Mod
     assert store.fetch(file).read_bytes() == b"weights"
 
 
+def test_a_broken_download_that_cannot_be_read_is_said_to_be_so(
+    shelf: Shelf, store: ModelStore
+) -> None:
+    """It was said that it could not be written."""
+    shelf.put("upscalers/up.pth", b"weights")
+    file = store.find("upscaler", "up")
+    file.path.parent.mkdir(parents=True)
+    part = file.path.with_name(f".{file.path.name}.part")
+    part.symlink_to(part)
+
+    with pytest.raises(FileUnavailable, match="cannot be read or written: Too many levels"):
+        store.fetch(file)
+
+
 def test_two_processes_that_want_a_file_at_once_download_it_once(
     shelf: Shelf, tmp_path: Path
 ) -> None:
@@ -273,6 +366,29 @@ def test_two_processes_that_want_a_file_at_once_download_it_once(
     assert [process.exitcode for process in both] == [0, 0]
     assert sorted([fetches.get(), fetches.get()]) == [0, 1]
     assert fetched(tmp_path) == ["large.pth"]
+
+
+def test_a_download_that_ends_while_another_looks_at_it_is_used(
+    shelf: Shelf, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part was there and then was not, which failed the job that waited for it."""
+    shelf.put("upscalers/up.pth", b"weights")
+    file = store.find("upscaler", "up")
+    part, disk = file.path.with_name(f".{file.path.name}.part"), DiskCache(tmp_path, PLENTY)
+    other, stat = ExitStack(), Path.stat
+    other.enter_context(disk.kept(file.path.parent.name))
+    other.enter_context(disk.filling(file.path.parent.name, lambda: None))
+    part.write_bytes(b"weights")
+
+    def stat_and_end(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = stat(path, follow_symlinks=follow_symlinks)
+        if path == part:
+            part.rename(file.path)
+            other.close()
+        return found
+
+    monkeypatch.setattr(Path, "stat", stat_and_end)
+    assert store.fetch(file).read_bytes() == b"weights"
 
 
 def test_versions_that_were_not_used_for_longest_leave_the_disk_first(
@@ -300,6 +416,78 @@ def test_what_was_used_just_now_stays_though_the_budget_is_exceeded(
         shelf.put(f"upscalers/{name}.pth", b"weights")
         store.fetch(store.find("upscaler", name))
     assert fetched(tmp_path) == ["a.pth", "b.pth"]
+
+
+def test_downloads_at_once_make_room_for_each_other(shelf: Shelf, tmp_path: Path) -> None:
+    """Each made room for itself alone, and the disk held more than its budget."""
+    store = open_store(shelf.url, tmp_path, budget_bytes=2_500_000)
+    for name in ("a", "b", "c", "d"):
+        shelf.put(f"upscalers/{name}.pth", os.urandom(10**6))
+    for name in ("a", "b"):
+        store.fetch(store.find("upscaler", name))
+    grown_old(tmp_path)
+    third, fourth = (store.find("upscaler", name) for name in "cd")
+
+    def fetch_another(stage: Stage, step: int, steps: int) -> None:
+        store.fetch(fourth)
+
+    store.fetch(third, fetch_another)
+    assert fetched(tmp_path) == ["c.pth", "d.pth"]
+
+
+def test_a_download_that_goes_on_needs_room_for_its_rest_only(shelf: Shelf, tmp_path: Path) -> None:
+    """What was there of it counted twice, and others were evicted for nothing."""
+    store = open_store(shelf.url, tmp_path, budget_bytes=4 * PART_BYTES)
+    shelf.put("upscalers/other.pth", os.urandom(PART_BYTES // 2))
+    shelf.put("upscalers/large.pth", os.urandom(3 * PART_BYTES))
+    large = store.find("upscaler", "large")
+
+    def canceled(stage: Stage, step: int, steps: int) -> None:
+        if step:
+            raise JobCanceled("job")
+
+    with pytest.raises(JobCanceled):
+        store.fetch(large, canceled)
+    store.fetch(store.find("upscaler", "other"))
+    grown_old(tmp_path)
+    store.fetch(large)
+    assert fetched(tmp_path) == ["large.pth", "other.pth"]
+
+
+def test_what_a_job_keeps_stays_however_long_it_waits(shelf: Shelf, tmp_path: Path) -> None:
+    """A LoRA that was evicted while its job stood in the line for two minutes failed the job."""
+    store = open_store(shelf.url, tmp_path, budget_bytes=1)
+    for name in ("kept", "other", "third"):
+        shelf.put(f"upscalers/{name}.pth", b"weights")
+    processes = multiprocessing.get_context("spawn")
+    keeps, done = processes.Event(), processes.Event()
+    job = processes.Process(target=keep_in_process, args=(shelf.url, tmp_path, keeps, done))
+    job.start()
+    assert keeps.wait(60)
+
+    grown_old(tmp_path)
+    store.fetch(store.find("upscaler", "other"))
+    assert fetched(tmp_path) == ["kept.pth", "other.pth"]
+
+    done.set()
+    job.join()
+    grown_old(tmp_path)
+    store.fetch(store.find("upscaler", "third"))
+    assert (job.exitcode, fetched(tmp_path)) == (0, ["third.pth"])
+
+
+def test_a_version_that_was_only_found_is_not_waited_for_on_the_engines_thread(
+    shelf: Shelf, store: ModelStore
+) -> None:
+    """A later job's upscaler, still to be fetched, was fetched there for an earlier job."""
+    shelf.put("upscalers/up.pth", b"first")
+    first = store.find("upscaler", "up")
+    with store.kept([first]):
+        shelf.put("upscalers/up.pth", b"other")
+        with pytest.raises(UnknownUpscaler):
+            store.find("upscaler", "a name that has it listed anew")
+        assert store.find("upscaler", "up") != first
+        assert store.fetched("upscaler", "up") == first.path
 
 
 def test_a_diffusers_folder_of_a_bucket_is_refused_and_its_parts_are_no_models(

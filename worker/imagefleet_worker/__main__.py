@@ -39,7 +39,7 @@ def main() -> None:
 
 def _healthy() -> bool:
     workers = live_workers(connect(BrokerSettings(), retries=0))
-    return any(worker.name.startswith(f"{socket.gethostname()}-") for worker in workers)
+    return any(worker.host == socket.gethostname() for worker in workers)
 
 
 if __name__ == "__main__":

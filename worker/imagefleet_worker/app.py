@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import socket
 from contextlib import suppress
 from threading import Event, Thread, Timer
 from typing import get_args
@@ -11,10 +12,11 @@ from celery import Celery
 from celery.signals import worker_shutting_down
 from kombu.exceptions import OperationalError
 from redis import Redis
+from redis.exceptions import RedisError
 
 from imagefleet_shared.broker import connect, make_celery, publish
 from imagefleet_shared.errors import ImagefleetError
-from imagefleet_shared.ledger import UNREACHABLE, Ledger
+from imagefleet_shared.ledger import Ledger
 from imagefleet_shared.presence import ANNOUNCE_S, ModelInfo, WorkerInfo, announce, withdraw
 from imagefleet_shared.routing import QUEUES
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
@@ -32,7 +34,6 @@ from .intake import Intake
 from .lease import LeaseKeeper
 from .machine import card_bytes, options_on
 from .models.listing import NamedKind
-from .models.model_file import ModelFile
 from .models.pipelines import PipelineCache
 from .models.remote import open_remote
 from .models.store import ModelStore
@@ -159,6 +160,7 @@ class Worker:
         self._intake.start()
         announcing = Thread(target=self._announce, name="announce", daemon=True)
         announcing.start()
+        Thread(target=self._hash_adapters, name="hash", daemon=True).start()
         Thread(target=self._reconcile, name="reconcile", daemon=True).start()
         worker_shutting_down.connect(self._drain, weak=False)
         try:
@@ -172,6 +174,7 @@ class Worker:
         finally:
             self._stopping.set()
             self._intake.close()
+            self._keeper.close()
             announcing.join()
 
     def _drain(self, **_: object) -> None:
@@ -185,17 +188,18 @@ class Worker:
         while not self._stopping.is_set():
             try:
                 announce(self._redis, self._info())
-            except (*UNREACHABLE, ImagefleetError) as exc:
+            except (RedisError, ImagefleetError) as exc:
                 log.warning("not announced: %s", exc)
             self._stopping.wait(ANNOUNCE_S)
         # Before the jobs held have ended: the others' shares of what waits grow at once.
-        with suppress(*UNREACHABLE):
+        with suppress(RedisError):
             withdraw(self._redis, self._name)
 
     def _info(self) -> WorkerInfo:
         files = [file for kind in get_args(NamedKind) for file in self._models.listed(kind)]
         return WorkerInfo(
             name=self._name,
+            host=socket.gethostname(),
             device=_describe(self._device),
             slots=self._settings.slots,
             kinds=self._settings.queues,
@@ -208,17 +212,22 @@ class Worker:
                     forms=file.facts.forms if file.facts else (),
                     trigger_words=file.facts.trigger_words if file.facts else (),
                     size_bytes=file.size_bytes,
-                    sha256=self._hash(file),
+                    sha256=self._models.known_sha256(file),
                 )
                 for file in files
             ),
         )
 
-    def _hash(self, file: ModelFile) -> str | None:
-        """Adapters are small and hashed at once; what is large or far, once somebody uses it."""
-        if file.kind in ("lora", "embedding") and file.remote is None:
-            return self._models.sha256(file)
-        return self._models.known_sha256(file)
+    def _hash_adapters(self) -> None:
+        """Read local adapters for `_info`; what is large or far is hashed once somebody uses it."""
+        while not self._stopping.is_set():
+            try:
+                for file in (*self._models.listed("lora"), *self._models.listed("embedding")):
+                    if file.remote is None:
+                        self._models.sha256(file)
+            except ImagefleetError as exc:
+                log.warning("not all adapters are hashed: %s", exc)
+            self._stopping.wait(ANNOUNCE_S)
 
     def _reconcile(self) -> None:
         while not self._stopping.wait(RECONCILE_S):
@@ -227,7 +236,7 @@ class Worker:
                     for wakeup in self._ledger.reconcile():
                         log.info("job %s waits without a message, publishing again", wakeup.job_id)
                         publish(self._celery, wakeup)
-            except (*UNREACHABLE, OperationalError) as exc:
+            except (RedisError, OperationalError) as exc:
                 log.warning("not reconciled: %s", exc)
 
 

@@ -45,11 +45,11 @@ def _shared(look: Look, guidance_scale: float) -> Hashable:
     return (look.checkpoint, look.loras, look.windows, guided)
 
 
-def traits_of(job: ResolvedJob, priority: Priority) -> Traits:
-    """What of a job decides about its turn."""
+def traits_of(job: ResolvedJob, priority: Priority, *, alone: bool = False) -> Traits:
+    """What of a job decides about its turn; `alone`: it shares no batch."""
     looks = [] if isinstance(job, ResolvedUpscale) else job.looks
     return Traits(
-        key=batch_key(job),
+        key=None if alone else batch_key(job),
         pixels=pixels_of(job),
         begins=_setup(looks[0]) if looks else None,
         ends=_setup(looks[-1]) if looks else None,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
 from time import monotonic, sleep
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from imagefleet_shared.broker import publish
 from imagefleet_shared.errors import ImagefleetError, StorageUnavailable, WorkerFailure
@@ -88,10 +90,14 @@ class Delivery:
         except ImagefleetError as exc:
             self._end(lease, exc)
             raise
+        except RedisError:  # The job is not at fault, and will be found by the end of its lease.
+            raise
         except Exception as exc:
             failure = WorkerFailure(f"{type(exc).__name__}: {exc}")
             self._end(lease, failure)
             raise failure from exc
+        # The manifest is published: no attempt needs the kept pictures, whoever has the lease.
+        self._spool.drop(job_id)
         return self._succeed(lease, result)
 
     def _do(self, held: HeldJob, holding: Holding) -> JobResult:
@@ -102,8 +108,11 @@ class Delivery:
             finished = self._patiently(held, lambda: self._store.find(manifest_key(folder)))
             if finished is not None:
                 return JobResult.model_validate_json(finished)
-        with self._engine.expected() as ticket:
-            resolved = self._patiently(held, lambda: self._resolver.resolve(job, held.tell))
+        with self._engine.expected() as ticket, ExitStack() as models:
+            held.tell("load", 0, 0)
+            resolved = self._patiently(
+                held, lambda: models.enter_context(self._resolver.on_disk(job, held.tell))
+            )
             ready = monotonic()
             kept = self._spool.find(job.id)
             if kept:
@@ -112,9 +121,12 @@ class Delivery:
                 render = partial(
                     self._engine.render,
                     priority=job.priority,
+                    # Else whoever is drawn beside a job that takes workers down would fall with it.
+                    alone=job.faults > 0,
                     ticket=ticket,
                     meanwhile=partial(self._models.ahead.read, resolved.files),
                 )
+                held.tell("queued", 0, 0)
                 made = make(resolved, render, held, self._encode, holding.drawn)
         images = self._store_pictures(held, folder, made.pictures)
         result = JobResult(
@@ -145,7 +157,6 @@ class Delivery:
             images = self._patiently(
                 held, lambda: [self._store_picture(folder, *one) for one in enumerate(pictures)]
             )
-        self._spool.drop(held.job.id)
         return images
 
     def _store_picture(self, folder: str, index: int, picture: Picture) -> ImageResult:
@@ -196,8 +207,11 @@ class Delivery:
         return f"succeeded: {count} picture{'s' if count > 1 else ''}"
 
     def _end(self, lease: Lease, error: ImagefleetError) -> None:
-        metrics.JOBS.labels(lease.job.kind, type(error).__name__).inc()
-        if not self._ledger.fail(lease, error):
+        if self._ledger.fail(lease, error):
+            metrics.JOBS.labels(lease.job.kind, type(error).__name__).inc()
+            self._spool.drop(lease.job.id)
+        else:
+            # Others have the job; should it come back here, its pictures are needed.
             log.warning("job %s failed after its lease was lost: %s", lease.job.id, error)
 
     def _hand_back(self, lease: Lease) -> str:

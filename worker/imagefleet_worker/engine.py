@@ -1,13 +1,15 @@
 """The one thread that touches the device: takes jobs in batches, renders them, reports steps."""
 
 import logging
+import os
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from threading import Condition, Thread
 from time import monotonic
 from typing import Protocol
 
+import torch
 from PIL import Image
 
 from imagefleet_shared.fields import Priority
@@ -22,6 +24,9 @@ from .room import HOST_MEMORY, DeviceMemory, NoRoomForWeights, Room, translated
 from .stages import NOBODY, AllEnded, Stages, Tell, Viewer
 
 log = logging.getLogger(__name__)
+
+HEED_S = 0.25
+"""A job that waits for its turn is asked this often whether it is to go on."""
 
 
 class Renderer(Protocol):
@@ -40,6 +45,11 @@ class Renderer(Protocol):
         ...
 
 
+def end_process() -> None:
+    """End this process at once, whatever its other threads do."""
+    os._exit(1)
+
+
 class Engine(Thread):
     """Runs a renderer on the jobs that wait, those that fit together at once, in `Line`'s order.
 
@@ -52,6 +62,8 @@ class Engine(Thread):
         max_batch_pixels: of all pictures of a batch; 0 renders every job alone.
         gather_s: how long a batch that is not full waits for jobs that are on their way.
         memory: of the device.
+        abort: called where the device, or this thread, can do nothing more; ends the process, so
+            that its jobs are leased by others.
     """
 
     def __init__(
@@ -61,6 +73,7 @@ class Engine(Thread):
         max_batch_pixels: int,
         gather_s: float = 0,
         memory: DeviceMemory = HOST_MEMORY,
+        abort: Callable[[], object] = end_process,
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self.ready: Future[None] = Future()
@@ -69,6 +82,7 @@ class Engine(Thread):
         self._beat = beat
         self._room = Room(max_batch_pixels, memory)
         self._gather_s = gather_s
+        self._abort = abort
         self._coming: set[object] = set()
         self._line: Line[Order] = Line()
         self._changed = Condition()
@@ -97,6 +111,7 @@ class Engine(Thread):
         tell: Tell,
         viewer: Viewer = NOBODY,
         priority: Priority = "normal",
+        alone: bool = False,
         ticket: object = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> Rendered:
@@ -105,23 +120,38 @@ class Engine(Thread):
         Args:
             job: to be rendered.
             tell: hears of every step.
-            viewer: is shown sketches of the pictures, when it wants them.
+            viewer: is shown sketches of the pictures, when it wants them, and is asked while the
+                job waits whether it is to go on.
             priority: among the jobs that wait here.
+            alone: never in a batch with other jobs.
             ticket: of `expected`, if the job was.
             meanwhile: done on the calling thread while the job waits; it must compute nothing.
 
         Raises:
             ImagefleetError: what the job asks for cannot be done.
-            JobCanceled, JobTimeout, LeaseLost, HandBack: whatever `tell` raised.
+            JobCanceled, JobTimeout, LeaseLost, HandBack: whatever `tell` or `viewer` raised.
         """
-        order = Order(job, traits_of(job, priority), tell, viewer)
+        order = Order(job, traits_of(job, priority, alone=alone), tell, viewer)
         with self._changed:
             self._coming.discard(ticket)
             self._line.join(order, order.traits)
             self._changed.notify()
         if meanwhile is not None:
             meanwhile()
+        self._heed(order)
         return order.done.result()
+
+    def _heed(self, order: Order) -> None:
+        """Wait for a job's turn; it leaves the line where it must stop before."""
+        while not wait([order.done], HEED_S).done:
+            with self._changed:
+                if order not in self._line:
+                    return
+                try:
+                    order.viewer.check()
+                except BaseException:
+                    self._line.leave(order)
+                    raise
 
     def close(self) -> None:
         """Finish the jobs taken, then end the thread."""
@@ -136,6 +166,13 @@ class Engine(Thread):
             self.ready.set_exception(exc)
             return
         self.ready.set_result(None)
+        try:
+            self._serve(renderer)
+        except BaseException:  # Else the jobs that wait would wait for ever, their leases renewed.
+            log.critical("the engine is broken; this process ends", exc_info=True)
+            self._abort()
+
+    def _serve(self, renderer: Renderer) -> None:
         self._beat(False)
         while orders := self._next():
             self._run(renderer, orders)
@@ -171,7 +208,10 @@ class Engine(Thread):
         except AllEnded:
             self._line.forget()
             pictures = [[] for _ in orders]
-        except BaseException as exc:  # Else the thread would end and its callers wait for ever.
+        except torch.AcceleratorError:
+            # Nothing runs on a CUDA context after its first such error: no job is to fail of it.
+            raise
+        except BaseException as exc:
             self._line.forget()
             error = translated(exc)
             if len(orders) == 1 or isinstance(exc, NoRoomForWeights):

@@ -20,16 +20,22 @@ class Finisher:
         """Which enlarges the pictures of a hires pass too."""
         self._faces = faces
 
-    def finish(
+    def retouch(
+        self, pictures: Sequence[Image.Image], faces: ResolvedFaces | None, stages: Stages
+    ) -> Sequence[Image.Image]:
+        """What comes first: faces, unless they are for the enlarged picture; raises as its part."""
+        if faces and not faces.asked.after_upscale:
+            return self._faces.restore(pictures, faces, stages)
+        return pictures
+
+    def enlarge(
         self,
         pictures: Sequence[Image.Image],
         upscale: UpscalePass | None,
         faces: ResolvedFaces | None,
         stages: Stages,
     ) -> list[Image.Image]:
-        """The pictures, in the order of work that `faces` asks for; raises as its parts do."""
-        if faces and not faces.asked.after_upscale:
-            pictures = self._faces.restore(pictures, faces, stages)
+        """What comes last: the upscale, and faces where they are for it; raises as its parts do."""
         if upscale:
             pictures = [self.enlarger.enlarge(each, upscale, stages) for each in pictures]
         if faces and faces.asked.after_upscale:

@@ -67,7 +67,8 @@ class Studio:
     def _rendered(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
         if isinstance(job := jobs[0], ResolvedUpscale):
             image = job.picture.image
-            [colours] = self._finisher.finish([image], job.request, job.faces, stages)
+            retouched = self._finisher.retouch([image], job.faces, stages)
+            [colours] = self._finisher.enlarge(retouched, job.request, job.faces, stages)
             return [[with_alpha(colours, job.picture.alpha, job.request)]]
         return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), stages)
 
@@ -77,8 +78,10 @@ class Studio:
         if shared.hires:
             look = shared.hires.look
             latents = self._hires_pass(batch, shared.hires, latents, stages)
-        pictures = batch.finished(self._decoded(look, latents, stages))
-        return batch.by_job(self._finisher.finish(pictures, shared.upscale, shared.faces, stages))
+        drawn = self._decoded(look, latents, stages)
+        # As A1111, before what masks keep is laid over: its faces are not to be touched.
+        pictures = batch.finished(self._finisher.retouch(drawn, shared.faces, stages))
+        return batch.by_job(self._finisher.enlarge(pictures, shared.upscale, shared.faces, stages))
 
     def _first_pass(self, batch: Batch, stages: Stages) -> Tensor:
         shared = batch.shared

@@ -63,7 +63,7 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
+def deep_grey_as_rgb(image: Image.Image) -> Image.Image:
     """A grey picture of 16 bits as RGB, by its high bytes; others themselves.
 
     Pillow's own conversion clips at 255: nearly every 16-bit picture would come out white.
@@ -119,7 +119,7 @@ def decode(data: bytes, max_pixels: int, convert: Callable[[Image.Image], T]) ->
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    return eight_bit(image) if image.mode.startswith("I;16") else on_white(image)
+    return deep_grey_as_rgb(image) if image.mode.startswith("I;16") else on_white(image)
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

@@ -16,10 +16,10 @@ from typing import Any
 
 from celery import bootsteps
 from redis import Redis
+from redis.exceptions import RedisError
 
 from imagefleet_shared.backlog import Backlog, read_backlog
 from imagefleet_shared.fields import JobKind
-from imagefleet_shared.ledger import UNREACHABLE
 
 from . import metrics
 from .prefetch import read_every_reply
@@ -135,7 +135,7 @@ class Intake(Thread):
                 held, drawn, consumer = Counter(self._held), self._drawn, self._consumer
             try:
                 backlog = read_backlog(self._redis, self._kinds, self._worker)
-            except UNREACHABLE as exc:
+            except RedisError as exc:
                 log.warning("the queues were not looked at: %s", exc)
                 continue
             share = share_of(backlog, held, self._slots)

@@ -1,14 +1,16 @@
 """The jobs that this worker holds: one thread renews their leases and hears of their end."""
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from threading import Condition, Thread
+from typing import Literal
 
 from PIL import Image
+from redis.exceptions import RedisError
 
 from imagefleet_shared.errors import JobCanceled, JobTimeout
-from imagefleet_shared.ledger import UNREACHABLE, Held, Ledger
+from imagefleet_shared.ledger import Held, Ledger
 from imagefleet_shared.records import JobRecord, Lease
 from imagefleet_shared.status import Stage
 
@@ -17,7 +19,9 @@ from .preview import encode_sketches
 log = logging.getLogger(__name__)
 
 BEAT_S = 0.25
-"""Progress is told, and cancels are heard, this often. One round trip for all jobs held."""
+"""Progress is told, and cancels are heard, this often, for all jobs held at once."""
+
+Verdict = Held | Literal["handed_back"]
 
 
 class LeaseLost(Exception):
@@ -29,12 +33,19 @@ class HandBack(Exception):
 
 
 class HeldJob:
-    """A job that this worker holds. `tell` may be called from any thread."""
+    """A job that this worker holds. `tell` may be called from any thread.
 
-    def __init__(self, lease: Lease, ledger: Ledger) -> None:
+    Args:
+        lease: of the job.
+        ledger: that gave it.
+        wake: called when what was told should reach the ledger at once.
+    """
+
+    def __init__(self, lease: Lease, ledger: Ledger, wake: Callable[[], None]) -> None:
         self.lease = lease
         self._ledger = ledger
-        self._verdict: Held | None = "held"
+        self._wake = wake
+        self._verdict: Verdict = "held"
         self._sketches: Sequence[Image.Image] = ()
         self.watched = False
         """Whether somebody waits for a preview."""
@@ -46,8 +57,15 @@ class HeldJob:
         return self.lease.job
 
     def tell(self, stage: Stage, step: int, steps: int) -> None:
-        """Say how far the job is; costs nothing, the keeper passes it on. Raises as `check`."""
+        """Say how far the job is; costs nothing, the keeper passes it on. Raises as `check`.
+
+        That it waits, or no longer does, is passed on at once: should this worker die, it decides
+        whether the job may have been at fault.
+        """
+        waited = self._progress[0] == "queued"
         self._progress = (stage, step, steps)
+        if (stage == "queued") != waited:
+            self._wake()
         self.check()
 
     def check(self) -> None:
@@ -65,7 +83,7 @@ class HeldJob:
                 raise JobTimeout(self.job.id, self.job.allowed_s or 0)
             case "lost":
                 raise LeaseLost(self.job.id)
-            case None:
+            case "handed_back":
                 raise HandBack(self.job.id)
 
     def confirm(self) -> None:
@@ -82,11 +100,11 @@ class HeldJob:
         """What the ledger is to be told."""
         return (self.lease, *self._progress)
 
-    def hear(self, verdict: Held | None) -> None:
-        """Take note of what becomes of the job; None: hand it back."""
+    def hear(self, verdict: Verdict) -> None:
+        """Take note of what becomes of the job; the first end that is heard counts."""
         if verdict == "watched":
             self.watched = True
-        elif self._verdict == "held":
+        elif verdict != "held" and self._verdict == "held":
             self._verdict = verdict
 
     def show(self, sketches: Sequence[Image.Image]) -> None:
@@ -109,13 +127,15 @@ class LeaseKeeper(Thread):
         self._ledger = ledger
         self._held: set[HeldJob] = set()
         self._changed = Condition()
-        self._closed = False
+        self._woken = self._handing_back = self._closed = False
 
     @contextmanager
     def hold(self, lease: Lease) -> Generator[HeldJob]:
         """Keep a lease for as long as the context lasts."""
-        held = HeldJob(lease, self._ledger)
+        held = HeldJob(lease, self._ledger, self._wake)
         with self._changed:
+            if self._handing_back:
+                held.hear("handed_back")
             self._held.add(held)
             self._changed.notify()
         try:
@@ -125,10 +145,11 @@ class LeaseKeeper(Thread):
                 self._held.discard(held)
 
     def hand_back_all(self) -> None:
-        """Stop every job held at its next step and give it back."""
+        """Stop every job held now or later at its next step and give it back."""
         with self._changed:
+            self._handing_back = True
             for held in self._held:
-                held.hear(None)
+                held.hear("handed_back")
 
     def close(self) -> None:
         """End the thread."""
@@ -142,10 +163,16 @@ class LeaseKeeper(Thread):
                 self._changed.wait_for(lambda: self._held or self._closed)
                 if self._closed:
                     return
+                self._woken = False
                 held = list(self._held)
             self._renew(held)
             with self._changed:
-                self._changed.wait_for(lambda: self._closed, timeout=BEAT_S)
+                self._changed.wait_for(lambda: self._woken or self._closed, timeout=BEAT_S)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
 
     def _renew(self, held: list[HeldJob]) -> None:
         try:
@@ -153,7 +180,7 @@ class LeaseKeeper(Thread):
             for one in held:
                 one.pass_on_sketches()
             verdicts = self._ledger.renew([one.beat() for one in held])
-        except UNREACHABLE as exc:
+        except RedisError as exc:  # away, or refusing to write: the next beat may get through
             log.warning("leases not renewed: %s", exc)
             return
         for one, verdict in zip(held, verdicts, strict=True):

@@ -60,6 +60,9 @@ class Line(Generic[T]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, item: T) -> bool:
+        return any(place.item is item for place in self._places)
+
     def join(self, item: T, traits: Traits) -> None:
         """Put a job at the end."""
         self._places.append(Place(item, traits))
@@ -77,6 +80,10 @@ class Line(Generic[T]):
             self._places.remove(place)
         self._on = batch[0].traits.ends or self._on
         return batch
+
+    def leave(self, item: T) -> None:
+        """Take a job out before its turn."""
+        self._places = [place for place in self._places if place.item is not item]
 
     def full(self, cap: Callable[[Hashable], int]) -> bool:
         """Whether no job like the one to lead next would fit into its batch any more."""

@@ -84,9 +84,10 @@ def _enlarge(
     encode: Encode,
     drawn: Callable[[], None],
 ) -> Made:
-    """One picture after the other, so that memory holds two at most, and other jobs get their turn.
+    """One picture after the other, so that other jobs get their turn.
 
-    A picture is encoded while the engine is at work on the next one.
+    A picture is encoded while the engine is at work on the next one, so that memory holds two
+    results at most; of the others their files, the sum of which `UploadChecker` limits.
     """
     rendered: list[Rendered] = []
     files: list[Future[list[Picture]]] = []

@@ -3,10 +3,12 @@
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import rmtree
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
+from time import time
 from typing import Any
 
 from PIL import Image
@@ -73,22 +75,40 @@ def made_with(job: ResolvedGenerate, models: ModelStore) -> infotext.Models:
     )
 
 
+_LISTING = "pictures.json"
+_UNFINISHED = "unfinished-"
+_KEPT_S = 24 * 3600
+"""A job that another worker ended leaves its pictures here; no attempt waits so long for them."""
+
+
 class Spool:
-    """Pictures that wait on local disk for the object store, by job."""
+    """Pictures that wait on local disk for the object store, by job.
+
+    What has lain there for a day is deleted, at the start and whenever more is kept.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._sweep()
 
     def keep(self, job_id: str, pictures: Sequence[Picture]) -> None:
-        """Keep a job's pictures: all of them, or, where the disk is full, none."""
+        """Keep a job's pictures: all of them, or, where the disk is full, none.
+
+        Those that an earlier attempt kept stay.
+        """
+        self._sweep()
+        kept = self._root / job_id
         try:
+            if kept.exists():
+                return
             self._root.mkdir(parents=True, exist_ok=True)
-            folder = Path(mkdtemp(dir=self._root))
-            facts = [asdict(picture) for picture in pictures]
-            for index, fact in enumerate(facts):
-                (folder / str(index)).write_bytes(fact.pop("content"))
-            (folder / "pictures.json").write_text(json.dumps(facts))
-            folder.rename(self._root / job_id)
+            with TemporaryDirectory(prefix=_UNFINISHED, dir=self._root) as name:
+                folder = Path(name)
+                facts = [asdict(picture) for picture in pictures]
+                for index, fact in enumerate(facts):
+                    (folder / str(index)).write_bytes(fact.pop("content"))
+                (folder / _LISTING).write_text(json.dumps(facts))
+                folder.rename(kept)
         except OSError as exc:
             log.warning("pictures of job %s are in memory only: %s", job_id, exc)
 
@@ -96,7 +116,7 @@ class Spool:
         """A job's pictures that an earlier attempt kept here; None where it kept none."""
         folder = self._root / job_id
         try:
-            facts: list[dict[str, Any]] = json.loads((folder / "pictures.json").read_text())
+            facts: list[dict[str, Any]] = json.loads((folder / _LISTING).read_text())
             contents = [(folder / str(index)).read_bytes() for index in range(len(facts))]
         except OSError:
             return None
@@ -107,3 +127,13 @@ class Spool:
     def drop(self, job_id: str) -> None:
         """Forget a job's pictures."""
         rmtree(self._root / job_id, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        oldest_s = time() - _KEPT_S
+        for folder in self._root.glob("*"):
+            # Other workers of the host sweep too, and what others own cannot be looked into.
+            with suppress(OSError):
+                # Whoever set the root may have more there: our compose file, the locks of GPUs.
+                ours = folder.name.startswith(_UNFINISHED) or (folder / _LISTING).exists()
+                if ours and folder.stat().st_mtime < oldest_s:
+                    rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """A request, the worker's defaults and the files on disk made into a job with nothing optional."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import replace
 
 from PIL import Image
@@ -36,12 +37,8 @@ class Resolver:
         self._uploads = UploadChecker(models, self._fetch, settings.max_output_pixels)
         self._looks = LookFinder(models, settings.max_prompt_tokens)
 
-    def resolve(self, job: JobRecord, tell: Tell = unheard) -> ResolvedGenerate | UpscaleJob:
-        """Make a job ready, with all its models on local disk.
-
-        Args:
-            job: to be made ready.
-            tell: hears how far models are fetched; what it raises ends that.
+    def resolve(self, job: JobRecord) -> ResolvedGenerate | UpscaleJob:
+        """Make a job ready.
 
         Raises:
             InvalidRequest: something asked for does not exist, does not fit, or cannot be read.
@@ -50,19 +47,37 @@ class Resolver:
         """
         request = job.request()
         if isinstance(request, UpscaleRequest):
-            ready = self._uploads.check(request)
-        else:
-            ready = self.generate(request, job.id)
-        # Last, so that gigabytes are fetched only for what can be done.
-        for file in (*ready.files, *map(self._upscaler, ready.upscalers)):
-            if file:
-                self._models.fetch(file, tell)
-        return ready
+            return self._uploads.check(request)
+        return self.generate(request, job.id)
+
+    @contextmanager
+    def on_disk(
+        self, job: JobRecord, tell: Tell = unheard
+    ) -> Generator[ResolvedGenerate | UpscaleJob]:
+        """A job made ready, with all its models on local disk until the context ends.
+
+        Args:
+            job: to be made ready.
+            tell: hears how far models are fetched; what it raises ends that.
+
+        Raises as `resolve`.
+        """
+        ready = self.resolve(job)
+        # Now, so that gigabytes are fetched only for what can be done.
+        with self.kept(ready, tell):
+            yield ready
+
+    @contextmanager
+    def kept(self, ready: ResolvedGenerate | UpscaleJob, tell: Tell = unheard) -> Generator[None]:
+        """Have all models of a job on local disk until the context ends; raises as `resolve`."""
+        upscalers = [file for file in map(self._upscaler, ready.upscalers) if file]
+        with self._models.kept((*ready.files, *upscalers), tell):
+            yield
 
     def default_checkpoint(self) -> str | None:
         """What a request that names no checkpoint gets; None where there is no such choice."""
         checkpoints = [
-            file for file in self._models.listed("checkpoint") if file.family != "sdxl_refiner"
+            file for file in self._models.named("checkpoint") if file.family != "sdxl_refiner"
         ]
         return self._settings.default_checkpoint or (
             checkpoints[0].name if len(checkpoints) == 1 else None
@@ -77,10 +92,9 @@ class Resolver:
         check_pixels("picture", width, height, self._settings.max_pixels)
         hires = self._hires(request, checkpoint, width, height) if request.hires else None
         start = self._start(request, source, hires) if source else None
-        if request.upscale:
-            size = (hires.size.width, hires.size.height) if hires else (width, height)
-            whole = start.overlay if start and start.region else None
-            self._uploads.check_upscale(request.upscale, *(whole.size if whole else size))
+        size = (hires.size.width, hires.size.height) if hires else (width, height)
+        whole = start.overlay if start and start.region else None
+        self._uploads.check_drawn(request, *(whole.size if whole else size))
         look = self._look(request, checkpoint)
         job = ResolvedGenerate(
             request=request,
@@ -103,8 +117,13 @@ class Resolver:
     def _checkpoint(self, name: str | None) -> ModelFile:
         name = name or self.default_checkpoint()
         if name is None:
-            known = [file.name for file in self._models.listed("checkpoint")]
-            raise UnknownCheckpoint("(none given, and this worker has no default)", known)
+            known = self._models.named("checkpoint")
+            faults = [file.fault for file in known if file.fault]
+            if faults and len(known) - len(faults) < 2:
+                # With that file, another might be the only one.
+                raise faults[0]
+            names = [file.name for file in known]
+            raise UnknownCheckpoint("(none given, and this worker has no default)", names)
         checkpoint = self._models.find("checkpoint", name)
         if checkpoint.family == "sdxl_refiner":
             raise InvalidRequest(

@@ -11,6 +11,7 @@ import torch
 from imagefleet_shared.errors import OutOfMemory
 
 from .models.graph_memory import GRAPH_MEMORY
+from .peak import GPU_PEAK
 
 USABLE = 0.9
 """Share of the free memory that a batch is planned for; blocks of other sizes keep the rest."""
@@ -73,13 +74,13 @@ class CudaMemory:
     def begin(self) -> None:
         """Forget the peak so far."""
         GRAPH_MEMORY.begin()
-        torch.cuda.reset_peak_memory_stats(self._device)
+        GPU_PEAK.begin(self._device)
 
     def peak_bytes(self) -> int | None:
         """Without what the batch left behind: a checkpoint that it loaded, adapters."""
         if GRAPH_MEMORY.hidden:
             return None
-        peak = torch.cuda.max_memory_allocated(self._device)
+        peak = GPU_PEAK.most_bytes(self._device)
         return peak - torch.cuda.memory_allocated(self._device)
 
 

@@ -13,7 +13,7 @@ Tell = Callable[[Stage, int, int], None]
 
 
 class Viewer(Protocol):
-    """Who may want to see a job's pictures before they are done."""
+    """Who waits for a job's pictures, and may want to see them before they are done."""
 
     watched: bool
     """Whether one is wanted now."""
@@ -22,14 +22,21 @@ class Viewer(Protocol):
         """Take sketches of the job's pictures; called on the engine's thread."""
         ...
 
+    def check(self) -> None:
+        """Raise where the job must stop, which it may have to while it waits for its turn."""
+        ...
+
 
 class Nobody:
-    """A viewer who never wants to see anything."""
+    """A viewer who never wants to see anything, and never has enough."""
 
     watched = False
 
     def show(self, sketches: Sequence[Image.Image]) -> None:
         """Is not called."""
+
+    def check(self) -> None:
+        """Go on."""
 
 
 NOBODY = Nobody()

@@ -6,6 +6,7 @@ It never touches CUDA, so that a wedged driver cannot take it down.
 import fcntl
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -13,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from time import monotonic
 
@@ -23,11 +24,14 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 RESTART_PAUSE_S = (1, 30)
-"""Before a process that died young starts again: doubled each time, from the first to the last."""
+"""Before a process that ended starts again: doubled each time, from the first to the last."""
 HEALTHY_S = 60
-"""A process that lived so long starts again without a pause."""
+"""After a process that lived so long the pauses begin anew."""
 KILL_AFTER_S = 15
 """Time beyond the drain that a process gets to stop by itself."""
+_GPU = re.compile(r"\d+|(GPU|MIG)-.+")
+"""What names one in CUDA_VISIBLE_DEVICES. The driver ends the list at anything else: `-1` hides all
+GPUs, `0,-1,1` all but the first (CUDA C++ Programming Guide, environment variables)."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ def _take(gpu: str, lock_dir: Path) -> bool:
 def _gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu]
+        return list(takewhile(_GPU.fullmatch, map(str.strip, visible.split(","))))
     import pynvml
 
     try:

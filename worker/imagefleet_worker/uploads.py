@@ -1,18 +1,23 @@
-"""What is to be enlarged, checked before the device is touched."""
+"""What is to be enlarged and written, checked before the device is touched."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from imagefleet_shared.errors import InvalidRequest, UnsupportedSize
-from imagefleet_shared.fields import PIXEL_MODES
+from imagefleet_shared.errors import InvalidRequest, TooManyPixels, UnsupportedSize
+from imagefleet_shared.fields import PIXEL_MODES, ImageFormat
+from imagefleet_shared.image_files import MAX_SIDE_PX
 from imagefleet_shared.parts import ImageRef, UpscalePass
-from imagefleet_shared.requests import UpscaleRequest
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 
 from .faces.parts import resolve_faces
 from .models.store import ModelStore
 from .ready import Upload, UpscaleJob
 from .upscale.inputs import decode_upscale_input
 from .upscale.size import upscale_size
+
+_TOGETHER = 4
+"""Times `max_pixels`: what all pictures of a request may have, as the files of all lie in memory
+until the last one is done. By default that is 64 of 2048 x 2048."""
 
 
 class UploadChecker:
@@ -21,7 +26,8 @@ class UploadChecker:
     Args:
         models: where upscalers are.
         fetch: gives a picture's file; raises InvalidRequest where there is none.
-        max_pixels: of a picture that is read, and of one that an upscale gives.
+        max_pixels: of a picture that is read, and of one that an upscale gives; those of a request
+            may have four times as many together, each counted by the larger of the two.
     """
 
     def __init__(
@@ -41,41 +47,63 @@ class UploadChecker:
         restore = request.face_restore
         faces = resolve_faces(restore, self._models) if restore else None
         uploads: list[Upload] = []
-        room = self._max_pixels
+        room, total = self._max_pixels, 0
         for place, image in enumerate(request.images):
             with _named(f"images[{place}]"):
                 content = self._fetch(image)
                 picture = decode_upscale_input(content, self._max_pixels)
                 width, height = picture.image.size
-                self._check_size(request, width, height)
+                self._check_sizes(request, request.output_format, width, height)
+            size = upscale_size(width, height, request)
+            total += max(width * height, size.width * size.height)
+            if total > _TOGETHER * self._max_pixels:
+                what = f"images[0] to images[{place}], before or after the upscale,"
+                raise TooManyPixels(what, total, _TOGETHER * self._max_pixels)
             room -= width * height
             uploads.append(Upload(content, width, height, picture if room >= 0 else None))
         return UpscaleJob(request, tuple(uploads), faces)
 
-    def check_upscale(self, upscale: UpscalePass, width: int, height: int) -> None:
-        """Refuse an upscale of a picture of that size that cannot be done.
+    def check_drawn(self, request: GenerateRequest, width: int, height: int) -> None:
+        """Refuse a drawn picture of that size that cannot be enlarged or written as asked for.
 
         Raises:
             UnknownUpscaler, UnsupportedSize: as their names say.
+            InvalidRequest: a side is too long for `output_format`.
         """
-        self._check_upscalers(upscale)
-        self._check_size(upscale, width, height)
+        if request.upscale is None:
+            _check_sides("picture", width, height, request.output_format)
+            return
+        self._check_upscalers(request.upscale)
+        self._check_sizes(request.upscale, request.output_format, width, height)
 
     def _check_upscalers(self, upscale: UpscalePass) -> None:
         for name in upscale.upscalers:
             if name not in PIXEL_MODES:
                 self._models.find("upscaler", name)
 
-    def _check_size(self, upscale: UpscalePass, width: int, height: int) -> None:
+    def _check_sizes(
+        self, upscale: UpscalePass, output_format: ImageFormat, width: int, height: int
+    ) -> None:
         size = upscale_size(width, height, upscale)
         enlarged = size.enlarged_width, size.enlarged_height
         check_pixels("upscaled picture", *enlarged, self._max_pixels)
+        _check_sides("upscaled picture", size.width, size.height, output_format)
 
 
 def check_pixels(what: str, width: int, height: int, max_pixels: int) -> None:
     """Refuse a picture of more pixels; raises `UnsupportedSize`."""
     if width * height > max_pixels:
         raise UnsupportedSize(what, width, height, max_pixels)
+
+
+def _check_sides(what: str, width: int, height: int, output_format: ImageFormat) -> None:
+    side, longest = max(width, height), MAX_SIDE_PX[output_format]
+    if side > longest:
+        others = [name for name, most in MAX_SIDE_PX.items() if side <= most]
+        raise InvalidRequest(
+            f"{what} {width}x{height} is too long for output_format {output_format}, which allows "
+            f"sides of at most {longest} pixels; formats that allow it: {', '.join(others)}"
+        )
 
 
 @contextmanager

@@ -34,7 +34,8 @@ def warm_up(studio: Studio, resolver: Resolver, settings: WorkerSettings) -> Non
     for request in _requests(resolver, settings):
         started_s = monotonic()
         job = resolver.generate(request, "warm-up")
-        studio.render([job], Stages([_quietly]))
+        with resolver.kept(job):
+            studio.render([job], Stages([_quietly]))
         log.info(
             "warmed up %s at %dx%d, batch %d, in %.1f s",
             request.checkpoint,

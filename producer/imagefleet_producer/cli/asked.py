@@ -57,7 +57,19 @@ class Asked:
                 changed = fields[name] = _changed(known, asked)
                 if name == "upscale" and changed.keys().isdisjoint(_SIZES):
                     changed["scale"] = _DEFAULT_UPSCALE
-        return fields
+        return self._without_what_went_off(fields)
+
+    def _without_what_went_off(self, fields: Fields) -> Fields:
+        """Nor what the picture says of a variation or an upscale that is no longer wanted."""
+        left = dict(fields)
+        if self.fields.get("variation_strength") == 0 and "variation_seed" not in self.fields:
+            left.pop("variation_seed", None)
+        faces = left.get("face_restore")
+        if isinstance(faces, dict) and self.parts["upscale"].get("scale") == 0:
+            asked = self.parts["face_restore"]
+            said = {name: faces[name] for name in faces if name != "after_upscale"}
+            left["face_restore"] = {**said, **asked}
+        return left
 
 
 def request_for(

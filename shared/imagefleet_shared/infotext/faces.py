@@ -1,12 +1,15 @@
 """The labels of restored faces, beside `Face restoration`: written and read."""
 
+from typing import cast
+
 from ..parts import FaceRestore
 from .lines import number
 
+AFTER_UPSCALE = "Face restoration after upscale"
 _NAMES = {
     "Face restoration": "restorer",
     "Face restoration visibility": "visibility",
-    "Face restoration after upscale": "after_upscale",
+    AFTER_UPSCALE: "after_upscale",
 }
 _A1111_ARCHITECTURES = ("GFPGAN", "CodeFormer")
 _ENLARGED = "Postprocess upscale "
@@ -25,8 +28,14 @@ def written(faces: FaceRestore | None) -> dict[str, object]:
     return {
         "Face restoration visibility": None if faces.visibility == 1 else number(faces.visibility),
         "CodeFormer weight": None if faces.fidelity is None else number(faces.fidelity),
-        "Face restoration after upscale": True if faces.after_upscale else None,
+        AFTER_UPSCALE: True if faces.after_upscale else None,
     }
+
+
+def are_last(taken: object) -> bool:
+    """Whether faces that were `taken` were restored after the picture was enlarged."""
+    fields = cast(dict[str, object], taken) if isinstance(taken, dict) else {}
+    return str(fields.get("after_upscale")) == "True"
 
 
 def taken(labels: dict[str, str]) -> dict[str, object] | None:

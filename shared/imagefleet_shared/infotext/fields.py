@@ -7,6 +7,7 @@ import json
 import re
 
 from ..errors import InvalidRequest
+from ..fields import LANCZOS
 from ..samplers import OWN_TIMESTEPS, SchedulerName, find_scheduler, find_sigma_schedule
 from . import labels as tables
 
@@ -44,15 +45,10 @@ def sampling(labels: Labels) -> Fields:
 
 def noise(labels: Labels, scheduler: object) -> Fields:
     """Seeds, and what is made of them."""
-    fields = _taken(
-        labels,
-        {
-            "Seed": "seed",
-            "Variation seed": "variation_seed",
-            "Variation seed strength": "variation_strength",
-            tables.eta_label(_known(scheduler) or "euler"): "eta",
-        },
-    )
+    fields = _taken(labels, {"Seed": "seed", "Variation seed strength": "variation_strength"})
+    if fields.get("variation_strength", "0") not in ("0", "0.0"):
+        fields |= _taken(labels, {"Variation seed": "variation_seed"})
+    fields |= _taken(labels, {tables.eta_label(_known(scheduler) or "euler"): "eta"})
     if "Seed resize from" in labels:
         width, height = _size(labels.pop("Seed resize from"))
         if not {width, height} & {"0", "-1"}:  # which older A1111 wrote for none
@@ -170,6 +166,11 @@ def upscale(labels: Labels) -> Fields | None:
     ):
         if label in labels:
             fields[name] = tables.upscaler_by_label(labels.pop(label))
+    if fields.get("upscaler_2") == fields.get(
+        "upscaler", LANCZOS
+    ):  # blended with itself: no change
+        fields.pop("upscaler_2")
+        fields.pop("upscaler_2_visibility", None)
     return fields
 
 

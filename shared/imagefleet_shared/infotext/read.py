@@ -49,11 +49,15 @@ class Reading:
         mask: Fields = dict(settings) if isinstance(settings, dict) else {}
         if mask_image:
             mask["mask_image"] = mask_image
-        if "mask_image" in mask:
-            over["inpaint"] = mask
-        else:
-            ignored |= _masking(self.ignored_without_image)
-        return {**self.fields, **over}, ignored
+        fields = {**self.fields, **over}
+        if "mask_image" not in mask:
+            return fields, ignored | _masking(self.ignored_without_image)
+        fields["inpaint"] = mask
+        if faces.are_last(fields.get("face_restore")):
+            # One request cannot: they would be redrawn where the mask keeps them.
+            del fields["face_restore"]
+            ignored[faces.AFTER_UPSCALE] = "True"
+        return fields, ignored
 
 
 @dataclass(frozen=True)

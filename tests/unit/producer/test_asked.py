@@ -120,6 +120,19 @@ def test_faces_are_asked_for_by_name_and_left_out_by_a_visibility_of_0(
     assert without.face_restore is None
 
 
+def test_what_belongs_to_a_part_that_is_left_out_goes_with_it(
+    client: Client, tmp_path: Path
+) -> None:
+    faces = FaceRestore(restorer="GFPGANv1.4", after_upscale=True)
+    varied = {"variation_seed": 5, "variation_strength": 0.1, "face_restore": faces}
+    drawn = picture(tmp_path, DRAWN.model_copy(update=varied))
+    again = asked(client, drawn, variation_strength=0.0, upscale_scale=0.0)
+    assert (again.variation_seed, again.upscale) == (None, None)
+    assert again.face_restore == FaceRestore(restorer="GFPGANv1.4")
+    with pytest.raises(InvalidRequest, match="variation_seed 7 needs"):
+        asked(client, drawn, variation_strength=0.0, variation_seed=7)
+
+
 def test_without_a_picture_only_the_options_count(client: Client) -> None:
     request = asked(client, prompt="a fox", hires_scale=2.0, hires_num_inference_steps=3)
     assert request == GenerateRequest(

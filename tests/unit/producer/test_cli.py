@@ -135,7 +135,7 @@ def test_a_picture_that_is_none_ends_with_2(cli: CliRunner, tmp_path: Path, comm
     arguments = {"upscale": ["text.png"], "generate": ["fox", "--image", "text.png"]}[command]
     result = cli.invoke(app, [command, *arguments])
     assert result.exit_code == 2
-    assert result.stderr.startswith("InvalidImage: not a PNG, JPEG or WebP picture")
+    assert result.stderr.startswith("InvalidImage: input image of 13 bytes starts with")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ EXAMPLES: dict[str, object] = {
     "what": "picture",
     "width": 10_000,
     "height": 20_000,
+    "pixels": 50_000_000,
     "max_pixels": 4_194_304,
     "tokens": 900,
     "max_tokens": 750,

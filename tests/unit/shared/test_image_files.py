@@ -9,7 +9,12 @@ from PIL import ExifTags, Image
 
 from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.fields import ImageFormat
-from imagefleet_shared.image_files import encode_image, open_image, read_parameters
+from imagefleet_shared.image_files import (
+    MAX_SIDE_PX,
+    encode_image,
+    open_image,
+    read_parameters,
+)
 
 FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 INFOTEXT = "a cat, naïve ☃ 猫 🐈\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Seed: 1"
@@ -98,3 +103,13 @@ def test_a_damaged_exif_has_no_parameters_or_some_and_does_no_harm() -> None:
         for byte in (0, 2, 3, 255):
             damaged = whole[:at] + bytes([byte]) + whole[at + 1 :]
             assert isinstance(read_parameters(damaged), str | None)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_a_formats_longest_side_is_just_what_its_encoder_takes(format: ImageFormat) -> None:
+    longest = MAX_SIDE_PX[format]
+    for size in ((longest, 1), (1, longest)):
+        assert open_image(encode_image(Image.new("RGB", size), format, None)).size == size
+    for size in ((longest + 1, 1), (1, longest + 1)):
+        with pytest.raises((OSError, ValueError)):
+            encode_image(Image.new("RGB", size), format, None)

@@ -191,8 +191,8 @@ def test_the_gpus_random_numbers_are_a1111s_default() -> None:
         {"width": 640, "height": 333},
         {"width": 640, "height": 333, "crop": False},
         {"scale": 2, "upscaler": "nearest", "upscaler_2": "demo-x2"},
-        {"scale": 2, "upscaler_2": "lanczos", "upscaler_2_visibility": 0.25},
-        {"scale": 4, "tile_size": 192, "tile_overlap": 8},
+        {"scale": 2, "upscaler_2": "nearest", "upscaler_2_visibility": 0.25},
+        {"scale": 4, "upscaler": "demo-x2", "tile_size": 192, "tile_overlap": 8},
     ],
     ids=str,
 )
@@ -216,7 +216,8 @@ def test_restored_faces_are_told_where_a1111_tells_them() -> None:
     assert told["Face restoration visibility"] == "0.5"
     assert told["CodeFormer weight"] == "0.2"
     assert "Face restoration after upscale" not in told
-    plain = settings(text(face_restore=FaceRestore(restorer="GFPGANv1.4", after_upscale=True)))
+    last = FaceRestore(restorer="GFPGANv1.4", after_upscale=True)
+    plain = settings(text(face_restore=last, upscale=UpscalePass(scale=2)))
     assert plain["Face restoration after upscale"] == "True"
     assert not {"Face restoration visibility", "CodeFormer weight"} & plain.keys()
 
@@ -236,9 +237,8 @@ def test_an_upscale_is_told_as_postprocessing() -> None:
     assert told["Postprocess upscale by"] == "2.5"
     assert told["Postprocess upscaler"] == "demo-x2"
     assert "Postprocess tile size" not in told
-    assert (
-        settings(text(upscale=UpscalePass(scale=2, tile_size=64)))["Postprocess tile size"] == "64"
-    )
+    tiled = UpscalePass(upscaler="demo-x2", scale=2, tile_size=64)
+    assert settings(text(upscale=tiled))["Postprocess tile size"] == "64"
 
 
 @pytest.mark.parametrize("name", ['odd, "name"', "line\nbreak", "naïve狐,", '"quoted"', "{x}"])

@@ -144,6 +144,13 @@ def test_the_hires_pass_may_have_such_a_solver_after_another() -> None:
     assert (hires.scheduler, hires.sigma_schedule) == ("ddim", "automatic")
 
 
+def test_an_upscaler_blended_with_itself_is_that_upscaler() -> None:
+    said = "Postprocess upscale by: 2, Postprocess upscaler: x, Postprocess upscaler 2: x"
+    parsed = parse(f"a fox\n{LINE}, {said}, Postprocess upscaler 2 visibility: 0.3")
+    assert parsed.request.upscale == UpscalePass(scale=2, upscaler="x")
+    assert parsed.ignored == {}
+
+
 def test_what_cannot_be_expressed_is_told() -> None:
     more = ', ControlNet 0: "Module: canny, Weight: 1", Tiling: True, Downcast'
     assert ignored(more) == {
@@ -200,6 +207,25 @@ def test_what_was_drawn_over_a_picture_needs_it_again() -> None:
     masked = parse(f"a fox\n{LINE}{IMG2IMG}", IMAGE, MASK)
     assert masked.request.inpaint == Inpaint(mask_image=MASK, mask_blur=8, invert=True)
     assert masked.ignored == {}
+
+
+def test_faces_that_a_mask_keeps_are_not_redrawn_after_an_upscale() -> None:
+    """A1111's extras may have done so; one request cannot."""
+    extras = "Postprocess upscale by: 2, GFPGAN visibility: 0.4"
+    text = f"a fox\n{LINE}{IMG2IMG}, {extras}"
+    faces = parse(text, IMAGE).request.face_restore
+    assert faces
+    assert faces.after_upscale
+    masked = parse(text, IMAGE, MASK)
+    assert masked.request.face_restore is None
+    assert masked.ignored == {"Face restoration after upscale": "True"}
+
+
+@pytest.mark.parametrize("more", ["", ", Variation seed strength: 0"])
+def test_a_variation_of_no_strength_is_none(more: str) -> None:
+    parsed = parse(f"a fox\n{LINE}, Variation seed: 5{more}")
+    assert parsed.request.variation_seed is None
+    assert parsed.ignored == {"Variation seed": "5"}
 
 
 def test_another_picture_may_take_the_place_of_the_one_that_is_named() -> None:
@@ -290,6 +316,7 @@ def requests(draw: st.DrawFn) -> GenerateRequest:
         fields |= {"variation_seed": draw(seeds), "variation_strength": draw(shares)}
     if draw(st.booleans()):
         fields |= {"refiner_checkpoint": draw(names), "refiner_switch_at": draw(shares)}
+    upscale = draw(st.none() | st.builds(UpscalePass, scale=st.floats(1, 8, exclude_min=True)))
     inversion = st.builds(TextualInversion, name=names, token=st.none() | names, scale=shares)
     return GenerateRequest(
         **fields,
@@ -310,7 +337,7 @@ def requests(draw: st.DrawFn) -> GenerateRequest:
         rng=draw(st.sampled_from(["cpu", "gpu"])),
         textual_inversions=tuple(draw(st.lists(inversion, max_size=2))),
         hires=draw(st.none() | hires_passes(scheduler)),
-        upscale=draw(st.none() | st.builds(UpscalePass, scale=st.floats(1, 8, exclude_min=True))),
+        upscale=upscale,
         face_restore=draw(
             st.none()
             | st.builds(
@@ -318,7 +345,9 @@ def requests(draw: st.DrawFn) -> GenerateRequest:
                 restorer=names,
                 visibility=st.floats(0, 1, exclude_min=True),
                 fidelity=st.none() | shares,
-                after_upscale=st.booleans(),
+                after_upscale=st.booleans()
+                if upscale and not fields.get("inpaint")
+                else st.just(False),
             )
         ),
     )

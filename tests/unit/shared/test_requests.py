@@ -157,9 +157,11 @@ def test_enlarging_is_by_1_and_up_to_8(scale: float) -> None:
 
 
 def test_tiles_overlap_by_less_than_half() -> None:
-    UpscalePass(scale=2, tile_size=64, tile_overlap=31)
+    UpscalePass(scale=2, upscaler="swinir", tile_size=64, tile_overlap=31)
     with pytest.raises(InvalidRequest, match="less than half of tile_size 64, given 32"):
         UpscalePass(scale=2, tile_size=64, tile_overlap=32)
+    with pytest.raises(InvalidRequest, match=r"tile_overlap: .*equal to 128, given 129"):
+        UpscalePass(scale=2, tile_overlap=129)
 
 
 @pytest.mark.parametrize("mode", LATENT_MODES)
@@ -178,6 +180,55 @@ def test_what_belongs_to_another_field_is_refused_without_it() -> None:
         with pytest.raises(InvalidRequest, match="crop=False is for a target with both"):
             UpscalePass.model_validate({**target, "crop": False})
     UpscalePass(width=9, height=9, crop=False)
+
+
+def test_faces_of_an_enlarged_picture_are_not_redrawn_where_a_mask_keeps_them() -> None:
+    fields = {"image": IMAGE, "inpaint": {"mask_image": IMAGE}, "upscale": {"scale": 2}}
+    generate(**fields, face_restore={"restorer": "gfpgan"})
+    with pytest.raises(InvalidRequest, match=r"after_upscale True would redraw .* only False is"):
+        generate(**fields, face_restore={"restorer": "gfpgan", "after_upscale": True})
+
+
+@pytest.mark.parametrize("given", [{}, {"upscaler": "swinir", "upscaler_2": "swinir"}])
+def test_an_upscaler_is_not_blended_with_itself(given: dict[str, str]) -> None:
+    """It was run twice, and progress passed 100 %."""
+    fields = {"scale": 2, "upscaler_2": "lanczos", **given}
+    name = fields["upscaler_2"]
+    with pytest.raises(InvalidRequest, match=f"upscaler_2 is '{name}', as upscaler"):
+        UpscalePass.model_validate(fields)
+    UpscalePass.model_validate({**fields, "upscaler": "other"})
+
+
+@pytest.mark.parametrize("tiles", [{"tile_size": 64}, {"tile_overlap": 8}])
+def test_tiles_are_for_models(tiles: dict[str, int]) -> None:
+    for upscalers in ({}, {"upscaler": "nearest"}, {"upscaler_2": "nearest"}):
+        with pytest.raises(InvalidRequest, match=r"tile_size .* are for models; upscaler '\w+' is"):
+            UpscalePass.model_validate({"scale": 2, **tiles, **upscalers})
+    UpscalePass.model_validate({"scale": 2, **tiles, "upscaler_2": "swinir"})
+
+
+def test_a_variation_seed_needs_a_strength() -> None:
+    with pytest.raises(InvalidRequest, match="variation_seed 0 needs a variation_strength above 0"):
+        generate(variation_seed=0)
+    generate(variation_strength=0.1)
+
+
+def test_a_switch_needs_a_refiner() -> None:
+    with pytest.raises(InvalidRequest, match=r"refiner_switch_at 0\.5 needs a refiner_checkpoint"):
+        generate(refiner_switch_at=0.5)
+    generate(refiner_switch_at=0.5, refiner_checkpoint="xl-refiner")
+
+
+def test_faces_come_after_an_upscale_only_where_there_is_one() -> None:
+    faces = {"restorer": "gfpgan", "after_upscale": True}
+    with pytest.raises(InvalidRequest, match="after_upscale True needs an upscale"):
+        generate(face_restore=faces)
+    generate(face_restore=faces, upscale={"scale": 2})
+    fields = {"images": [IMAGE], "scale": 1, "face_restore": faces}
+    with pytest.raises(InvalidRequest, match="scale 1 by 'lanczos' is none"):
+        UpscaleRequest.model_validate(fields)
+    for enlarging in ({"scale": 2}, {"upscaler": "swinir"}):
+        UpscaleRequest.model_validate({**fields, **enlarging})
 
 
 def test_an_upscale_request_has_1_to_64_images() -> None:

@@ -93,6 +93,14 @@ def test_every_mode_becomes_rgb() -> None:
         assert (image.mode, decoded.mode, pixel(decoded)) == (image.mode, "RGB", expected)
 
 
+def test_of_a_phones_jpeg_of_several_pictures_the_first_counts() -> None:
+    small = Image.new("RGB", (4, 2), "red")
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 8), "white").save(buffer, "MPO", save_all=True, append_images=[small])
+    decoded = decode_image(buffer.getvalue(), MAX_PIXELS)
+    assert (decoded.size, pixel(decoded)) == ((16, 8), (255, 255, 255))
+
+
 def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     bomb = bomb_png(20_000, 20_000)
     assert len(bomb) < 1_000_000

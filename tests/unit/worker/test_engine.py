@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Event, get_ident
+from threading import Event, Thread, get_ident
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.orders import Rendered
 from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale
 from imagefleet_worker.room import HOST_MEMORY, NoRoomForWeights, Room
-from imagefleet_worker.stages import Stages, Tell
+from imagefleet_worker.stages import Nobody, Stages, Tell
 from imagefleet_worker.upscale.inputs import UpscaleInput
 from tests.jobs import resolved
 
@@ -179,6 +179,52 @@ def test_the_parent_hears_of_every_step_and_of_idleness(
     order(pool, engine, "bad").exception(5)
     time.sleep(0.05)
     assert beats == [False, True, True, False, True, False]
+
+
+class Impatient(Nobody):
+    """Who waits for a job until a test says that it is canceled."""
+
+    def __init__(self) -> None:
+        self.canceled = Event()
+
+    def check(self) -> None:
+        if self.canceled.is_set():
+            raise JobCanceled("impatient")
+
+
+def test_a_job_that_waits_hears_of_its_end_and_leaves_the_line(
+    engine: Engine, renderer: Scripted, pool: ThreadPoolExecutor
+) -> None:
+    gate, viewer = Event(), Impatient()
+    renderer.script["a"] = lambda _: assert_set(gate)
+    first = order(pool, engine, "a")
+    waiting = pool.submit(engine.render, job("b"), ignore, viewer)
+    last = order(pool, engine, "c")
+    viewer.canceled.set()
+    with pytest.raises(JobCanceled):
+        waiting.result(5)
+    assert not first.done()
+    gate.set()
+    last.result(5)
+    assert renderer.rendered == ["a", "c"]
+
+
+def test_on_a_broken_device_no_job_fails_and_the_process_is_to_end() -> None:
+    renderer, aborted, ended = Scripted(), Event(), list[str]()
+    engine = Engine(lambda: renderer, lambda _: None, max_batch_pixels=0, abort=aborted.set)
+    renderer.script["a"] = raising(torch.AcceleratorError("an illegal memory access"))
+
+    def give(name: str) -> None:
+        with suppress(Exception):
+            engine.render(job(name), ignore)
+        ended.append(name)
+
+    for name in "ab":
+        Thread(target=give, args=[name], daemon=True).start()
+    engine.start()
+    assert aborted.wait(5)
+    engine.join(5)
+    assert ended == []
 
 
 def test_jobs_taken_before_it_is_closed_are_finished(pool: ThreadPoolExecutor) -> None:

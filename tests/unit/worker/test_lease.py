@@ -108,7 +108,7 @@ def test_before_the_point_of_no_return_the_lease_is_asked_for_at_once(
     ledger: Ledger, redis: Redis
 ) -> None:
     """Given a process that was stopped for a while, no keeper has told it anything yet."""
-    held = HeldJob(leased(ledger), ledger)
+    held = HeldJob(leased(ledger), ledger, lambda: None)
     held.confirm()
     redis.hset(routing.job_key("job"), "token", "another's")
     held.check()
@@ -121,6 +121,40 @@ def test_all_jobs_are_handed_back_at_a_drain(ledger: Ledger, keeper: LeaseKeeper
         keeper.hand_back_all()
         ends(a, HandBack)
         ends(b, HandBack)
+
+
+def test_a_job_leased_after_that_is_handed_back_too(ledger: Ledger, keeper: LeaseKeeper) -> None:
+    keeper.hand_back_all()
+    with keeper.hold(leased(ledger)) as held:
+        time.sleep(2 * BEAT_S)
+        with pytest.raises(HandBack):
+            held.check()
+
+
+def test_a_job_that_begins_is_told_of_before_the_next_beat(
+    ledger: Ledger, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should it take its worker down, the ledger must know that it was at work."""
+    monkeypatch.setattr("imagefleet_worker.lease.BEAT_S", 3600)
+    keeper = LeaseKeeper(ledger)
+    keeper.start()
+    with keeper.hold(leased(ledger)) as held:
+        for stage in ("load", "queued", "text"):
+            held.tell(stage, 0, 0)
+            wait_for(lambda stage=stage: ledger.read("job").progress.stage == stage, 2, stage)
+    keeper.close()
+    keeper.join(10)
+
+
+def test_the_keeper_sits_out_a_redis_that_refuses_to_write(
+    ledger: Ledger, keeper: LeaseKeeper, redis: Redis
+) -> None:
+    with keeper.hold(leased(ledger)) as held:
+        redis.config_set("maxmemory", 1)
+        held.tell("denoise", 7, 9)
+        time.sleep(3 * BEAT_S)
+        redis.config_set("maxmemory", 0)
+        wait_for(lambda: ledger.read("job").progress.step == 7, 2, "it goes on telling")
 
 
 def test_the_first_verdict_counts(ledger: Ledger, keeper: LeaseKeeper) -> None:

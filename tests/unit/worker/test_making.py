@@ -15,7 +15,7 @@ from imagefleet_worker.engine import Engine
 from imagefleet_worker.making import make
 from imagefleet_worker.pictures import Picture
 from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale, Upload, UpscaleJob
-from imagefleet_worker.stages import Stages
+from imagefleet_worker.stages import Nobody, Stages
 
 SIDES = [10, 20, 10]
 
@@ -36,7 +36,7 @@ class Enlarging:
         return [[job.picture.image]]
 
 
-class Listener:
+class Listener(Nobody):
     watched = False
 
     def __init__(self) -> None:

@@ -13,12 +13,12 @@ from PIL import Image
 from imagefleet_shared.status import Stage
 from imagefleet_worker.models.families import Family
 from imagefleet_worker.preview import encode_sketches, sketch
-from imagefleet_worker.stages import NOBODY, Stages
+from imagefleet_worker.stages import NOBODY, Nobody, Stages
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
-class Watcher:
+class Watcher(Nobody):
     """A viewer that keeps what it is shown."""
 
     def __init__(self, watched: bool = True) -> None:

@@ -10,12 +10,15 @@ import pytest
 from PIL import Image
 
 from imagefleet_shared.errors import (
+    FileUnavailable,
     InvalidImage,
     InvalidRequest,
     PromptTooLong,
+    TooManyPixels,
     UnknownCheckpoint,
     UnknownUpscaler,
     UnsupportedSize,
+    WorkerFailure,
 )
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
@@ -92,6 +95,46 @@ def test_the_only_checkpoint_is_the_default_and_of_several_none(
     (tmp_path / "checkpoints/only.safetensors").write_bytes(only)
     settings = WorkerSettings(models_dir=tmp_path)
     assert Resolver(settings, ModelStore(tmp_path), store).default_checkpoint() == "only"
+
+
+def test_a_checkpoint_beside_two_of_one_name_is_no_default(
+    make: MakeResolver, store: FileStore, demo_models: Path, tmp_path: Path
+) -> None:
+    """It became the default when the other was copied into a second folder."""
+    content = (demo_models / "checkpoints/demo.safetensors").read_bytes()
+    for name in ("one", "twice", "sub/twice"):
+        path = tmp_path / f"checkpoints/{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    resolver = Resolver(WorkerSettings(models_dir=tmp_path), ModelStore(tmp_path), store)
+
+    assert resolver.default_checkpoint() is None
+    with pytest.raises(WorkerFailure, match="several checkpoints are named 'twice'"):
+        drawing(resolver)
+
+
+def test_a_checkpoint_that_cannot_be_read_for_a_moment_still_counts(
+    make: MakeResolver, store: FileStore, demo_models: Path, tmp_path: Path
+) -> None:
+    """It was left out until the worker was started again, and another became the default."""
+    turbo = tmp_path / "checkpoints/turbo"
+    (turbo / "unet").mkdir(parents=True)
+    (turbo / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    # Nobody can read what lies at address 0: the read fails, as on a disk that has trouble.
+    (turbo / "model_index.json").symlink_to("/proc/self/mem")
+    content = (demo_models / "checkpoints/demo.safetensors").read_bytes()
+    (tmp_path / "checkpoints/only.safetensors").write_bytes(content)
+    models = ModelStore(tmp_path)
+    resolver = Resolver(WorkerSettings(models_dir=tmp_path), models, store)
+
+    assert [file.name for file in models.listed("checkpoint")] == ["only"]
+    assert resolver.default_checkpoint() is None
+    with pytest.raises(FileUnavailable, match=r"turbo/model_index\.json cannot be read"):
+        drawing(resolver)
+
+    (turbo / "model_index.json").unlink()
+    (turbo / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert [file.name for file in models.listed("checkpoint")] == ["only", "turbo"]
 
 
 def test_seeds_count_up_from_the_first(make: MakeResolver) -> None:
@@ -217,7 +260,57 @@ def test_an_upscale_job_has_its_picture(make: MakeResolver, store: FileStore) ->
     assert job.ready(0).picture.parameters is None
 
 
+def test_pictures_of_a_request_are_limited_together(make: MakeResolver, store: FileStore) -> None:
+    """The files of all of them lie in memory until the last one is done."""
+    large, small = put(store, 512, 512), put(store, 32, 32)
+    make().resolve(record(UpscaleRequest(images=(large,) * 4, scale=2)))
+    make().resolve(record(UpscaleRequest(images=(small,) * 64, scale=4)))
+    limit = 4 * 1024 * 1024
+    too_much = f"images.0. to images.4., .* have {limit + 64 * 64} pixels .* {limit} are"
+    with pytest.raises(TooManyPixels, match=too_much):
+        make().resolve(record(UpscaleRequest(images=(*[large] * 4, small), scale=2)))
+    # Made smaller, they count as they came.
+    many = UpscaleRequest(images=(large,) * 17, width=16)
+    with pytest.raises(TooManyPixels, match=f"have {17 * 512 * 512} pixels"):
+        make().resolve(record(many))
+
+
 def test_an_upscale_beyond_the_limit_is_refused(make: MakeResolver, store: FileStore) -> None:
     request = UpscaleRequest(images=(put(store, 512, 512),), scale=2.5)
     with pytest.raises(UnsupportedSize, match="upscaled picture 1280x1280"):
         make().resolve(record(request))
+
+
+@pytest.mark.parametrize(
+    ("output_format", "longest", "others"), [("jpeg", 65_500, "png"), ("webp", 16_383, "png, jpeg")]
+)
+def test_an_upscale_too_long_for_its_files_format_is_refused(
+    make: MakeResolver, store: FileStore, output_format: str, longest: int, others: str
+) -> None:
+    """It failed at the encoder, after the work on the device, as the operator's fault."""
+    fields: dict[str, Any] = {"images": (put(store, 1, 8192),), "output_format": output_format}
+    make().resolve(record(UpscaleRequest(**fields, height=longest)))
+    refusal = rf"images\[0\]: upscaled picture \d+x{longest + 1} .* {output_format}.* {longest} .*"
+    with pytest.raises(InvalidRequest, match=refusal + others):
+        make().resolve(record(UpscaleRequest(**fields, height=longest + 1)))
+
+
+def test_a_drawn_picture_is_measured_against_its_files_format_at_its_last_size(
+    make: MakeResolver, store: FileStore
+) -> None:
+    resolver = make(max_pixels=2048 * 2048, max_output_pixels=2048 * 2048)
+    mask = BytesIO()
+    Image.new("L", (16_384, 64), 255).save(mask, "PNG")
+    store.put_new("inputs/mask.png", mask.getvalue(), "image/png")
+    inpaint = {"mask_image": {"key": "inputs/mask.png"}, "only_masked": True}
+    region = {"image": put(store, 16_384, 64), "inpaint": inpaint, "width": 64, "height": 64}
+    for fields, what in (
+        ({"width": 8192, "height": 64, "hires": HiresPass(scale=2)}, "picture 16384x128"),
+        ({"width": 8192, "height": 64, "upscale": UpscalePass(scale=2)}, "upscaled picture 16384x"),
+        (region, "picture 16384x64"),
+    ):
+        drawing(resolver, **fields)
+        with pytest.raises(InvalidRequest, match=what):
+            drawing(resolver, **fields, output_format="webp")
+    cut = UpscalePass(width=8192, height=128)
+    drawing(resolver, width=8192, height=64, upscale=cut, output_format="webp")

@@ -194,3 +194,24 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(
     assert [seat.device for seat in seats("auto", None, tmp_path)] == ["cpu"]
     with pytest.raises(RuntimeError, match="no NVIDIA GPU is visible"):
         seats("cuda", None, tmp_path)
+
+
+@pytest.mark.parametrize("hidden", ["-1", "-1,0", ",2", " -1 ,3", "NoDevFiles"])
+def test_a_list_of_gpus_ends_where_cuda_ends_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hidden: str
+) -> None:
+    """The usual way to hide all GPUs, -1, gave a worker on the GPU of that name."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert [seat.device for seat in seats("auto", None, tmp_path)] == ["cpu"]
+    with pytest.raises(RuntimeError, match="no NVIDIA GPU is visible"):
+        seats("cuda", None, tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"5, 7,{hidden}")
+    assert [visible(seat) for seat in seats("cuda", None, tmp_path)] == ["5", "7"]
+
+
+@pytest.mark.parametrize("name", ["GPU-8932f937", "MIG-3eb87630-93d5-b2b6-b8ff-9b359caf4ee2"])
+def test_gpus_are_known_by_their_ids_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+    assert [visible(seat) for seat in seats("auto", None, tmp_path)] == [name]

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from imagefleet_shared.errors import OutOfMemory
 from imagefleet_worker.images import to_unit_range
-from imagefleet_worker.upscale.memory import fitting, ran_out, smaller
+from imagefleet_worker.upscale.memory import CPU_TILE_PX, fitting, ran_out, smaller
 from imagefleet_worker.upscale.models import Upscaler
 from imagefleet_worker.upscale.tiles import Tiling
 
@@ -106,14 +106,29 @@ def test_other_faults_are_not_taken_for_it() -> None:
     assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
+@pytest.mark.parametrize(("tile_size", "overlap"), [(None, 16), (None, 128), (2048, 128)])
+def test_no_request_makes_a_cpu_run_a_larger_tile_than_its_own(
+    tile_size: int | None, overlap: int
+) -> None:
+    """`tile_size=2048` or a large overlap made one call of minutes and gigabytes: the supervisor
+    killed the worker for a stall, and the next two that took the job."""
+    model, upscaler = greedy(float("inf"))
+    image = torch.rand(1, 3, 300, 2000)
+    upscaler.upscale(image, tile_size=tile_size, tile_overlap=overlap, on_tile=ignore)
+    assert all(shape[0] == 1 for shape in model.calls)
+    assert max(max(shape[2:]) for shape in model.calls) <= CPU_TILE_PX
+
+
 @pytest.mark.parametrize(
     ("pixels", "tile_size", "overlap", "expected"),
     [
         (300 * 300, None, 16, Tiling(296, 16, 1)),
         (10**9, None, 16, Tiling(1040, 16, 16)),
-        (1, None, 16, Tiling(40, 16, 1)),
+        (1, None, 16, Tiling(32, 8, 1)),
         (1, None, 0, Tiling(32, 0, 1)),
-        (1, 192, 16, Tiling(192, 16, 1)),
+        (1, 16, 4, Tiling(16, 4, 1)),
+        (96 * 96, 192, 16, Tiling(96, 16, 1)),
+        (96 * 96, 512, 128, Tiling(96, 24, 1)),
         (5 * 64 * 64, 64, 16, Tiling(64, 16, 5)),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self, cast
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch.nn.functional import interpolate
 
 from imagefleet_shared.errors import CorruptFile, JobCanceled
 from imagefleet_worker.images import to_unit_range
-from imagefleet_worker.upscale.load import load_upscaler
+from imagefleet_worker.upscale.architectures import build
+from imagefleet_worker.upscale.load import load_upscaler, pick_dtype
 from imagefleet_worker.upscale.models import Upscaler
 from imagefleet_worker.upscale.tiles import Tiling
 from tests.fleet import REPOSITORY
@@ -131,20 +133,21 @@ class Overflowing(nn.Module):
 
     def __init__(self, gain: float) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.tensor(gain))
-        self.shrink = nn.Parameter(torch.tensor(1 / 3.0))
+        self.gain = nn.Parameter(torch.tensor([gain]))
+        self.shrink = nn.Parameter(torch.tensor([1 / 3.0]))
 
     def forward(self, image: Tensor) -> Tensor:
         return interpolate(image * self.gain * self.gain / self.gain, scale_factor=2) * self.shrink
 
 
 class OverflowingArch(Architecture[Overflowing]):
-    def __init__(self) -> None:
+    def __init__(self, network: type[Overflowing]) -> None:
         super().__init__(id="Overflowing", detect=lambda weights: "gain" in weights)
+        self._network = network
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[Overflowing]:
         return ImageModelDescriptor(
-            Overflowing(1.0),
+            self._network(1.0),
             state_dict,
             architecture=self,
             purpose="SR",
@@ -157,8 +160,10 @@ class OverflowingArch(Architecture[Overflowing]):
         )
 
 
-def overflowing(gain: float, dtype: torch.dtype) -> tuple[Overflowing, Upscaler]:
-    descriptor = OverflowingArch().load(Overflowing(gain).state_dict())
+def overflowing(
+    gain: float, dtype: torch.dtype, network: type[Overflowing] = Overflowing
+) -> tuple[Overflowing, Upscaler]:
+    descriptor = OverflowingArch(network).load(Overflowing(gain).state_dict())
     return descriptor.model, Upscaler("overflowing", descriptor, dtype)
 
 
@@ -180,6 +185,35 @@ def test_a_tile_that_overflows_in_half_precision_is_run_again_in_float32(
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+class Cramped(Overflowing):
+    """As that; there is no memory for what follows the first cast to float32."""
+
+    ended = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]
+        if self.gain.dtype == torch.float32 and not self.ended:
+            self.ended = True
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self
+
+
+def test_memory_that_ends_while_weights_are_cast_up_leaves_them_as_they_were() -> None:
+    """The weights stayed in float32, and every later job met tiles of another dtype."""
+    gain = 30_000.0
+    model, upscaler = overflowing(gain, torch.float16, Cramped)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    image = torch.full((1, 3, 8, 8), 2.7 / gain)
+    result = upscaler.upscale(image, tile_size=None, tile_overlap=0, on_tile=ignore)
+    assert cast(Cramped, model).ended
+    torch.testing.assert_close(
+        to_unit_range(result), torch.full((1, 3, 16, 16), 0.9), rtol=0.01, atol=0
+    )
+    after = model.state_dict()
+    assert all(after[name].dtype == torch.float16 for name in before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_a_network_that_is_not_finite_in_float32_either_is_a_bad_file() -> None:
     _, upscaler = overflowing(float("nan"), torch.float32)
     with pytest.raises(CorruptFile, match="not finite"):
@@ -190,6 +224,24 @@ def test_a_cpu_runs_in_float32_where_float16_is_wanted(x2_file: Path) -> None:
     half, single = (load_upscaler(x2_file, CPU, d) for d in (torch.float16, torch.float32))
     assert half.size_bytes == single.size_bytes
     assert torch.equal(whole(half, photo(20, 20)), whole(single, photo(20, 20)))
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "expected"), [(True, torch.bfloat16), (False, torch.float32)]
+)
+def test_swinir_is_not_run_in_bfloat16_on_a_gpu_that_only_emulates_it(
+    monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, expected: torch.dtype
+) -> None:
+    """A T4 says that it supports bfloat16, unless it is asked without emulation."""
+
+    def supported(including_emulation: bool = True) -> bool:
+        return has_bfloat16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    swinir = build(make_demo_upscaler(2, seed=2))
+    assert isinstance(swinir, ImageModelDescriptor)
+    for wanted in (torch.float16, torch.bfloat16):
+        assert pick_dtype(swinir, torch.device("cuda"), wanted) == expected
 
 
 def test_bfloat16_is_50_db_from_float32() -> None:

@@ -71,6 +71,7 @@ def find_inversions(
     Raises:
         UnknownEmbedding: there is none of that name.
         CorruptFile: its file cannot be read.
+        StorageUnavailable, WorkerFailure: it is not known which file a name in a text stands for.
     """
     found = {
         one.token or one.name: TextualInversion(
@@ -82,8 +83,10 @@ def find_inversions(
         for embedding in _bundled(lora.file, models):
             found.setdefault(embedding.name, TextualInversion(embedding, embedding.name))
     folded = [text.casefold() for text in texts]
-    for file in models.listed("embedding"):
+    for file in models.named("embedding"):
         if any(file.name.casefold() in text for text in folded):
+            if file.fault:
+                raise file.fault
             found.setdefault(file.name, TextualInversion(_embedding(file, models), file.name))
     return tuple(found.values())
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import eight_bit, from_unit_range, to_unit_range
+from ..images import deep_grey_as_rgb, from_unit_range, to_unit_range
 from ..stages import Stages
 from .align import align, to_face, to_picture
 from .detect import Face, detect
@@ -35,7 +35,8 @@ class FaceRestorer:
         """The pictures with their faces restored.
 
         A pixel that no face's mask reaches stays as it is; a picture without faces is returned
-        itself. Every face is taken from the picture as it was given, the surest is laid in first.
+        itself. Every face is taken from the picture as it was given, the surest is laid in first;
+        then all are blended with that picture at once, as in A1111, by their visibility.
 
         Args:
             pictures: RGB; or I;16, which becomes RGB where it has a face.
@@ -47,7 +48,7 @@ class FaceRestorer:
         stages.begin("faces")
         detector = self._networks.detector(faces.detector)
         device = self._networks.device
-        found = [detect(detector, device, eight_bit(picture)) for picture in pictures]
+        found = [detect(detector, device, deep_grey_as_rgb(picture)) for picture in pictures]
         total = sum(len(own) for own in found)
         log.info(
             "%d faces in %d pictures",
@@ -61,7 +62,7 @@ class FaceRestorer:
         stages.begin("faces", total)
         restored: list[Image.Image] = []
         for picture, own in zip(pictures, found, strict=True):
-            restored.append(hand.draw(eight_bit(picture), own, stages) if own else picture)
+            restored.append(hand.draw(deep_grey_as_rgb(picture), own, stages) if own else picture)
         return restored
 
 
@@ -85,10 +86,11 @@ class _Hand:
                 layer = to_picture(self._drawn(to_face(given, alignment)), alignment)
                 left, top, right, bottom = alignment.region
                 under = result[..., top:bottom, left:right]
-                colours, share = layer[:, :3], layer[:, 3:] * self._visibility
+                colours, share = layer[:, :3], layer[:, 3:]
                 under += share * (colours - under)
             stages.step()
-        [restored] = from_unit_range(result.clamp(0, 1))
+        blended = given + self._visibility * (result - given)
+        [restored] = from_unit_range(blended.clamp(0, 1))
         return restored
 
     def _drawn(self, face: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
     StableDiffusionXLImg2ImgPipeline,
 )
 
-from imagefleet_shared.errors import CorruptFile
+from imagefleet_shared.errors import CorruptFile, FileUnavailable
 from imagefleet_worker.models.families import NATIVE_SIZE_PX, SUPPORTED, Family
 from imagefleet_worker.models.prediction import complete_prediction
 from imagefleet_worker.models.single_file import LoadedCheckpoint
@@ -38,12 +38,15 @@ def folder_family(folder: Path) -> Family:
     Raises:
         CorruptFile: the index is damaged, names a pipeline that is not supported, or a foreign
             package.
+        FileUnavailable: the index cannot be read.
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         family = _family(index)
         packages = {entry[0] for entry in index.values() if isinstance(entry, list)}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as exc:
+    except OSError as exc:
+        raise FileUnavailable(f"{folder.name}/{INDEX} cannot be read: {exc.strerror}") from exc
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as exc:
         raise CorruptFile(f"{folder.name}/{INDEX} is damaged: {exc}") from exc
     if family is None:
         raise CorruptFile(f"{folder.name} is for {index['_class_name']}; {SUPPORTED}")
@@ -55,12 +58,19 @@ def folder_family(folder: Path) -> Family:
 
 
 def folder_native_size_px(folder: Path, family: Family) -> int:
-    """The picture side that the model was trained at, in pixels; the family's own if unsaid."""
+    """The picture side that the model was trained at, in pixels; the family's own if unsaid.
+
+    Raises:
+        FileUnavailable: the UNet's config cannot be read.
+    """
     try:
         config = json.loads((folder / "unet/config.json").read_text(encoding="utf-8"))
         return int(config["sample_size"]) * 8
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+    except (FileNotFoundError, ValueError, RecursionError, LookupError, TypeError):
         return NATIVE_SIZE_PX[family]
+    except OSError as exc:
+        text = f"{folder.name}/unet/config.json cannot be read: {exc.strerror}"
+        raise FileUnavailable(text) from exc
 
 
 def load_diffusers_folder(
@@ -71,6 +81,7 @@ def load_diffusers_folder(
     Raises:
         CorruptFile: the folder is damaged, lacks .safetensors weights, or is of an unsupported
             family.
+        FileUnavailable: its index cannot be read.
     """
     family = folder_family(folder)
     try:

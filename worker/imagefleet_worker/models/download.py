@@ -72,6 +72,14 @@ def download(bucket: ModelBucket, file: RemoteFile, part: Path, step: Callable[[
     return digest.sha256
 
 
+def bytes_there(part: Path) -> int:
+    """How much a download has so far; 0 where it has not begun, or is done and was renamed."""
+    try:
+        return part.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 class _Digest:
     """Of a content that comes by and by; MD5 only where nothing better is published."""
 

@@ -1,6 +1,6 @@
 """Which files and folders under a model folder count as models of a kind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -75,11 +75,15 @@ def kind_of(path: PurePosixPath) -> Kind | None:
     return kind if path.suffix.lower() in _SUFFIXES[kind] else None
 
 
-def is_folder_index(path: PurePosixPath) -> bool:
-    """Whether a file below a model folder makes the folder that it is in a diffusers folder."""
-    if path.name != INDEX or len(path.parts) <= 2:
-        return False
-    return _FOLDERS.get(path.parts[0].lower()) == "checkpoint"
+def diffusers_folders(paths: Iterable[PurePosixPath]) -> set[PurePosixPath]:
+    """The diffusers folders among the checkpoints, by the files below a model folder."""
+    return {
+        path.parent
+        for path in paths
+        if path.name == INDEX
+        and len(path.parts) > 2
+        and _FOLDERS.get(path.parts[0].lower()) == "checkpoint"
+    }
 
 
 def _walk(folder: Path, kind: Kind) -> Iterator[Path]:

@@ -1,7 +1,9 @@
 """A model that requests can name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from imagefleet_shared.errors import ImagefleetError
 
 from .bucket import RemoteFile
 from .facts import Facts
@@ -21,7 +23,9 @@ class ModelFile:
         path: the file, or the diffusers folder. One of the bucket lies there once it is fetched.
         size_bytes: of the file, or of the folder's weights.
         modified_ns: last change, nanoseconds since the epoch.
-        facts: what it says of itself; None for what cannot be loaded.
+        facts: what it says of itself; None for what cannot be loaded, or not now.
+        fault: why it may be good and yet is not used: it could not be read just now, or another
+            has its name.
         remote: where it is in the bucket; None for a local one.
     """
 
@@ -31,6 +35,7 @@ class ModelFile:
     size_bytes: int
     modified_ns: int
     facts: Facts | None
+    fault: ImagefleetError | None = field(default=None, compare=False)
     remote: RemoteFile | None = None
 
     @property

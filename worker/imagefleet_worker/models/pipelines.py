@@ -137,9 +137,8 @@ class PipelineCache:
 
     def _load(self, file: ModelFile) -> WarmPipeline:
         started_s = time.monotonic()
-        path = self._store.fetch(file)
-        load = load_diffusers_folder if path.is_dir() else load_single_file
-        loaded = load(path, self._resting, self._dtype)
+        load = load_diffusers_folder if file.path.is_dir() else load_single_file
+        loaded = load(file.path, self._resting, self._dtype)
         tune(loaded.pipeline, self._options, self._device)
         adaptable = _adaptable(loaded.pipeline)
         warm = WarmPipeline(

@@ -1,14 +1,13 @@
 """Models of a bucket: described by their first bytes, fetched once per host, checked, kept."""
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
 
-from imagefleet_shared.errors import CorruptFile, FileUnavailable
+from imagefleet_shared.errors import FileUnavailable, ImagefleetError
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.status import Stage
 
@@ -16,8 +15,8 @@ from ..adapters.file_tensors import is_safetensors
 from ..settings import WorkerSettings
 from .bucket import LISTING_S, ModelBucket, RemoteFile
 from .disk_cache import DiskCache
-from .download import download
-from .listing import Kind, is_folder_index, kind_of
+from .download import bytes_there, download
+from .listing import Kind, diffusers_folders, kind_of
 from .model_file import ModelFile
 
 Tell = Callable[[Stage, int, int], None]
@@ -64,7 +63,7 @@ class RemoteModels:
             StorageUnavailable: the bucket is away and was never seen.
         """
         listing = self._bucket.listing(max_age_s)
-        folders = _folders(listing)
+        folders = diffusers_folders(remote.path for remote in listing)
         return [
             ModelFile(
                 name=remote.path.stem,
@@ -85,7 +84,7 @@ class RemoteModels:
         Raises:
             FileUnavailable: one has.
         """
-        for folder in _folders(self._bucket.listing()):
+        for folder in diffusers_folders(file.path for file in self._bucket.listing()):
             if folder.name == name:
                 raise FileUnavailable(
                     f"{self.url(folder)} is a diffusers folder, and of a bucket only single files "
@@ -113,11 +112,10 @@ class RemoteModels:
             return self.fetch(file)
         return header
 
-    def peek_all(self, files: Sequence[ModelFile]) -> None:
-        """Have `peek` answer from local disk: several at once, when a whole bucket is new."""
-        if files:
-            with ThreadPoolExecutor(_PEEKS_AT_ONCE, thread_name_prefix="peek") as pool:
-                deque(pool.map(self._peek_if_whole, files))
+    def peek_all(self, files: Sequence[ModelFile]) -> list[Path | ImagefleetError]:
+        """What `peek` gives or raises for each; several at once, when a whole bucket is new."""
+        with ThreadPoolExecutor(_PEEKS_AT_ONCE, thread_name_prefix="peek") as pool:
+            return list(pool.map(self._peeked, files))
 
     def fetch(self, file: ModelFile, tell: Tell = unheard) -> Path:
         """The file on local disk, whole and checked; whoever comes first fetches it for the host.
@@ -130,24 +128,27 @@ class RemoteModels:
         Raises:
             CorruptFile: it is not what is published of it.
             StorageUnavailable: the bucket is away, or the object was replaced or removed.
-            FileUnavailable: the local disk is full or cannot be written.
+            FileUnavailable: the local disk is full, or cannot be read or written.
         """
+        with self.kept(file, tell) as path:
+            return path
+
+    @contextmanager
+    def kept(self, file: ModelFile, tell: Tell = unheard) -> Generator[Path]:
+        """The file on local disk as `fetch` gives it, and there until the context ends."""
         remote = file.remote
         assert remote is not None, "local files need no fetching"
         version, path = self._version(remote), self._place(remote)
         part = path.with_name(f".{path.name}.part")
 
         def told() -> None:
-            there = part.stat().st_size if part.exists() else 0
-            tell("load", there // _MB, remote.size_bytes // _MB)
+            tell("load", bytes_there(part) // _MB, remote.size_bytes // _MB)
 
-        while not (self._disk.touch(version) and path.exists()):
-            with self._disk.lock(version, told):
-                if not path.exists():
-                    self._disk.make_room(remote.size_bytes)
-                    _digest_of(path).write_text(download(self._bucket, remote, part, told))
-                    part.rename(path)
-        return path
+        with self._disk.kept(version):
+            if not path.exists():
+                with self._disk.filling(version, told):
+                    self._fill(remote, part, told)
+            yield path
 
     def sha256(self, file: ModelFile) -> str | None:
         """Of the fetched file, hexadecimal; None while it is not on this host."""
@@ -156,10 +157,19 @@ class RemoteModels:
         except FileNotFoundError:
             return None
 
-    def _peek_if_whole(self, file: ModelFile) -> None:
-        # A damaged one says so again when its turn comes.
-        with suppress(CorruptFile, FileUnavailable):
-            self.peek(file)
+    def _peeked(self, file: ModelFile) -> Path | ImagefleetError:
+        try:
+            return self.peek(file)
+        except ImagefleetError as exc:
+            return exc
+
+    def _fill(self, file: RemoteFile, part: Path, told: Callable[[], None]) -> None:
+        path = self._place(file)
+        if path.exists():
+            return
+        with self._disk.room(self._version(file), file.size_bytes):
+            _digest_of(path).write_text(download(self._bucket, file, part, told))
+            part.rename(path)
 
     def _place(self, file: RemoteFile) -> Path:
         """Where the version lies once it is fetched."""
@@ -173,9 +183,7 @@ class RemoteModels:
         if whole.exists() or path.exists():
             return whole if whole.exists() else path
         content = self._bucket.read_header(file)
-        # Without the lock, which whoever fetches the file may hold for minutes.
-        with self._disk.writing():
-            self._disk.make_folder(version)
+        with self._disk.kept(version), self._disk.translated():
             path.parent.mkdir(exist_ok=True)
             with NamedTemporaryFile(dir=path.parent, delete=False) as unnamed:
                 unnamed.write(content)
@@ -186,11 +194,6 @@ class RemoteModels:
     def _version(self, file: RemoteFile) -> str:
         names = f"{self.url(file.path)}\0{file.etag}\0{file.size_bytes}"
         return hashlib.sha256(names.encode()).hexdigest()[:32]
-
-
-def _folders(listing: Iterable[RemoteFile]) -> set[PurePosixPath]:
-    """The diffusers folders among the objects."""
-    return {file.path.parent for file in listing if is_folder_index(file.path)}
 
 
 def _digest_of(path: Path) -> Path:

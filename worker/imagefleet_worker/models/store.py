@@ -6,14 +6,13 @@ file's name without the suffix, or the name of a diffusers folder. Names are loo
 and never become part of a path.
 """
 
-import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from imagefleet_shared.errors import (
-    CorruptFile,
     FileUnavailable,
     UnknownCheckpoint,
     UnknownEmbedding,
@@ -23,7 +22,7 @@ from imagefleet_shared.errors import (
     WorkerFailure,
 )
 
-from .facts import Facts, facts_of
+from .describing import Describer
 from .listing import Kind, NamedKind, model_paths
 from .model_file import ModelFile, Version
 from .reading import ReadAhead, sha256_of
@@ -37,8 +36,6 @@ _UNKNOWN = {
     "upscaler": UnknownUpscaler,
     "face": UnknownFaceRestorer,
 }
-
-logger = logging.getLogger(__name__)
 
 
 class ModelStore:
@@ -56,8 +53,8 @@ class ModelStore:
     def __init__(self, root: Path, remote: RemoteModels | None = None) -> None:
         self._root = root
         self._remote = remote
-        self._found: dict[tuple[Kind, str], ModelFile] = {}
-        self._facts: dict[Version, Facts | None] = {}
+        self._fetched: dict[tuple[Kind, str], Path] = {}
+        self._describer = Describer(remote)
         self._digests: dict[Version, str] = {}
         self.ahead = ReadAhead(self.sha256)
 
@@ -68,15 +65,15 @@ class ModelStore:
             FileUnavailable: the model folder cannot be read.
             StorageUnavailable: the bucket is away and was never seen.
         """
+        return tuple(file for file in self.named(kind) if not file.fault)
+
+    def named(self, kind: Kind) -> tuple[ModelFile, ...]:
+        """As `listed`, and those of which it is not known whether they load: see their `fault`."""
         table: dict[str, list[ModelFile]] = {}
-        for file in self._described(self._files(kind)):
-            table.setdefault(file.name, []).append(file)
-        chosen = {name: _loading(files) for name, files in sorted(table.items())}
-        return tuple(
-            files[0]
-            for name, files in chosen.items()
-            if len(files) == 1 and not _NOT_A_NAME.search(name) and files[0].facts
-        )
+        for file in self._describer.described(self._files(kind)):
+            if (file.facts or file.fault) and not _NOT_A_NAME.search(file.name):
+                table.setdefault(file.name, []).append(file)
+        return tuple(self._only(files) for _, files in sorted(table.items()))
 
     def find(self, kind: NamedKind, name: str) -> ModelFile:
         """The model of that name.
@@ -88,32 +85,41 @@ class ModelStore:
                 says how to convert that.
             FileUnavailable: the model folder or the file cannot be read, or it is a diffusers
                 folder in the bucket.
-            StorageUnavailable: the bucket is away and was never seen.
+            StorageUnavailable: the bucket is away and was never seen, or does not give the file.
             WorkerFailure: two files have that name.
         """
-        files = [] if _NOT_A_NAME.search(name) else self._named(kind, name)
+        files = [] if _NOT_A_NAME.search(name) else self._find(kind, name)
         if not files:
             raise _UNKNOWN[kind](name, [known.name for known in self.listed(kind)])
-        if len(files) > 1:
-            places = " and ".join(self._place(file) for file in files)
-            raise WorkerFailure(f"several {kind}s are named {name!r}: {places}; rename all but one")
-        if files[0].facts is None:
+        file = self._only(files)
+        if file.fault:
+            raise file.fault
+        if file.facts is None:
             # Read again for the reason; a file that was mended in between is fine.
-            files[0] = replace(files[0], facts=self._read_facts(files[0]))
-            self._facts[files[0].version] = files[0].facts
-        self._found[kind, name] = files[0]
-        return files[0]
+            file = self._describer.again(file)
+        return file
 
     def fetch(self, file: ModelFile, tell: Tell = unheard) -> Path:
         """Where the file lies, fetched from the bucket if need be; see `RemoteModels.fetch`."""
-        return self._remote.fetch(file, tell) if self._remote and file.remote else file.path
+        with self.kept([file], tell):
+            return file.path
+
+    @contextmanager
+    def kept(self, files: Iterable[ModelFile], tell: Tell = unheard) -> Generator[None]:
+        """Fetch files, and have them on local disk until the context ends; raises as `fetch`."""
+        with ExitStack() as kept:
+            for file in files:
+                if self._remote and file.remote:
+                    kept.enter_context(self._remote.kept(file, tell))
+                self._fetched[file.kind, file.name] = file.path
+            yield
 
     def fetched(self, kind: NamedKind, name: str) -> Path:
-        """Where the file that `find` gave last for a name lies; it waits for no network.
+        """Where the file of that name lies that was fetched last; it waits for no network.
 
-        For the engine's thread, which draws with what jobs found before; raises as `find`.
+        For the engine's thread, which draws with what jobs keep; raises as `find`.
         """
-        return self.fetch(self._found.get((kind, name)) or self.find(kind, name))
+        return self._fetched.get((kind, name)) or self.find(kind, name).path
 
     def sha256(self, file: ModelFile) -> str | None:
         """The file's SHA-256 in hexadecimal, read once for each version; None for a folder.
@@ -135,14 +141,14 @@ class ModelStore:
         """The file's SHA-256 if it was asked for before; reads nothing."""
         return self._digests.get(file.version)
 
-    def _named(self, kind: Kind, name: str) -> list[ModelFile]:
+    def _find(self, kind: Kind, name: str) -> list[ModelFile]:
         named = [file for file in self._files(kind) if file.name == name]
         if not named and self._remote:
             # It may have come since the bucket was listed.
             named = [file for file in self._remote.files(kind, 0) if file.name == name]
         if not named and self._remote and kind == "checkpoint":
             self._remote.refuse_folder(name)
-        return _loading(self._described(named))
+        return _loading(self._describer.described(named))
 
     def _files(self, kind: Kind) -> list[ModelFile]:
         """Without their facts."""
@@ -158,29 +164,25 @@ class ModelStore:
             return self._remote.url(file.remote.path)
         return str(file.path.relative_to(self._root.resolve()))
 
-    def _described(self, files: Sequence[ModelFile]) -> list[ModelFile]:
-        unknown = [file for file in files if file.version not in self._facts]
-        if self._remote:
-            self._remote.peek_all([file for file in unknown if file.remote])
-        for file in unknown:
-            try:
-                self._facts[file.version] = self._read_facts(file)
-            except (CorruptFile, FileUnavailable) as exc:
-                logger.warning("%s left out: %s", file.kind, exc, extra={"action": "list_model"})
-                self._facts[file.version] = None
-        return [replace(file, facts=self._facts[file.version]) for file in files]
-
-    def _read_facts(self, file: ModelFile) -> Facts:
-        return facts_of(self._remote.peek(file) if self._remote else file.path, file.kind)
+    def _only(self, files: Sequence[ModelFile]) -> ModelFile:
+        """Of files with one name, the one; it has a fault where there are several."""
+        if len(files) == 1:
+            return files[0]
+        kind, name = files[0].kind, files[0].name
+        places = " and ".join(self._place(file) for file in files)
+        fault = f"several {kind}s are named {name!r}: {places}; rename all but one"
+        return replace(files[0], facts=None, fault=WorkerFailure(fault))
 
 
 def _local(path: Path, kind: Kind) -> ModelFile | None:
     folder = path.is_dir()
     try:
         stats = [part.stat() for part in (path.rglob("*.safetensors") if folder else [path])]
-    except OSError:
+    except FileNotFoundError:
         # Deleted since it was listed.
         return None
+    except OSError as exc:
+        raise FileUnavailable(f"{path.name} cannot be read: {exc.strerror}") from exc
     return ModelFile(
         name=path.name if folder else path.stem,
         kind=kind,
@@ -192,5 +194,5 @@ def _local(path: Path, kind: Kind) -> ModelFile | None:
 
 
 def _loading(files: list[ModelFile]) -> list[ModelFile]:
-    """Of several, those that load: a kept .ckpt does not hide its conversion."""
-    return [file for file in files if file.facts] or files
+    """Of several, those that load or may: a kept .ckpt does not hide its conversion."""
+    return [file for file in files if file.facts or file.fault] or files

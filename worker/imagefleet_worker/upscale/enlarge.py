@@ -9,7 +9,7 @@ from imagefleet_shared.errors import UnsupportedSize
 from imagefleet_shared.fields import LANCZOS, NEAREST
 from imagefleet_shared.parts import UpscalePass
 
-from ..images import eight_bit, resize, to_unit_range
+from ..images import deep_grey_as_rgb, resize, to_unit_range
 from ..stages import Stages
 from .cache import UpscalerCache
 from .models import Upscaler
@@ -88,7 +88,7 @@ class Enlarger:
         pictures: list[Image.Image] = []
         for name in names:
             if name == NEAREST:
-                small = eight_bit(image)
+                small = deep_grey_as_rgb(image)
                 pictures.append(small.resize((width, height), Image.Resampling.NEAREST))
                 continue
             if name in networks:
@@ -96,7 +96,7 @@ class Enlarger:
             else:
                 large = image
             same = large.size == (width, height)
-            pictures.append(eight_bit(large if same else resize(large, width, height)))
+            pictures.append(deep_grey_as_rgb(large if same else resize(large, width, height)))
         return pictures
 
     def _by_network(

@@ -25,9 +25,7 @@ def load_upscaler(
     Networks of scale 1 (denoisers, JPEG repair) are upscalers too, as in A1111; face networks not.
 
     Args:
-        dtype: the precision wanted. On a CPU float16 becomes float32; elsewhere it falls back to
-            bfloat16, and that to float32, where spandrel says that the architecture does not bear
-            it.
+        dtype: the precision wanted; see `pick_dtype`.
         compiled: see `Upscaler`.
 
     Raises:
@@ -49,8 +47,7 @@ def load_upscaler(
     if channels != (3, 3):
         raise CorruptFile(f"{found} from {channels[0]} to {channels[1]} channels, not RGB to RGB")
     descriptor.to(device)
-    dtype = _pick_dtype(descriptor, device, dtype)
-    upscaler = Upscaler(path.stem, descriptor, dtype, compiled)
+    upscaler = Upscaler(path.stem, descriptor, pick_dtype(descriptor, device, dtype), compiled)
     logger.info(
         "loaded upscaler %s in %.2f s",
         path.name,
@@ -60,11 +57,19 @@ def load_upscaler(
     return upscaler
 
 
-def _pick_dtype(
+def pick_dtype(
     descriptor: ImageModelDescriptor[nn.Module], device: torch.device, wanted: torch.dtype
 ) -> torch.dtype:
+    """The precision that comes closest to the one wanted.
+
+    On a CPU float16 becomes float32; elsewhere it falls back to bfloat16, and that to float32,
+    where spandrel says that the architecture does not bear it, or where the GPU has none: those
+    before Ampere only emulate it.
+    """
     if wanted == torch.float32 or (device.type == "cpu" and wanted == torch.float16):
         return torch.float32
     if wanted == torch.float16 and descriptor.supports_half:
         return torch.float16
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
     return torch.bfloat16 if descriptor.supports_bfloat16 else torch.float32

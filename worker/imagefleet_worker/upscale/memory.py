@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..peak import GPU_PEAK
 from .tiles import Tiling
 
 CPU_TILE_PX = 272
-"""Largest tile by default on a CPU, where SwinIR-M x4 needs about 1 GB for it. With the default
-overlap, 2 x 2 such tiles cover 512 x 512."""
+"""Largest tile on a CPU, where SwinIR-M x4 needs about 1 GB for it: no step is told within a call,
+and one of minutes is taken for a stall. With the default overlap, 2 x 2 cover 512 x 512."""
 _MAX_TILE_PX = 1040
 _MIN_TILE_PX = 32
 _MAX_BATCH = 16
@@ -23,41 +24,41 @@ SHARE = 0.7
 
 def bytes_per_pixel(network: Callable[[Tensor], Tensor], device: torch.device) -> float:
     """What a network takes on a CUDA device at its peak, for each input pixel; tries it."""
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    network(torch.zeros(1, 3, _PROBE_PX, _PROBE_PX, device=device))
-    return (torch.cuda.max_memory_allocated(device) - before) / _PROBE_PX**2
+    probe = torch.zeros(1, 3, _PROBE_PX, _PROBE_PX, device=device)
+    return (GPU_PEAK.within(device, lambda: network(probe)) - before) / _PROBE_PX**2
 
 
 def fitting(pixels: float, tile_size: int | None, tile_overlap: int) -> Tiling:
     """The tiling of which a call has at most so many input pixels.
 
     Args:
-        pixels: of one call; more where the least tile, or a given one, has more.
-        tile_size: as asked for; None: as large as fits, up to 1040.
-        tile_overlap: as asked for.
+        pixels: of one call; more only where the least tile, of 32 x 32, has more.
+        tile_size: the largest, as asked for; None: 1040.
+        tile_overlap: as asked for; it shrinks where the tile is too small for it.
     """
-    if tile_size is None:
-        side = int(math.sqrt(pixels)) // 8 * 8
-        least = max(_MIN_TILE_PX, 2 * tile_overlap // 8 * 8 + 8)
-        tile_size = max(least, min(_MAX_TILE_PX, side))
-    batch = int(pixels / tile_size**2)
-    return Tiling(tile_size, tile_overlap, max(1, min(_MAX_BATCH, batch)))
+    side = max(_MIN_TILE_PX, int(math.sqrt(pixels)) // 8 * 8)
+    side = min(_MAX_TILE_PX if tile_size is None else tile_size, side)
+    batch = int(pixels / side**2)
+    return Tiling(side, _within(tile_overlap, side), max(1, min(_MAX_BATCH, batch)))
 
 
 def smaller(tiling: Tiling) -> Tiling | None:
     """The next tiling to try when one was too much: half the batch, then half the tile.
 
-    The overlap stays as long as it is less than half of the tile, then it shrinks too. None: the
-    least tile was tried.
+    None: the least tile was tried.
     """
     if tiling.batch > 1:
         return replace(tiling, batch=tiling.batch // 2)
     side = tiling.tile_size // 16 * 8
     if side < _MIN_TILE_PX:
         return None
-    return Tiling(side, min(tiling.tile_overlap, side // 4))
+    return Tiling(side, _within(tiling.tile_overlap, side))
+
+
+def _within(tile_overlap: int, side: int) -> int:
+    """The overlap as long as it is less than half of the tile, else a quarter of that."""
+    return tile_overlap if 2 * tile_overlap < side else side // 4
 
 
 def ran_out(error: RuntimeError) -> bool:

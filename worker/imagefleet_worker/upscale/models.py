@@ -68,9 +68,9 @@ class Upscaler:
 
         Args:
             image: `(1, 3, H, W)` float in [0, 1], any device; only read.
-            tile_size: longest side of a tile, input pixels, a multiple of 8; None: 272 on a CPU, on
-                a GPU as large as its free memory allows, up to 1040.
-            tile_overlap: least number of input pixels that neighbours share.
+            tile_size: largest side of a tile, input pixels, a multiple of 8; None: 1040. On a CPU
+                never above 272, on a GPU never above what its free memory allows.
+            tile_overlap: least number of input pixels that neighbours share; see `fitting`.
             on_tile: called with (tiles done, tiles in all) after every call of the network.
 
         Returns:
@@ -145,8 +145,9 @@ class Upscaler:
 
     def _run_in_float32(self, tile: Tensor) -> Tensor:
         """Cast the weights up for one call; casting back restores their values exactly."""
-        model = self._descriptor.model.float()
+        model = self._descriptor.model
         try:
+            model.float()
             return self._descriptor(tile.to(self._descriptor.device, torch.float32))
         finally:
             model.to(self._dtype)

@@ -88,6 +88,29 @@ def test_visibility_is_the_share_of_the_new_face(
     assert np.abs(whole).max() > 40
 
 
+def test_faces_that_overlap_are_no_more_visible_than_one_alone(
+    restorer: FaceRestorer, face_store: ModelStore
+) -> None:
+    """Each was blended with the one before: of two at 0.5, three quarters were new."""
+    single, drawn = portrait()
+    left, _, right, _ = (round(side) for side in drawn.box)
+    single = single.crop((left - 20, 0, right + 20, single.height))
+    picture = Image.new("RGB", (2 * single.width, single.height))
+    for place in range(2):
+        picture.paste(single, (place * single.width, 0))
+    faces = resolved(face_store, visibility=0.5)
+    found = detect(FaceNetworks(CPU, 10**9).detector(faces.detector), CPU, picture)
+    regions = [
+        alignment.region for face in found if (alignment := align(face.landmarks, *picture.size))
+    ]
+    assert len(regions) == 2
+    assert max(region[0] for region in regions) < min(region[2] for region in regions) - 20
+    before = np.asarray(picture).astype(np.int16)
+    whole = restore(restorer, picture, resolved(face_store)) - before
+    half = restore(restorer, picture, faces) - before
+    assert np.abs(half - 0.5 * whole).max() <= 1
+
+
 def test_pixels_that_the_parser_does_not_take_stay(restorer: FaceRestorer, tmp_path: Path) -> None:
     """A parser that sees cloth everywhere leaves the picture as it was."""
     store = model_store(tmp_path)

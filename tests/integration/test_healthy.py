@@ -1,0 +1,48 @@
+"""`imagefleet-worker --healthy`, by which an orchestrator decides whether a worker must go."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from imagefleet_shared.broker import connect
+from imagefleet_shared.presence import WorkerInfo, announce
+from imagefleet_shared.settings import BrokerSettings
+from localfleet.environment import child_environment
+
+HOST = socket.gethostname()
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    with connect(BrokerSettings(redis_url=redis_url), retries=0) as client:
+        yield client
+
+
+def healthy(redis_url: str) -> bool:
+    command = [sys.executable, "-m", "imagefleet_worker", "--healthy"]
+    environment = child_environment({"IMAGEFLEET_REDIS_URL": redis_url})
+    return subprocess.run(command, env=environment, check=False).returncode == 0
+
+
+def serving(host: str) -> WorkerInfo:
+    return WorkerInfo(
+        name=f"{host}-cpu-77",
+        host=host,
+        device="cpu",
+        slots=1,
+        kinds=("generate",),
+        default_checkpoint=None,
+        models=(),
+    )
+
+
+def test_a_host_is_healthy_while_a_worker_of_its_own_serves(redis: Redis, redis_url: str) -> None:
+    """Given another host whose name begins with ours: it made us look healthy."""
+    announce(redis, serving(f"{HOST}-2"))
+    assert not healthy(redis_url)
+    announce(redis, serving(HOST))
+    assert healthy(redis_url)
