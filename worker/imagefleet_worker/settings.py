@@ -91,7 +91,7 @@ class WorkerSettings(BaseSettings):
     """Largest picture that diffusion draws, hires included, pixels."""
     max_output_pixels: int = Field(default=8192 * 8192, ge=64 * 64)
     """Largest picture that is read or that an upscale gives, pixels; on the way it may have 4 times
-    as many, and so may all pictures of an upscale request together."""
+    as many, and so may all pictures of a request together."""
     max_batch_pixels: int = Field(default=2048 * 2048, ge=0)
     """Waiting jobs of equal settings are drawn together, up to so many pixels; 0: each alone."""
     gather_ms: float = Field(default=10, ge=0, le=1000)

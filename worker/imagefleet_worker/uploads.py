@@ -56,18 +56,16 @@ class UploadChecker:
                 self._check_sizes(request, request.output_format, width, height)
             size = upscale_size(width, height, request)
             total += max(width * height, size.width * size.height)
-            if total > _TOGETHER * self._max_pixels:
-                what = f"images[0] to images[{place}], before or after the upscale,"
-                raise TooManyPixels(what, total, _TOGETHER * self._max_pixels)
+            self._check_total(f"images[0] to images[{place}], before or after the upscale,", total)
             room -= width * height
             uploads.append(Upload(content, width, height, picture if room >= 0 else None))
         return UpscaleJob(request, tuple(uploads), faces)
 
     def check_drawn(self, request: GenerateRequest, width: int, height: int) -> None:
-        """Refuse a drawn picture of that size that cannot be enlarged or written as asked for.
+        """Refuse drawn pictures of that size that cannot be enlarged or written as asked for.
 
         Raises:
-            UnknownUpscaler, UnsupportedSize: as their names say.
+            UnknownUpscaler, UnsupportedSize, TooManyPixels: as their names say.
             InvalidRequest: a side is too long for `output_format`.
         """
         if request.upscale is None:
@@ -75,11 +73,17 @@ class UploadChecker:
             return
         self._check_upscalers(request.upscale)
         self._check_sizes(request.upscale, request.output_format, width, height)
+        size = upscale_size(width, height, request.upscale)
+        self._check_total("upscaled pictures", request.num_images * size.width * size.height)
 
     def _check_upscalers(self, upscale: UpscalePass) -> None:
         for name in upscale.upscalers:
             if name not in PIXEL_MODES:
                 self._models.find("upscaler", name)
+
+    def _check_total(self, what: str, pixels: int) -> None:
+        if pixels > _TOGETHER * self._max_pixels:
+            raise TooManyPixels(what, pixels, _TOGETHER * self._max_pixels)
 
     def _check_sizes(
         self, upscale: UpscalePass, output_format: ImageFormat, width: int, height: int

@@ -275,6 +275,13 @@ def test_pictures_of_a_request_are_limited_together(make: MakeResolver, store: F
         make().resolve(record(many))
 
 
+def test_drawn_pictures_are_limited_together_too(make: MakeResolver) -> None:
+    enlarged: dict[str, Any] = {"width": 512, "height": 512, "upscale": UpscalePass(scale=2)}
+    drawing(make(), num_images=4, **enlarged)
+    with pytest.raises(TooManyPixels, match=f"upscaled pictures have {5 * 1024 * 1024} pixels"):
+        drawing(make(), num_images=5, **enlarged)
+
+
 def test_an_upscale_beyond_the_limit_is_refused(make: MakeResolver, store: FileStore) -> None:
     request = UpscaleRequest(images=(put(store, 512, 512),), scale=2.5)
     with pytest.raises(UnsupportedSize, match="upscaled picture 1280x1280"):
