@@ -14,6 +14,7 @@ from imagefleet_worker.models import tiers as tiers_module
 from imagefleet_worker.models.graph_memory import GRAPH_MEMORY
 from imagefleet_worker.models.graphs import GraphedForward
 from imagefleet_worker.models.model_file import ModelFile
+from imagefleet_worker.models.moves import move
 from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.models.tiers import Tiers
@@ -170,12 +171,11 @@ def on_a_card_for_one(monkeypatch: pytest.MonkeyPatch, dropped: list[str]) -> Ti
     """Tiers whose device has room for one pipeline, though they do not know it."""
     device = torch.device("cpu", 0)
     tiers = Tiers(device, CPU, device_bytes=PLENTY, host_bytes=PLENTY, dropped=lambda _: None)
-    real = tiers_module.move
 
     def card(tensors: Iterable[Tensor], target: torch.device) -> None:
         if target == device and tiers.on_device():
             raise torch.OutOfMemoryError("CUDA out of memory")
-        real(tensors, target)
+        move(tensors, target)
 
     monkeypatch.setattr(tiers_module, "move", card)
     return tiers
