@@ -1,11 +1,9 @@
 """Pictures that wait on local disk for the object store."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from time import time
 
@@ -78,19 +76,32 @@ def test_a_disk_that_takes_nothing_costs_only_the_spool(
     assert "in memory only" in caplog.text
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file of this process grows beyond 5 bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+# In a process of its own: the limit holds for whatever a process writes, its output too.
+WRITER_ON_A_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from imagefleet_worker.pictures import Picture, Spool
+folder, beyond_the_limit = sys.argv[1:]
+signal.signal(signal.SIGXFSZ, signal.Handlers[beyond_the_limit])
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5))
+Spool(Path(folder)).keep("job", [Picture(b"a long file", "png", 64, 64, 7)])
+"""
 
 
-@pytest.mark.usefixtures("full_disk")
+def write_on_a_full_disk(folder: Path, beyond_the_limit: signal.Handlers) -> int:
+    """The exit status of a process that keeps pictures where no file grows beyond 5 bytes."""
+    arguments = [str(folder), beyond_the_limit.name]
+    command = [sys.executable, "-c", WRITER_ON_A_FULL_DISK, *arguments]
+    written = subprocess.run(command, check=False, capture_output=True, text=True)
+    killed = beyond_the_limit is signal.SIG_DFL
+    assert killed or "File too large" in written.stderr
+    return written.returncode
+
+
 def test_a_disk_that_runs_full_is_given_back_what_was_written(tmp_path: Path) -> None:
     """Half-written pictures stayed for ever, so that the disk stayed full."""
-    Spool(tmp_path).keep("job", PICTURES)
+    assert write_on_a_full_disk(tmp_path, signal.SIG_IGN) == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,16 +113,6 @@ def test_a_second_attempts_copy_is_not_left_beside_the_first(tmp_path: Path) -> 
 
 
 DAY_S = 24 * 3600
-
-KILLED_WRITER = """
-import resource, signal, sys
-from pathlib import Path
-from imagefleet_worker.pictures import Picture, Spool
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5))
-Spool(Path(sys.argv[1])).keep("job", [Picture(b"a long file", "png", 64, 64, 7)])
-"""
 
 
 def grow_old(folder: Path) -> None:
@@ -133,8 +134,7 @@ def test_what_has_lain_for_a_day_goes_when_a_worker_starts_or_keeps_more(tmp_pat
 
 
 def test_a_write_cut_off_by_a_kill_goes_after_a_day(tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(tmp_path)], check=False)
-    assert killed.returncode == -signal.SIGXFSZ
+    assert write_on_a_full_disk(tmp_path, signal.SIG_DFL) == -signal.SIGXFSZ
     [unfinished] = tmp_path.iterdir()
     Spool(tmp_path)
     assert unfinished.exists()
