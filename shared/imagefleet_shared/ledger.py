@@ -168,7 +168,7 @@ class Ledger:
         return Lease(JobRecord.from_fields(job_id, fields), token)
 
     def renew(self, beats: Iterable[tuple[Lease, Stage, int, int]]) -> list[Held]:
-        """Renew leases and tell how far the jobs are (stage, step, steps), in one round trip."""
+        """Renew leases and tell how far the jobs are (stage, step, steps), of all jobs at once."""
         beats = list(beats)
         try:
             return self._renew_all(beats)

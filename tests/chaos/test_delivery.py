@@ -214,15 +214,21 @@ def test_sigterm_lets_short_jobs_finish_and_hands_long_ones_back(fleet: TestFlee
     long.cancel()
 
 
-def test_pictures_wait_for_a_store_that_is_away_and_the_engine_is_not_asked_twice(
-    fleet: TestFleet, s3_server: Process
-) -> None:
-    worker = fleet.start_sleeper()
+def drawn_while_the_store_is_away(fleet: TestFleet, s3_server: Process) -> tuple[Job, Path]:
+    """A job whose picture waits on local disk, and the folder where it does."""
     job = enqueue(fleet, "patient", 2)
     wait_running(job)
     s3_server.kill()
     spool = fleet.folder / "spool" / job.id
     wait_for(spool.exists, 60, "the picture is kept on local disk")
+    return job, spool
+
+
+def test_pictures_wait_for_a_store_that_is_away_and_the_engine_is_not_asked_twice(
+    fleet: TestFleet, s3_server: Process
+) -> None:
+    worker = fleet.start_sleeper()
+    job, spool = drawn_while_the_store_is_away(fleet, s3_server)
     worker.kill()
     fleet.start_sleeper()
     s3_server.start()
@@ -236,11 +242,7 @@ def test_a_job_canceled_while_its_pictures_wait_for_the_store_leaves_none_of_the
 ) -> None:
     """They were forgotten only after a success."""
     fleet.start_sleeper()
-    job = enqueue(fleet, "patient", 2)
-    wait_running(job)
-    s3_server.kill()
-    spool = fleet.folder / "spool" / job.id
-    wait_for(spool.exists, 60, "the picture is kept on local disk")
+    job, spool = drawn_while_the_store_is_away(fleet, s3_server)
     job.cancel()
     wait_for(lambda: not spool.exists(), 60, "the picture is gone")
     assert job.status() is JobStatus.CANCELED

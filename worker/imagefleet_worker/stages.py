@@ -28,7 +28,7 @@ class Viewer(Protocol):
 
 
 class Nobody:
-    """A viewer who never wants to see anything, and never has enough."""
+    """A viewer who never wants to see anything, and lets every job go on."""
 
     watched = False
 

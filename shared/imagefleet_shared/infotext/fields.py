@@ -166,9 +166,8 @@ def upscale(labels: Labels) -> Fields | None:
     ):
         if label in labels:
             fields[name] = tables.upscaler_by_label(labels.pop(label))
-    if fields.get("upscaler_2") == fields.get(
-        "upscaler", LANCZOS
-    ):  # blended with itself: no change
+    # Blended with itself it is the same picture.
+    if fields.get("upscaler_2") == fields.get("upscaler", LANCZOS):
         fields.pop("upscaler_2")
         fields.pop("upscaler_2_visibility", None)
     return fields
