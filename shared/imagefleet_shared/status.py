@@ -34,6 +34,12 @@ Stage = Literal[
     "store",
     "done",
 ]
+"""What is being done to a job; it may come to a stage more than once.
+
+A worker looks for the job's models (load), then the job waits for its turn on the device (queued
+once more), and then its models are read (load once more). Where pictures are enlarged on their way,
+as a hires pass does, they are decoded before and after.
+"""
 
 
 class Progress(Frozen):
