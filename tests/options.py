@@ -8,5 +8,5 @@ PLAIN = Options(
     compile=False,
     cuda_graphs=False,
     vae_tiling=False,
-    offload=False,
+    offload="none",
 )

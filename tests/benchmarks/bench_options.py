@@ -58,7 +58,9 @@ _BOTH: dict[str, Options] = {
 _GPU: dict[str, Options] = {
     "cuda_graphs": replace(PLAIN, cuda_graphs=True),
     "all but sliced": replace(PLAIN, channels_last=True, compile=True, cuda_graphs=True),
+    "model offload": replace(PLAIN, offload="model"),
 }
+_SEQUENTIAL: dict[str, Options] = {"sequential offload": replace(PLAIN, offload="sequential")}
 
 Row = dict[str, str | float]
 
@@ -162,9 +164,11 @@ def main() -> None:
     dtype = torch.float16 if gpu else torch.float32
     if not gpu:
         torch.set_num_threads(1)
-    options = {**_BOTH, **_GPU} if gpu else {**_BOTH}
+    options = {**_BOTH, **_GPU, **_SEQUENTIAL} if gpu else {**_BOTH}
     if arguments.quick:
         del options["compile"]
+        # Only runs there: the CPU's memory is the host's.
+        options.update(_SEQUENTIAL)
     if reason := why_no_compiler():
         print(f"LEFT OUT: options that compile; {reason}")
         options = {name: chosen for name, chosen in options.items() if not chosen.compile}

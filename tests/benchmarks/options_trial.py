@@ -73,7 +73,8 @@ class Trial:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         self._resident_bytes = before
         self._device, self._dtype = device, dtype
-        self._pipeline = load_single_file(path, device, dtype).pipeline
+        resting = device if options.offload == "none" else torch.device("cpu")
+        self._pipeline = load_single_file(path, resting, dtype).pipeline
         tune(self._pipeline, options, device)
 
     def call(self, batch: int, size_px: int, windows: int = 1) -> Call:
@@ -147,10 +148,11 @@ class Trial:
             random_lora(str(seed), modules, targets, rank=_LORA_RANK, seed=seed)
             for seed in range(2)
         ]
+        self.denoise(call)
+        place = self._pipeline.unet.device
         for delta in (delta for lora in loras for delta in lora.deltas.values()):
             assert isinstance(delta, LowRank)
-            delta.up, delta.down = delta.up.to(self._device), delta.down.to(self._device)
-        self.denoise(call)
+            delta.up, delta.down = delta.up.to(place), delta.down.to(place)
         graphs = counters["stats"]["unique_graphs"]
         taken_s: list[float] = []
         for lora in (*loras, *loras):

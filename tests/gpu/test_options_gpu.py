@@ -54,7 +54,8 @@ def _plain(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Ateli
         {"compile": True},
         {"compile": True, "cuda_graphs": True},
         {"preset": "fast"},
-        {"offload": True},
+        {"offload": "model"},
+        {"offload": "sequential"},
         {"preset": "low_vram", "vae_tiling": False},
     ],
     ids=str,
@@ -102,11 +103,12 @@ def test_from_a_step_to_the_next_evaluation_nothing_waits_for_the_gpu(
     assert len(calls) == 4
 
 
+@pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_with_offload_loras_change_between_the_passes(
-    plain: Atelier, demo_models: Path, tmp_path: Path
+    plain: Atelier, demo_models: Path, tmp_path: Path, offload: str
 ) -> None:
     """The second pass saved weights on the GPU, which the next job wrote to those on the CPU."""
-    atelier = open_on_gpu(demo_models, tmp_path / "offload", offload=True)
+    atelier = open_on_gpu(demo_models, tmp_path / "offload", offload=offload)
     hires = {"scale": 1.5, "prompt": "a fox <lora:demo-one:0.6>", "upscaler": "latent"}
 
     for fields in ({"hires": hires}, {}, {"hires": hires}):

@@ -71,7 +71,7 @@ def make_studio(
         dtype=dtype,
         options=options,
         budget_bytes=pipeline_cache_bytes(
-            settings, None if options.offload else card_bytes(device)
+            settings, card_bytes(device) if options.offload == "none" else None
         ),
         originals_bytes=int(settings.originals_gb * 1e9),
         copies_bytes=int(settings.merged_cache_gb * 1e9),

@@ -10,6 +10,7 @@ from .attention import AttentionBackend
 from .settings import WorkerSettings
 
 Preset = Literal["fast", "balanced", "low_vram"]
+Offload = Literal["none", "model", "sequential"]
 
 # Bytes of the whole card. In 16 bits SDXL's weights take 7 GB and a batch of four 1024x1024
 # pictures as much again, beside saved originals (4.4 GB where LoRAs touch every attention and
@@ -33,8 +34,8 @@ class Options:
     """The UNet's kernels are recorded once for each shape, and then launched as one."""
     vae_tiling: bool
     """A large picture is decoded in overlapping tiles of the model's native size."""
-    offload: bool
-    """Weights rest in host memory, and one model at a time is on the device."""
+    offload: Offload
+    """Weights rest in host memory, and one model or layer at a time is on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +88,17 @@ def choose_options(
         WorkerFailure: an option that is set cannot be had on this machine or beside another one.
     """
     gpu = machine.accelerator_bytes is not None
-    offload = _else(settings.offload, preset == "low_vram" and gpu)
+    offload = settings.offload or ("model" if preset == "low_vram" and gpu else "none")
     fast = preset == "fast"
     options = Options(
         # For tensor cores. On a CPU a step gains nothing by it; decoding, the lesser part, does.
         channels_last=_else(settings.channels_last, gpu),
         attention=attention,
-        compile=_else(settings.compile, fast and machine.why_no_compiler() is None),
-        cuda_graphs=_else(settings.cuda_graphs, fast and gpu and not offload),
+        compile=_else(
+            settings.compile,
+            fast and offload != "sequential" and machine.why_no_compiler() is None,
+        ),
+        cuda_graphs=_else(settings.cuda_graphs, fast and gpu and offload == "none"),
         vae_tiling=_else(settings.vae_tiling, preset == "low_vram" or (gpu and not fast)),
         offload=offload,
     )
@@ -134,12 +138,18 @@ def _else(asked: bool | None, chosen: bool) -> bool:
 def _require_possible(options: Options, machine: Machine) -> None:
     if options.compile and (reason := machine.why_no_compiler()):
         raise WorkerFailure(f"IMAGEFLEET_COMPILE=true, but {reason}; unset it or install g++")
+    graphs, offload = "IMAGEFLEET_CUDA_GRAPHS=true", f"IMAGEFLEET_OFFLOAD={options.offload}"
     if machine.accelerator_bytes is None:
-        for name, wanted in (("CUDA_GRAPHS", options.cuda_graphs), ("OFFLOAD", options.offload)):
+        for name, wanted in ((graphs, options.cuda_graphs), (offload, options.offload != "none")):
             if wanted:
-                raise WorkerFailure(f"IMAGEFLEET_{name}=true needs a GPU; the device is cpu")
-    if options.cuda_graphs and options.offload:
+                raise WorkerFailure(f"{name} needs a GPU; the device is cpu")
+    if options.cuda_graphs and options.offload != "none":
         raise WorkerFailure(
-            "IMAGEFLEET_CUDA_GRAPHS=true and IMAGEFLEET_OFFLOAD=true exclude each other: a graph "
-            "needs its weights to stay where they are"
+            f"{graphs} and {offload} exclude each other: a graph needs its weights to stay where "
+            "they are"
+        )
+    if options.compile and options.offload == "sequential":
+        raise WorkerFailure(
+            f"IMAGEFLEET_COMPILE=true and {offload} exclude each other: in a compiled block no "
+            "layer has a turn of its own"
         )

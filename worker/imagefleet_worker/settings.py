@@ -51,8 +51,9 @@ class WorkerSettings(BaseSettings):
     """On a GPU: record the UNet's launches for each size and batch; None: the preset's choice."""
     vae_tiling: bool | None = None
     """Decode large pictures in tiles, which takes less memory; None: the preset's choice."""
-    offload: bool | None = None
-    """Keep weights in host memory, one model on the GPU at a time; None: the preset's choice."""
+    offload: Literal["none", "model", "sequential"] | None = None
+    """Keep weights in host memory, and one model (`model`) or layer (`sequential`) at a time on the
+    GPU; None: the preset's choice."""
     compile_cache_dir: Path = Path("/tmp/imagefleet-compiled")
     """Compiled code is kept here, so that a worker that starts again compiles nothing."""
     warm_up_checkpoints: Annotated[tuple[str, ...], NoDecode] = ()

@@ -24,7 +24,7 @@ from imagefleet_worker.stages import AllEnded, Stages
 from tests.jobs import resolved
 from tests.options import PLAIN
 
-OFFLOAD = replace(PLAIN, offload=True)
+OFFLOAD = replace(PLAIN, offload="model")
 CPU, META = torch.device("cpu"), torch.device("meta")
 SETTINGS = WorkerSettings()
 

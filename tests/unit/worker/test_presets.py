@@ -28,7 +28,7 @@ def machine(gigabytes: float | None, no_compiler: str | None = None) -> Machine:
     return Machine(accelerator_bytes=total_bytes, why_no_compiler=lambda: no_compiler)
 
 
-def options(on: Machine, preset: Preset, **settings: bool) -> Options:
+def options(on: Machine, preset: Preset, **settings: bool | str) -> Options:
     return choose_options(WorkerSettings.model_validate(settings), preset, on, "sdpa")
 
 
@@ -74,20 +74,20 @@ def test_fast_compiles_and_records_and_keeps_all_on_the_gpu() -> None:
     fast = options(machine(24), "fast")
 
     assert (fast.channels_last, fast.compile, fast.cuda_graphs) == (True, True, True)
-    assert (fast.vae_tiling, fast.offload) == (False, False)
+    assert (fast.vae_tiling, fast.offload) == (False, "none")
 
 
 def test_balanced_tiles_the_vae_and_low_vram_keeps_weights_on_the_host_too() -> None:
     balanced, low = (options(machine(12), preset) for preset in ("balanced", "low_vram"))
 
-    assert (balanced.vae_tiling, balanced.offload, balanced.compile) == (True, False, False)
-    assert (low.vae_tiling, low.offload, low.cuda_graphs) == (True, True, False)
+    assert (balanced.vae_tiling, balanced.offload, balanced.compile) == (True, "none", False)
+    assert (low.vae_tiling, low.offload, low.cuda_graphs) == (True, "model", False)
 
 
 def test_the_cpu_has_no_graphs_and_nowhere_to_offload_from_and_its_own_layout() -> None:
     for preset in ("fast", "balanced", "low_vram"):
         chosen = options(machine(None), preset)
-        assert (chosen.cuda_graphs, chosen.offload, chosen.channels_last) == (False, False, False)
+        assert (chosen.cuda_graphs, chosen.offload, chosen.channels_last) == (False, "none", False)
 
 
 @pytest.mark.parametrize(
@@ -121,19 +121,36 @@ def test_compiling_that_is_set_without_a_compiler_is_refused() -> None:
         options(machine(24, "there is no compiler"), "balanced", compile=True)
 
 
-@pytest.mark.parametrize("name", ["cuda_graphs", "offload"])
-def test_what_takes_a_gpu_is_refused_on_the_cpu(name: str) -> None:
-    with pytest.raises(WorkerFailure, match=f"IMAGEFLEET_{name.upper()}=true needs a GPU"):
-        options(machine(None), "balanced", **{name: True})
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("cuda_graphs", True, "true"),
+        ("offload", "model", "model"),
+        ("offload", "sequential", "sequential"),
+    ],
+)
+def test_what_takes_a_gpu_is_refused_on_the_cpu(name: str, value: bool | str, shown: str) -> None:
+    with pytest.raises(WorkerFailure, match=f"IMAGEFLEET_{name.upper()}={shown} needs a GPU"):
+        options(machine(None), "balanced", **{name: value})
 
 
-def test_graphs_of_weights_that_move_are_refused() -> None:
-    with pytest.raises(WorkerFailure, match="exclude each other"):
-        options(machine(24), "fast", offload=True, cuda_graphs=True)
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_graphs_of_weights_that_move_are_refused(offload: str) -> None:
+    with pytest.raises(WorkerFailure, match=f"IMAGEFLEET_OFFLOAD={offload} exclude each other"):
+        options(machine(24), "fast", offload=offload, cuda_graphs=True)
 
 
-def test_fast_that_offloads_records_no_graphs() -> None:
-    assert not options(machine(24), "fast", offload=True).cuda_graphs
+def test_blocks_whose_layers_come_one_by_one_are_not_compiled() -> None:
+    with pytest.raises(WorkerFailure, match=r"COMPILE=true and .* exclude each other"):
+        options(machine(24), "balanced", offload="sequential", compile=True)
+
+
+def test_fast_that_offloads_does_without_what_that_excludes() -> None:
+    model, sequential = (
+        options(machine(24), "fast", offload=offload) for offload in ("model", "sequential")
+    )
+    assert (model.compile, model.cuda_graphs) == (True, False)
+    assert (sequential.compile, sequential.cuda_graphs) == (False, False)
 
 
 def test_the_log_says_what_was_chosen_and_why(caplog: pytest.LogCaptureFixture) -> None:

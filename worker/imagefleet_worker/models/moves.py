@@ -17,19 +17,24 @@ _BLOCK_BYTES = 2**28
 _ALIGNMENT_BYTES = 512
 
 
-def move(tensors: Iterable[Tensor], target: torch.device) -> None:
+def move(tensors: Iterable[Tensor], target: torch.device, *, pinned: bool = False) -> None:
     """Give each tensor memory on the target that no other pipeline has, with the same bits.
 
     All of them, or none. The tensors stay the same objects, with the same strides. On the host they
     share a few blocks, page-locked for what leaves a GPU: that way it comes back at the full speed
     of the bus.
 
+    Args:
+        tensors: to move.
+        target: where to.
+        pinned: page-locked on the host wherever they come from, which needs a GPU.
+
     Raises:
         torch.OutOfMemoryError, RuntimeError: there is no room; every tensor is where it was.
     """
     moved = list(tensors)
     if target.type == "cpu":
-        places = list(_in_blocks(moved))
+        places = list(_in_blocks(moved, pinned or any(tensor.is_cuda for tensor in moved)))
     else:
         places = [torch.empty_like(tensor, device=target) for tensor in moved]
     for tensor, place in zip(moved, places, strict=True):
@@ -50,10 +55,9 @@ def give_back_unused(device: torch.device) -> None:
         torch._C._host_emptyCache()
 
 
-def _in_blocks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+def _in_blocks(tensors: Sequence[Tensor], pinned: bool) -> Iterator[Tensor]:
     """Room for each tensor in host memory, of its shape, strides and dtype."""
     sizes = [-(-tensor.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for tensor in tensors]
-    pinned = any(tensor.is_cuda for tensor in tensors)
     block, used, left = torch.empty(0, dtype=torch.uint8), 0, sum(sizes)
     for tensor, size in zip(tensors, sizes, strict=True):
         if used + size > len(block):

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 class PipelineCache:
     """Loads checkpoints and keeps them, least recently used out first; for the engine's thread.
 
-    With ``options.offload`` one model is on the device at a time: each is moved there when it runs
-    and back when the next one runs. The last one to run stays until `rest`.
+    With ``options.offload`` as `model` one is on the device at a time: each is moved there when it
+    runs and back when the next one runs. The last one to run stays until `rest`.
 
     Args:
         store: where names are looked up.
@@ -63,9 +63,9 @@ class PipelineCache:
         self._device = device
         self._dtype = dtype
         self._options = options
-        self._resting = torch.device("cpu") if options.offload else device
+        self._resting = device if options.offload == "none" else torch.device("cpu")
         # The CPU's memory is the host's, and offloaded weights rest there anyway.
-        moves = device.type != "cpu" and not options.offload
+        moves = self._resting.type != "cpu"
         self._tiers = Tiers(
             device,
             torch.device("cpu"),
@@ -109,9 +109,12 @@ class PipelineCache:
 
     def rest(self) -> None:
         """Have those weights leave the device that `offload` moved there to run."""
-        if self._options.offload:
+        if self._options.offload == "model":
             for warm in self._tiers.on_device():
                 warm.pipeline.maybe_free_model_hooks()
+        elif self._options.offload == "sequential" and self._device.type == "cuda":
+            # Copies of layers may still be queued, of weights that are about to change.
+            torch.cuda.synchronize(self._device)
 
     def relieved(self, run: Callable[[], T], *, divisible: bool) -> T:
         """What `run` gives; out of memory, it runs once more with idle pipelines off the device.
@@ -126,7 +129,7 @@ class PipelineCache:
             if divisible and not isinstance(exc, NoRoomForWeights):
                 raise
             free_after(exc)
-            if self._options.offload or not self._tiers.relieve():
+            if self._resting != self._device or not self._tiers.relieve():
                 raise
         logger.warning("out of memory: once more with idle pipelines off the device")
         return run()

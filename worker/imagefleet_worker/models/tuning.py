@@ -1,10 +1,13 @@
 """A loaded pipeline made to run as the worker's options say."""
 
 import torch
+from torch.nn import Module
 
 from imagefleet_worker.attention import set_attention
 from imagefleet_worker.models.compiled import compile_blocks
 from imagefleet_worker.models.graphs import record_graphs
+from imagefleet_worker.models.moves import move
+from imagefleet_worker.models.offload import offload_layers
 from imagefleet_worker.models.skeleton import Pipeline
 from imagefleet_worker.presets import Options
 
@@ -28,7 +31,13 @@ def tune(pipeline: Pipeline, options: Options, device: torch.device) -> None:
     if options.compile:
         compile_blocks(unet)
         compile_blocks(vae.decoder)
-    if options.offload:
+    if options.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
+    if options.offload == "sequential":
+        for network in pipeline.components.values():
+            if isinstance(network, Module):
+                weights = [*network.parameters(), *network.buffers()]
+                move(weights, torch.device("cpu"), pinned=device.type == "cuda")
+                offload_layers(network, device)
     if options.cuda_graphs:
         record_graphs(unet)
