@@ -239,7 +239,7 @@ def test_an_object_that_cannot_be_read_is_left_out_and_stops_nobody_else(
         assert [file.name for file in store.listed("lora")] == ["good"]
     assert caplog.text.count("lora left out: s3://") == 1
 
-    with pytest.raises(StorageUnavailable, match=r"loras/secret\.safetensors"):
+    with pytest.raises(FileUnavailable, match=r"loras/secret\.safetensors cannot be read"):
         store.find("lora", "secret")
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from imagefleet_shared.errors import ImagefleetError, StorageUnavailable
+from imagefleet_shared.errors import FileUnavailable, ImagefleetError, StorageUnavailable
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.storage import s3_client
 
@@ -34,6 +34,9 @@ _FIRST_BYTES = 64 * 2**10
 _LENGTH_BYTES = 8
 
 _GONE = {"NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416"}
+# It lies encrypted by its owner's key, or archived: waiting for it helps nobody. That access is
+# denied may pass, as when credentials are renewed.
+_SEALED = {"InvalidRequest", "InvalidArgument", "400", "InvalidObjectState"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +98,9 @@ class ModelBucket:
         """Bytes of just this version, ``end`` excluded.
 
         Raises:
-            StorageUnavailable: the store is away, or the object was replaced or removed: then what
-                is found next is another.
+            StorageUnavailable: the store is away or denies access, or the object was replaced or
+                removed: then what is found next is another.
+            FileUnavailable: it is encrypted by a key that the store does not have, or archived.
         """
         with self._translated(file):
             answer = self._s3.get_object(
@@ -183,9 +187,12 @@ class ModelBucket:
         try:
             yield
         except ClientError as exc:
-            if file is not None and exc.response.get("Error", {}).get("Code") in _GONE:
+            code = exc.response.get("Error", {}).get("Code")
+            if file is not None and code in _GONE:
                 self._listed_s = -inf
                 raise StorageUnavailable(f"{name} was replaced or removed just now") from exc
+            if file is not None and code in _SEALED:
+                raise FileUnavailable(f"{name} cannot be read: {exc}") from exc
             raise StorageUnavailable(f"{name}: {exc}") from exc
         except BotoCoreError as exc:
             raise StorageUnavailable(f"{name}: {exc}") from exc

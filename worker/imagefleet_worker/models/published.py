@@ -37,7 +37,7 @@ def published_of(bucket: ModelBucket, file: RemoteFile) -> Published:
 
     Raises:
         CorruptFile: two of them do not agree, or the file beside it does not begin with a SHA-256.
-        StorageUnavailable: the bucket is away, or the object was replaced or removed.
+        FileUnavailable, StorageUnavailable: as `ModelBucket.read`.
     """
     head = bucket.head(file)
     stated = {

@@ -128,7 +128,7 @@ class RemoteModels:
         Raises:
             CorruptFile: it is not what is published of it.
             StorageUnavailable: the bucket is away, or the object was replaced or removed.
-            FileUnavailable: the local disk is full, or cannot be read or written.
+            FileUnavailable: the object is sealed, or the local disk full or out of order.
         """
         with self.kept(file, tell) as path:
             return path
