@@ -71,7 +71,7 @@ def engine(renderer: Scripted, beats: list[bool]) -> Iterator[Engine]:
     engine.start()
     yield engine
     engine.close()
-    engine.join(5)
+    engine.join(30)
     assert not engine.is_alive()
 
 
@@ -108,13 +108,13 @@ def test_jobs_are_rendered_in_the_order_they_came_on_one_thread(
     futures = [order(pool, engine, name) for name in "abcde"]
     gate.set()
     for future in futures:
-        assert future.result(5).images == [PICTURE]
+        assert future.result(30).images == [PICTURE]
     assert renderer.rendered == list("abcde")
     assert renderer.threads == {engine.ident}
 
 
 def assert_set(gate: Event) -> None:
-    assert gate.wait(5)
+    assert gate.wait(30)
 
 
 def test_the_time_in_the_queue_and_on_the_device_are_told(
@@ -122,10 +122,10 @@ def test_the_time_in_the_queue_and_on_the_device_are_told(
 ) -> None:
     renderer.script["slow"] = lambda _: time.sleep(0.3)
     slow, waiting = order(pool, engine, "slow"), order(pool, engine, "waiting")
-    assert slow.result(5).waited_s < 0.1
-    assert slow.result(5).stages_s["upscale"] >= 0.3
-    assert waiting.result(5).waited_s > 0.2
-    assert waiting.result(5).stages_s["upscale"] < 0.1
+    first, second = slow.result(30), waiting.result(30)
+    assert first.stages_s["upscale"] >= 0.3
+    assert second.waited_s > 0.2 + first.waited_s
+    assert second.stages_s["upscale"] < first.stages_s["upscale"]
 
 
 @pytest.mark.parametrize("error", [CorruptFile("broken"), ValueError("a bug"), KeyError("x")])
@@ -135,7 +135,7 @@ def test_an_error_is_the_jobs_own_and_the_engine_lives_on(
     renderer.script["bad"] = raising(error)
     bad, good = order(pool, engine, "bad"), order(pool, engine, "good")
     assert bad.exception(5) is error
-    assert good.result(5).images == [PICTURE]
+    assert good.result(30).images == [PICTURE]
 
 
 @pytest.mark.parametrize("error", [JobCanceled("j"), HandBack("j")])
@@ -157,7 +157,7 @@ def test_a_job_that_must_stop_stops_at_its_next_step(
     stopped, good = order(pool, engine, "stopped", tell), order(pool, engine, "good")
     assert stopped.exception(5) is error
     assert steps == [0, 1, 2]
-    assert good.result(5)
+    assert good.result(30)
 
 
 def test_a_device_out_of_memory_is_told_in_our_words(
@@ -167,14 +167,14 @@ def test_a_device_out_of_memory_is_told_in_our_words(
     error = order(pool, engine, "big").exception(5)
     assert type(error) is OutOfMemory
     assert "smaller size" in str(error)
-    assert order(pool, engine, "good").result(5)
+    assert order(pool, engine, "good").result(30)
 
 
 def test_the_parent_hears_of_every_step_and_of_idleness(
     engine: Engine, renderer: Scripted, pool: ThreadPoolExecutor, beats: list[bool]
 ) -> None:
     renderer.script["steps"] = lambda stages: stages.step()
-    order(pool, engine, "steps").result(5)
+    order(pool, engine, "steps").result(30)
     renderer.script["bad"] = raising(ValueError())
     order(pool, engine, "bad").exception(5)
     time.sleep(0.05)
@@ -202,10 +202,10 @@ def test_a_job_that_waits_hears_of_its_end_and_leaves_the_line(
     last = order(pool, engine, "c")
     viewer.canceled.set()
     with pytest.raises(JobCanceled):
-        waiting.result(5)
+        waiting.result(30)
     assert not first.done()
     gate.set()
-    last.result(5)
+    last.result(30)
     assert renderer.rendered == ["a", "c"]
 
 
@@ -222,8 +222,8 @@ def test_on_a_broken_device_no_job_fails_and_the_process_is_to_end() -> None:
     for name in "ab":
         Thread(target=give, args=[name], daemon=True).start()
     engine.start()
-    assert aborted.wait(5)
-    engine.join(5)
+    assert aborted.wait(30)
+    engine.join(30)
     assert ended == []
 
 
@@ -233,8 +233,8 @@ def test_jobs_taken_before_it_is_closed_are_finished(pool: ThreadPoolExecutor) -
     futures = [order(pool, engine, name) for name in "abc"]
     engine.close()
     engine.start()
-    assert [future.result(5).images for future in futures] == [[PICTURE]] * 3
-    engine.join(5)
+    assert [future.result(30).images for future in futures] == [[PICTURE]] * 3
+    engine.join(30)
 
 
 def test_a_failed_job_leaves_no_tensors_behind(
@@ -252,7 +252,7 @@ def test_a_failed_job_leaves_no_tensors_behind(
     future = order(pool, engine, "bad")
     assert future.exception(5) is not None
     del future
-    order(pool, engine, "good").result(5)
+    order(pool, engine, "good").result(30)
     gc.collect()
     assert ghosts[0]() is None
 

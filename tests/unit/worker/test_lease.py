@@ -82,7 +82,7 @@ def test_a_lease_that_is_no_longer_held_runs_out(ledger: Ledger, keeper: LeaseKe
 def test_progress_is_passed_on(ledger: Ledger, keeper: LeaseKeeper) -> None:
     with keeper.hold(leased(ledger)) as held:
         held.tell("denoise", 3, 20)
-        wait_for(lambda: ledger.read("job").progress.step == 3, 2, "the step is told")
+        wait_for(lambda: ledger.read("job").progress.step == 3, 10, "the step is told")
         progress = ledger.read("job").progress
         assert (progress.stage, progress.steps) == ("denoise", 20)
 
@@ -141,7 +141,7 @@ def test_a_job_that_begins_is_told_of_before_the_next_beat(
     with keeper.hold(leased(ledger)) as held:
         for stage in ("load", "queued", "text"):
             held.tell(stage, 0, 0)
-            wait_for(lambda stage=stage: ledger.read("job").progress.stage == stage, 2, stage)
+            wait_for(lambda stage=stage: ledger.read("job").progress.stage == stage, 10, stage)
     keeper.close()
     keeper.join(10)
 
@@ -154,7 +154,7 @@ def test_the_keeper_sits_out_a_redis_that_refuses_to_write(
         held.tell("denoise", 7, 9)
         time.sleep(3 * BEAT_S)
         redis.config_set("maxmemory", 0)
-        wait_for(lambda: ledger.read("job").progress.step == 7, 2, "it goes on telling")
+        wait_for(lambda: ledger.read("job").progress.step == 7, 10, "it goes on telling")
 
 
 def test_the_first_verdict_counts(ledger: Ledger, keeper: LeaseKeeper) -> None:
@@ -198,7 +198,7 @@ def test_a_redis_that_forgot_its_scripts_in_mid_call_is_told_them_again(
     monkeypatch.setattr(Pipeline, "load_scripts", load_and_forget_once)
     with keeper.hold(leased(ledger)) as held:
         held.tell("denoise", 7, 9)
-        wait_for(lambda: ledger.read("job").progress.step == 7, 2, "it goes on telling")
+        wait_for(lambda: ledger.read("job").progress.step == 7, 10, "it goes on telling")
     assert forgotten
 
 
@@ -209,10 +209,10 @@ def test_a_preview_is_drawn_once_for_each_time_that_somebody_asks(
         time.sleep(2 * BEAT_S)
         assert not held.watched
         assert ledger.preview("job") is None
-        wait_for(lambda: held.watched, 2, "the asking is heard")
+        wait_for(lambda: held.watched, 10, "the asking is heard")
         held.show([Image.new("RGB", (8, 8), "teal")])
-        wait_for(lambda: ledger.preview("job") is not None, 2, "the preview is there")
-        wait_for(lambda: held.watched, 2, "asked again, another one is wanted")
+        wait_for(lambda: ledger.preview("job") is not None, 10, "the preview is there")
+        wait_for(lambda: held.watched, 10, "asked again, another one is wanted")
         held.check()
 
 
@@ -222,7 +222,7 @@ def test_nobody_asking_stops_the_previews(
     with keeper.hold(leased(ledger)) as held:
         ledger.preview("job")
         assert 0 < redis.ttl(routing.watched_key("job")) <= WATCHED_S
-        wait_for(lambda: held.watched, 2, "the asking is heard")
+        wait_for(lambda: held.watched, 10, "the asking is heard")
         redis.delete(routing.watched_key("job"))
         held.show([Image.new("RGB", (8, 8), "teal")])
         time.sleep(3 * BEAT_S)

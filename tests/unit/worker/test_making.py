@@ -60,7 +60,7 @@ def engine(renderer: Enlarging) -> Iterator[Engine]:
     engine.start()
     yield engine
     engine.close()
-    engine.join(5)
+    engine.join(30)
 
 
 def job(sides: Sequence[int] = SIDES) -> UpscaleJob:

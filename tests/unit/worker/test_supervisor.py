@@ -148,7 +148,7 @@ def test_a_signal_to_stop_is_passed_on_and_waited_for(
     parent = supervise(STOPS_IN_ORDER + 'say("ready"); time.sleep(60)', seats="a,b")
     wait_for(lambda: [words[1] for words in said()].count("ready") == 2, 10, "both are ready")
     os.kill(parent.pid, sig)
-    wait_for(lambda: not parent.alive, 5, "the parent ends")
+    wait_for(lambda: not parent.alive, 15, "the parent ends")
     assert sorted(words for words in said() if words[1] == "stopped") == [
         ["a", "stopped"],
         ["b", "stopped"],
