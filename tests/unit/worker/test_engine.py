@@ -25,6 +25,7 @@ from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale
 from imagefleet_worker.room import HOST_MEMORY, NoRoomForWeights, Room
 from imagefleet_worker.stages import Nobody, Stages, Tell
 from imagefleet_worker.upscale.inputs import UpscaleInput
+from tests.fleet import wait_for
 from tests.jobs import resolved
 
 PICTURE = Image.new("RGB", (2, 2))
@@ -89,7 +90,7 @@ def order(
     pool: ThreadPoolExecutor, engine: Engine, name: str, tell: Tell = ignore
 ) -> Future[Rendered]:
     future = pool.submit(engine.render, job(name), tell)
-    time.sleep(0.02)  # So that the next order is surely later.
+    time.sleep(0.05)  # So that the next order is surely later.
     return future
 
 
@@ -177,7 +178,7 @@ def test_the_parent_hears_of_every_step_and_of_idleness(
     order(pool, engine, "steps").result(30)
     renderer.script["bad"] = raising(ValueError())
     order(pool, engine, "bad").exception(5)
-    time.sleep(0.05)
+    wait_for(lambda: len(beats) == 6, 10, "the last of them is told")
     assert beats == [False, True, True, False, True, False]
 
 
