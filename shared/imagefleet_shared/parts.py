@@ -76,7 +76,7 @@ class HiresPass(RequestPart):
     """A `latent…` mode, `lanczos`, `nearest`, or an upscaler model of the store."""
     num_inference_steps: int | None = Field(default=None, ge=1, le=150)
     """Steps *executed* in this pass, as in A1111's hires fix; None: as many as the first pass."""
-    strength: float = Field(default=0.7, gt=0, le=1)
+    strength: float = Field(default=0.7, ge=0.01, le=1)
     """Share of the noise put back: near 0 keeps the upscaled picture, 1 ignores it."""
     scheduler: Scheduler | None = None
     """The solver of this pass; None: as the first pass, its sigma schedule too."""

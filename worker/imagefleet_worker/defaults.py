@@ -58,6 +58,7 @@ def first_steps(request: GenerateRequest) -> Steps:
     return Steps(
         scheduler=request.scheduler,
         sigma_schedule=request.sigma_schedule,
+        asked=steps,
         scheduled=steps,
         executed=None if strength is None else int(min(strength, _MOST_STRENGTH) * steps) + 1,
         eta=request.eta,
@@ -70,6 +71,7 @@ def hires_steps(request: GenerateRequest, hires: HiresPass) -> Steps:
     return Steps(
         scheduler=hires.scheduler or request.scheduler,
         sigma_schedule=hires.sigma_schedule or request.sigma_schedule,
+        asked=executed,
         scheduled=max(executed, int(executed / min(hires.strength, _MOST_STRENGTH))),
         executed=executed,
         eta=request.eta,

@@ -41,6 +41,11 @@ class Artist:
         """How often the UNet is asked."""
         return self.steps.evaluations(self.course)
 
+    def passed(self, sigma: Tensor) -> float:
+        """Share of the training timesteps that are passed at a level, counted as A1111 does."""
+        count = len(self._trained.sigmas)
+        return (count - 1 - self.levels.timestep(sigma).item()) / count
+
     @cached_property
     def _trained(self) -> NoiseLevels:
         return NoiseLevels.of(self.warm.pipeline.scheduler.config)
@@ -111,12 +116,7 @@ class Denoiser:
         return self._mask.blend(clean) if self._mask else clean
 
     def _hand_over(self, sigma: Tensor) -> None:
-        if self._handover is None:
-            return
-        levels = self._artist.levels
-        last = len(levels.sigmas) - 1
-        passed = (last - levels.timestep(sigma).item()) / (last + 1)
-        if passed > self._handover.at:
+        if self._handover and self._artist.passed(sigma) > self._handover.at:
             self._artist = self._handover.to()
             self._handover = None
             self._stages.begin("denoise")

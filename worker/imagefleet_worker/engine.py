@@ -17,7 +17,7 @@ from imagefleet_shared.status import Stage
 
 from . import metrics
 from .batching import traits_of
-from .line import Line
+from .line import Line, Place
 from .orders import Order, Rendered, seated
 from .ready import ResolvedJob
 from .room import HOST_MEMORY, DeviceMemory, NoRoomForWeights, Room, translated
@@ -151,6 +151,7 @@ class Engine(Thread):
                     order.viewer.check()
                 except BaseException:
                     self._line.leave(order)
+                    self._changed.notify()
                     raise
 
     def close(self) -> None:
@@ -182,17 +183,23 @@ class Engine(Thread):
 
     def _next(self) -> list[Order]:
         """The orders to run next; none once closed."""
+        batch: list[Place[Order]] = []
         with self._changed:
-            self._changed.wait_for(lambda: len(self._line) or self._closed)
-            if not len(self._line):
-                return []
-            self._changed.wait_for(
-                lambda: not self._coming or self._line.full(self._room.pixels), self._gather_s
-            )
-            batch = self._line.take(self._room.pixels)
+            while not batch:
+                self._changed.wait_for(lambda: len(self._line) or self._closed)
+                if not len(self._line):
+                    return []
+                self._changed.wait_for(self._gathered, self._gather_s)
+                # Meanwhile jobs may have left the line, the last one too.
+                if len(self._line):
+                    batch = self._line.take(self._room.pixels)
         for place in batch:
             metrics.PASSED_OVER.observe(place.passed)
         return [place.item for place in batch]
+
+    def _gathered(self) -> bool:
+        """Whether a batch gains nothing by waiting for more jobs."""
+        return not self._coming or not len(self._line) or self._line.full(self._room.pixels)
 
     def _run(self, renderer: Renderer, orders: Sequence[Order]) -> None:
         started_s = monotonic()

@@ -20,6 +20,8 @@ class Steps:
 
     scheduler: SchedulerName
     sigma_schedule: SigmaSchedule
+    asked: int
+    """By the request."""
     scheduled: int
     """From pure noise to none."""
     executed: int | None
@@ -29,7 +31,7 @@ class Steps:
 
     def counted(self) -> int:
         """What a prompt's schedule counts, as in A1111: two a step for solvers of second order."""
-        return self.scheduled * (2 if SOLVERS[self.scheduler].second_order else 1)
+        return self.asked * (2 if SOLVERS[self.scheduler].second_order else 1)
 
     def seen(self, levels: NoiseLevels) -> NoiseLevels:
         """A checkpoint's levels, as the UNet is asked at them under this solver."""

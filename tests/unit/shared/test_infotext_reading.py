@@ -278,7 +278,7 @@ def hires_passes(draw: st.DrawFn, first: SchedulerName) -> HiresPass:
         **fields,
         upscaler=draw(st.sampled_from([*get_args(LatentMode), "lanczos", "4x-Sharp"])),
         num_inference_steps=draw(st.none() | st.integers(1, 150)),
-        strength=draw(shares),
+        strength=draw(st.floats(0.01, 1)),
         prompt=draw(st.none() | prompts),
         negative_prompt=draw(st.none() | prompts),
         checkpoint=draw(st.none() | names),

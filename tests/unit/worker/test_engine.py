@@ -23,7 +23,7 @@ from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.orders import Rendered
 from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale
 from imagefleet_worker.room import HOST_MEMORY, NoRoomForWeights, Room
-from imagefleet_worker.stages import Nobody, Stages, Tell
+from imagefleet_worker.stages import NOBODY, Nobody, Stages, Tell, Viewer
 from imagefleet_worker.upscale.inputs import UpscaleInput
 from tests.fleet import wait_for
 from tests.jobs import resolved
@@ -322,8 +322,14 @@ class Host:
         self, renderer: Roomy, generate: ResolvedJob, gather_s: float, most: int = 8
     ) -> None:
         self.renderer, self._generate = renderer, generate
+        self.broken = Event()
         self.engine = Engine(
-            lambda: renderer, lambda _: None, most * 64 * 64, gather_s, memory=HOST_MEMORY
+            lambda: renderer,
+            lambda _: None,
+            max_batch_pixels=most * 64 * 64,
+            gather_s=gather_s,
+            memory=HOST_MEMORY,
+            abort=self.broken.set,
         )
         self._pool = ThreadPoolExecutor(32)
 
@@ -337,8 +343,8 @@ class Host:
         self.engine.join(10)
         self._pool.shutdown()
 
-    def give(self, ticket: object = None) -> Future[Rendered]:
-        return self._pool.submit(self.engine.render, self._generate, ignore, ticket=ticket)
+    def give(self, ticket: object = None, viewer: Viewer = NOBODY) -> Future[Rendered]:
+        return self._pool.submit(self.engine.render, self._generate, ignore, viewer, ticket=ticket)
 
     def batch_of(self, count: int) -> list[Rendered]:
         """Jobs that the engine has all at once."""
@@ -387,6 +393,24 @@ def test_a_job_that_failed_on_its_way_is_waited_for_no_more(generate: ResolvedJo
             early.append(host.give())
             raise CorruptFile("found while it was resolved")
         assert early[0].result(10).batch_jobs == 1
+
+
+def test_the_only_job_may_leave_the_line_while_its_batch_waits_for_others(
+    generate: ResolvedJob,
+) -> None:
+    """The engine looked for who is next in an empty line, and ended the process."""
+    viewer = Impatient()
+    with Host(Roomy(), generate, LONG_S) as host, host.engine.expected() as late:
+        host.renderer.gate.set()
+        leaving = host.give(viewer=viewer)
+        assert not host.renderer.entered.wait(0.1)
+        viewer.canceled.set()
+        with pytest.raises(JobCanceled):
+            leaving.result(30)
+        with host.engine.expected():
+            """It is looked anew who is there."""
+        assert not host.broken.wait(0.1)
+        assert host.give(late).result(30).batch_jobs == 1
 
 
 def test_after_running_out_of_memory_batches_are_smaller_and_grow_back_slowly(

@@ -246,10 +246,13 @@ def test_resize_modes_fit_a_picture_of_other_proportions(
         assert differ(drawn, atelier.draw(image=start, strength=0.3))
 
 
-def test_a_refiner_takes_over_late(atelier: Atelier) -> None:
-    plain = atelier.draw(num_inference_steps=8)
+@pytest.mark.parametrize("scheduler", ["euler", "lcm"])
+def test_a_refiner_takes_over_late(atelier: Atelier, scheduler: str) -> None:
+    """Of LCM's fifty levels every one counted as an early one: its refiner never drew."""
+    fields: dict[str, Any] = {"num_inference_steps": 8, "scheduler": scheduler}
+    plain = atelier.draw(**fields)
     early, late = (
-        atelier.draw(num_inference_steps=8, refiner_checkpoint="other", refiner_switch_at=at)
+        atelier.draw(**fields, refiner_checkpoint="other", refiner_switch_at=at)
         for at in (0.1, 0.8)
     )
     assert differ(late, plain)
@@ -257,6 +260,22 @@ def test_a_refiner_takes_over_late(atelier: Atelier) -> None:
     assert distances[0] < distances[1]
     never = atelier.draw(num_inference_steps=4, refiner_checkpoint="other", refiner_switch_at=0.999)
     assert not differ(never, atelier.draw(num_inference_steps=4)), "its turn does not come"
+
+
+@pytest.mark.parametrize(("scheduler", "in_steps"), [("euler", 6), ("heun", 12)])
+def test_a_hires_prompt_changes_by_the_steps_asked_for(
+    atelier: Atelier, scheduler: str, in_steps: int
+) -> None:
+    """It counted those of the stretched schedule, most of which a hires pass leaves out."""
+
+    def drawn(prompt: str) -> Image.Image:
+        hires = {"scale": 1.5, "num_inference_steps": 8, "strength": 0.25, "prompt": prompt}
+        return atelier.draw(scheduler=scheduler, num_inference_steps=2, hires=hires)
+
+    changed = drawn("[a dog:a cat:1.5]")
+    assert differ(changed, drawn("a dog"))
+    assert differ(changed, drawn("a cat"))
+    assert not differ(changed, drawn(f"[a dog:a cat:{in_steps}]"))
 
 
 def test_sdxls_refiner_goes_on_where_the_base_stopped(atelier: Atelier) -> None:
