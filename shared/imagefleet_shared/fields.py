@@ -143,4 +143,5 @@ SidePx = Annotated[int, Field(ge=1, le=65535)]
 """A side of a picture that is not diffused; what a file can have is in `image_files`."""
 Scheduler = Annotated[SchedulerName, BeforeValidator(_known_scheduler)]
 Sigmas = Annotated[SigmaSchedule, BeforeValidator(_known_sigma_schedule)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+MAX_SEED = 2**32 - 1
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from .errors import InvalidRequest
 from .fields import (
+    MAX_SEED,
     PIXEL_MODES,
     Emphasis,
     ImageFormat,
@@ -65,7 +66,8 @@ class GenerateRequest(RequestPart):
     emphasis: Emphasis = "original"
     """How weights such as `(word:1.2)` act."""
     clip_skip: int | None = Field(default=None, ge=1, le=11)
-    """Last layers of the text encoder to leave out, diffusers' count; None: as it was trained."""
+    """SD 1.x: last layers of the text encoder to leave out, diffusers' count; None: as it was
+    trained. SDXL's stay as they were, as in A1111."""
     seed: Seed | None = None
     """Seed of the first picture, picture i takes seed + i; None: made from the job's id."""
     variation_seed: Seed | None = None
@@ -129,6 +131,13 @@ class GenerateRequest(RequestPart):
 
     @model_validator(mode="after")
     def _all_is_heeded(self) -> Self:
+        counted = "variation_seed" if self.variation_strength else "seed"
+        last = (getattr(self, counted) or 0) + self.num_images - 1
+        if last > MAX_SEED:
+            raise InvalidRequest(
+                f"{counted} of the last of {self.num_images} pictures would be {last}; "
+                f"at most {MAX_SEED} is allowed"
+            )
         if self.variation_seed is not None and self.variation_strength == 0:
             raise InvalidRequest(
                 f"variation_seed {self.variation_seed} needs a variation_strength above 0"

@@ -36,7 +36,8 @@ def filled(
     if request.hires and request.hires.num_inference_steps is None:
         steps = {"num_inference_steps": request.num_inference_steps}
         decided["hires"] = request.hires.model_copy(update=steps)
-    return request.model_copy(update=decided)
+    # What is decided must be allowed too: a picture's side may be longer than any width.
+    return GenerateRequest.model_validate(dict(request) | decided)
 
 
 def seeds_of(request: GenerateRequest) -> Seeds:
@@ -79,5 +80,8 @@ def hires_steps(request: GenerateRequest, hires: HiresPass) -> Steps:
 
 
 def _seed_of(text: str) -> int:
-    """The same on every attempt, so that a second worker draws the same picture."""
-    return int.from_bytes(sha256(text.encode()).digest()[:4])
+    """The same on every attempt, so that a second worker draws the same picture.
+
+    In 31 bits: other pictures' seeds count on from there.
+    """
+    return int.from_bytes(sha256(text.encode()).digest()[:4]) >> 1

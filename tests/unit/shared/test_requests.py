@@ -35,7 +35,7 @@ def test_a_prompt_alone_is_enough() -> None:
 @pytest.mark.parametrize(
     ("kind", "request_"),
     [
-        ("generate", generate(seed=2**32 - 1, width=64, height=8192, num_images=16)),
+        ("generate", generate(seed=2**32 - 16, width=64, height=8192, num_images=16)),
         ("generate", generate(image=IMAGE, strength=1, hires=HiresPass(scale=8))),
         ("generate", generate(prompt="狐 \N{FOX FACE} \\ \n", upscale=UpscalePass(scale=2))),
         ("upscale", UpscaleRequest(images=(IMAGE,), upscaler="demo-x2", scale=1.01)),
@@ -205,6 +205,18 @@ def test_tiles_are_for_models(tiles: dict[str, int]) -> None:
         with pytest.raises(InvalidRequest, match=r"tile_size .* are for models; upscaler '\w+' is"):
             UpscalePass.model_validate({"scale": 2, **tiles, **upscalers})
     UpscalePass.model_validate({"scale": 2, **tiles, "upscaler_2": "swinir"})
+
+
+def test_every_picture_has_a_seed_that_can_be_asked_for() -> None:
+    """The second one's was 4294967296, which no request takes."""
+    last = 2**32 - 1
+    generate(seed=last - 1, num_images=2)
+    with pytest.raises(InvalidRequest, match="seed of the last of 2 pictures would be 4294967296"):
+        generate(seed=last, num_images=2)
+    varied = {"variation_strength": 0.1, "num_images": 2}
+    generate(seed=last, variation_seed=last - 1, **varied)
+    with pytest.raises(InvalidRequest, match="variation_seed of the last of 2 pictures"):
+        generate(variation_seed=last, **varied)
 
 
 def test_a_variation_seed_needs_a_strength() -> None:

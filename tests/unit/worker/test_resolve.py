@@ -138,11 +138,7 @@ def test_a_checkpoint_that_cannot_be_read_for_a_moment_still_counts(
 
 
 def test_seeds_count_up_from_the_first(make: MakeResolver) -> None:
-    assert drawing(make(), seed=2**32 - 1, num_images=3).seeds.seeds == (
-        2**32 - 1,
-        2**32,
-        2**32 + 1,
-    )
+    assert drawing(make(), seed=7, num_images=3).seeds.seeds == (7, 8, 9)
 
 
 def test_a_seed_left_open_is_the_same_on_every_attempt(make: MakeResolver) -> None:
@@ -176,6 +172,14 @@ def test_hires_by_scale_rounds_down_and_runs_the_first_passs_steps(make: MakeRes
     job = drawing(make(), num_inference_steps=9, hires=HiresPass(scale=1.49))
     assert job.hires is not None
     assert (job.hires.size.width, job.hires.size.height, job.hires.steps.executed) == (184, 184, 9)
+
+
+def test_a_size_that_no_request_may_have_is_no_pictures_either(
+    make: MakeResolver, store: FileStore
+) -> None:
+    """It was drawn, stored and called a success, and its result could never be read."""
+    with pytest.raises(InvalidRequest, match=r"width: .*8192, given 8400"):
+        drawing(make(), image=put(store, 8400, 64))
 
 
 def test_hires_by_size_and_with_its_own_steps(make: MakeResolver) -> None:

@@ -133,7 +133,8 @@ def _layer(
     warm: WarmPipeline, encoder: nn.Module, output: ModelOutput, clip_skip: int | None
 ) -> Tensor:
     if warm.family != "sd1":
-        return output["hidden_states"][-2 - (clip_skip or 0)]
+        # SDXL was trained on the layer before the last; A1111 skips no more of it by default.
+        return output["hidden_states"][-2]
     if clip_skip is None:
         return output["last_hidden_state"]
     # Older transformers 5 have the layers one level down.

@@ -118,7 +118,7 @@ def layer(
     warm: WarmPipeline, encoder: nn.Module, output: ModelOutput, clip_skip: int | None
 ) -> Tensor:
     if warm.family != "sd1":
-        return output["hidden_states"][-(2 + (clip_skip or 0))]
+        return output["hidden_states"][-2]
     if clip_skip is None:
         return output["last_hidden_state"]
     return encoder.get_submodule("final_layer_norm")(output["hidden_states"][-(1 + clip_skip)])

@@ -63,6 +63,12 @@ def test_plain_prompts_are_what_the_text_encoder_says_bit_for_bit(
         assert torch.equal(encoded.pooled, pooled)
 
 
+def test_clip_skip_is_for_sd1(warm: WarmPipeline) -> None:
+    """A1111 writes "Clip skip: 2" on SDXL's pictures too, and by default skips nothing."""
+    plain, skipped = (encode(warm, ["a cat"], skip, LIMIT).hidden for skip in (None, 1))
+    assert torch.equal(plain, skipped) == (warm.family == "sdxl")
+
+
 @pytest.mark.parametrize("text", WEIGHTED)
 def test_weighted_prompts_agree_with_a1111s_algorithm(warm: WarmPipeline, text: str) -> None:
     encoded = encode_one(warm, text)
