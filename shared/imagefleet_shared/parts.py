@@ -45,7 +45,7 @@ class LoRA(RequestPart):
     """A LoRA or LyCORIS file of the model store, merged into the checkpoint for this job."""
 
     name: ModelName
-    """The file's name without suffix."""
+    """The file's name without suffix, or the name that it was trained under."""
     scale: Scale = 1
     """Factor for the UNet's part; negative turns it round."""
     text_encoder_scale: Scale | None = None

@@ -184,6 +184,16 @@ def test_an_unknown_name_is_refused_with_those_of_folder_and_bucket(
         store.find("checkpoint", "b")
 
 
+def test_a_renamed_lora_of_a_bucket_is_found_by_its_alias_without_fetching_it(
+    shelf: Shelf, store: ModelStore, tmp_path: Path
+) -> None:
+    style = save({"x.diff": torch.zeros(1)}, metadata={"ss_output_name": "as trained"})
+    shelf.put("loras/renamed.safetensors", style)
+
+    assert store.find("lora", "as trained").name == "renamed"
+    assert fetched(tmp_path) == []
+
+
 def test_a_name_that_is_in_folder_and_bucket_is_an_error_that_names_both(
     shelf: Shelf, store: ModelStore, tmp_path: Path
 ) -> None:

@@ -204,6 +204,40 @@ def test_a_vae_with_matrices_for_its_attention_loads_too(
     )
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_clip_without_the_level_text_model_loads_too(
+    family: Family, checkpoints: dict[Family, Path], tmp_path: Path
+) -> None:
+    """NovelAI's checkpoint and its merges were refused, and diffusers' from newer transformers."""
+    tensors = {
+        key.replace("transformer.text_model.", "transformer."): tensor
+        for key, tensor in load_file(checkpoints[family]).items()
+    }
+    assert not any(".text_model." in key for key in tensors)
+
+    weights = load(saved(tensors, tmp_path)).pipeline.text_encoder.state_dict()
+    for key, tensor in load(checkpoints[family]).pipeline.text_encoder.state_dict().items():
+        assert torch.equal(weights[key], tensor), key
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sdxl_refiner"])
+def test_a_projection_written_as_a_linear_layers_weight_loads_too(
+    family: Family, checkpoints: dict[Family, Path], tmp_path: Path
+) -> None:
+    """SDXL checkpoints of diffusers' own converter were refused."""
+    tensors = load_file(checkpoints[family])
+    [key] = [key for key in tensors if key.endswith("text_projection")]
+    tensors[f"{key}.weight"] = tensors.pop(key).T.contiguous()
+    ids = clip_tokenizer("!")("a cat", padding="max_length", return_tensors="pt").input_ids
+
+    with torch.no_grad():
+        ours, usual = (
+            cast(Any, load(path).pipeline).text_encoder_2(ids).text_embeds
+            for path in (saved(tensors, tmp_path), checkpoints[family])
+        )
+    assert torch.equal(ours, usual)
+
+
 def test_the_tokenizer_is_clips() -> None:
     tokenizer = clip_tokenizer("<|endoftext|>")
 

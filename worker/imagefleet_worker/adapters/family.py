@@ -15,7 +15,8 @@ _INPUT_LAST = {"lora_down", "hada_w1_b", "diff"}
 _KEYS = [
     (r"double_blocks|single_blocks|single_transformer_blocks", "flux"),
     (r"joint_blocks|add_q_proj|lora_te3_|text_encoder_3\.|t5xxl\.", "sd3"),
-    (r"^lora_te[12]_|^text_encoder_2\.|clip_g\.|\d[._]transformer_blocks[._][1-9]", "sdxl"),
+    # Not "lora_te1_", which some SD 1.x files have too.
+    (r"^lora_te2_|^text_encoder_2\.|clip_g\.|\d[._]transformer_blocks[._][1-9]", "sdxl"),
     # SD 1.x's text encoder has 12 layers, SD 2.x's 23.
     (r"^lora_te_text_model_encoder_layers_(1[2-9]|2\d)_", "sd2"),
     (r"down_blocks[._]0[._]attentions|input_blocks[._][12][._]1[._]|^lora_te_", "sd1"),

@@ -151,12 +151,14 @@ class AdapterDescription:
         kinds: such as ``("lora", "dora")``, sorted.
         family: the checkpoints that it is for; None if it cannot be told, or is none of ours.
         trigger_words: what the trainer says to put into the prompt, else its most frequent tags.
+        alias: what the trainer called the file, ``ss_output_name``; None if it does not say.
         bundles_embeddings: whether it carries textual inversions too.
     """
 
     kinds: tuple[str, ...]
     family: Family | None
     trigger_words: tuple[str, ...]
+    alias: str | None
     bundles_embeddings: bool
 
 
@@ -178,6 +180,7 @@ def describe(path: Path) -> AdapterDescription:
         kinds=_kinds(shapes),
         family=look if look in NATIVE_SIZE_PX else None,
         trigger_words=trigger_words(metadata),
+        alias=metadata.get("ss_output_name") or None,
         bundles_embeddings=any(_BUNDLED.fullmatch(key) for key in shapes),
     )
 

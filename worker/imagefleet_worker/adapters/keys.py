@@ -20,14 +20,16 @@ _UNET_PREFIXES = (
 )
 
 # With dots as underscores, as in `_flat`. kohya's OFT has a prefix of its own; `clip_l` with no
-# more is the open model initiative's, which OneTrainer can write. A bare text encoder ("") is only
-# told apart from others where there is just one.
+# more is the open model initiative's, which OneTrainer can write. Some SD 1.x files name the
+# encoder as SDXL's first (A1111 has a branch for them). A bare text encoder ("") is only told apart
+# from others where there is just one.
 _PREFIXES: dict[Family, dict[Component, tuple[str, ...]]] = {
     "sd1": {
         "unet": _UNET_PREFIXES,
         "text_encoder": (
             "",
             "lora_te_",
+            "lora_te1_",
             "text_encoder_",
             "lycoris_",
             "text_encoders_clip_l_transformer_",

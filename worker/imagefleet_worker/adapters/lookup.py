@@ -46,17 +46,18 @@ def find_loras(
         raise InvalidRequest(
             f"<lora:{misplaced[0].name}> stands in the negative prompt; LoRAs belong in the prompt"
         )
-    wanted: dict[str, LoRARef] = {}
+    wanted: dict[str, WantedLora] = {}
     for ref in (*tagged, *_as_refs(asked)):
-        if wanted.setdefault(ref.name, ref) != ref:
+        file = _fitting(models, ref.name, checkpoint)
+        # By the file's own name: the other mention may have its alias.
+        one = WantedLora(file, ref.unet_scale, ref.text_encoder_scale)
+        known = wanted.setdefault(file.name, one)
+        if known != one:
             raise InvalidRequest(
-                f"LoRA {ref.name!r} is asked for twice, with scales {_scales(wanted[ref.name])} "
-                f"and {_scales(ref)}"
+                f"LoRA {file.name!r} is asked for twice, with scales {_scales(known)} and "
+                f"{_scales(one)}"
             )
-    return prompt, tuple(
-        WantedLora(_fitting(models, name, checkpoint), ref.unet_scale, ref.text_encoder_scale)
-        for name, ref in sorted(wanted.items())
-    )
+    return prompt, tuple(one for _, one in sorted(wanted.items()))
 
 
 def find_inversions(
@@ -104,8 +105,8 @@ def _as_refs(asked: Sequence[LoRA]) -> list[LoRARef]:
     ]
 
 
-def _scales(ref: LoRARef) -> str:
-    return f"{ref.unet_scale:g} (UNet) and {ref.text_encoder_scale:g} (text encoders)"
+def _scales(lora: WantedLora) -> str:
+    return f"{lora.unet_scale:g} (UNet) and {lora.text_encoder_scale:g} (text encoders)"
 
 
 def _fitting(models: ModelStore, name: str, checkpoint: ModelFile) -> ModelFile:

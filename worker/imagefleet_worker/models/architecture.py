@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from imagefleet_worker.models.families import Family
+from imagefleet_worker.models.file_names import clip_prefix, text_projection
 from imagefleet_worker.models.header import Header
 from imagefleet_worker.models.ldm_keys import (
-    CLIP_PREFIXES,
     OPEN_CLIP_PREFIXES,
     UNET_PREFIX,
     VAE_PREFIX,
@@ -83,7 +83,7 @@ def unet_config(header: Header, family: Family, native_size_px: int) -> Config:
     }
     if family in _TIME_IDS:
         added = header.shape(f"{UNET_PREFIX}label_emb.0.0.weight")[1]
-        pooled = header.shape(f"{OPEN_CLIP_PREFIXES[family]}text_projection")[1]
+        pooled = _projection_dim(header, family)
         config["projection_class_embeddings_input_dim"] = added
         config["addition_time_embed_dim"] = (added - pooled) // _TIME_IDS[family]
     return config
@@ -120,7 +120,7 @@ def clip_config(header: Header, family: Family) -> Config:
     Raises:
         KeyError, IndexError: tensors are missing or are no text encoder's.
     """
-    prefix = CLIP_PREFIXES[family]
+    prefix = clip_prefix(family, header.tensors)
     width = header.shape(f"{prefix}embeddings.token_embedding.weight")[1]
     return {
         **packaged_config(family, "text_encoder"),
@@ -144,11 +144,16 @@ def open_clip_config(header: Header, family: Family) -> Config:
     return {
         **packaged_config(family, "text_encoder_2"),
         "hidden_size": width,
-        "projection_dim": header.shape(f"{prefix}text_projection")[1],
+        "projection_dim": _projection_dim(header, family),
         "intermediate_size": header.shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0],
         "num_hidden_layers": len(layers),
         "num_attention_heads": _heads(width),
     }
+
+
+def _projection_dim(header: Header, family: Family) -> int:
+    name = text_projection(family, header.tensors)
+    return header.shape(name.key)[1 if name.transposed else 0]
 
 
 def _heads(width: int) -> int:

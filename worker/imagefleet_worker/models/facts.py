@@ -25,6 +25,8 @@ class Facts:
     architecture."""
     trigger_words: tuple[str, ...] = ()
     """What to put into the prompt for it."""
+    alias: str | None = None
+    """What a LoRA was called when it was trained, whatever its file is called now."""
     bundles_embeddings: bool = False
     """Whether a LoRA's file carries textual inversions too."""
 
@@ -45,6 +47,7 @@ def facts_of(path: Path, kind: Kind) -> Facts:
                 family=described.family,
                 forms=described.kinds,
                 trigger_words=described.trigger_words,
+                alias=described.alias,
                 bundles_embeddings=described.bundles_embeddings,
             )
         case "embedding":

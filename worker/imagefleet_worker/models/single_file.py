@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.models.families import Family, family_of, native_size_px
+from imagefleet_worker.models.file_names import file_names
 from imagefleet_worker.models.header import Header, read_header
-from imagefleet_worker.models.ldm_keys import COMPONENTS, Component, LdmName, as_stored, ldm_names
+from imagefleet_worker.models.ldm_keys import COMPONENTS, Component, LdmName, as_stored
 from imagefleet_worker.models.skeleton import Pipeline, empty_pipeline
 
 # Tensors that checkpoints carry and no pass reads: training state, the noise schedule (ours is in
@@ -60,7 +61,8 @@ def load_single_file(path: Path, device: torch.device, dtype: torch.dtype) -> Lo
         part: getattr(pipeline, part) for part in COMPONENTS[family]
     }
     names: dict[Component, dict[str, LdmName]] = {
-        part: ldm_names(family, part, module.state_dict()) for part, module in modules.items()
+        part: file_names(family, part, module.state_dict(), header.tensors)
+        for part, module in modules.items()
     }
     _check_keys(header, family, modules, names)
     try:

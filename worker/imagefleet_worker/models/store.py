@@ -22,6 +22,7 @@ from imagefleet_shared.errors import (
     WorkerFailure,
 )
 
+from .aliases import aliased
 from .describing import Describer
 from .listing import Kind, NamedKind, model_paths
 from .model_file import ModelFile, Version
@@ -76,7 +77,7 @@ class ModelStore:
         return tuple(self._only(files) for _, files in sorted(table.items()))
 
     def find(self, kind: NamedKind, name: str) -> ModelFile:
-        """The model of that name.
+        """The model of that name, or the one LoRA that was trained under it.
 
         Raises:
             UnknownCheckpoint, UnknownLora, UnknownEmbedding, UnknownUpscaler, UnknownFaceRestorer:
@@ -88,7 +89,8 @@ class ModelStore:
             StorageUnavailable: the bucket is away and was never seen, or does not give the file.
             WorkerFailure: two files have that name.
         """
-        files = [] if _NOT_A_NAME.search(name) else self._find(kind, name)
+        named = [] if _NOT_A_NAME.search(name) else self._find(kind, name)
+        files = named or aliased(self.listed(kind), name)
         if not files:
             raise _UNKNOWN[kind](name, [known.name for known in self.listed(kind)])
         file = self._only(files)

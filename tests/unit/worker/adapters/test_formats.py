@@ -492,6 +492,16 @@ def test_trigger_words_come_from_the_metadata(
         ),
         (
             "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+            {},
+            None,
+        ),
+        (
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+            {"ss_base_model_version": "sd_v1"},
+            "sd1",
+        ),
+        (
+            "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
             {"ss_base_model_version": "sd_v1"},
             "sdxl",
         ),

@@ -159,6 +159,12 @@ PATHS: list[tuple[Family, str, Component, str]] = [
     ("sd1", "unet.base_model.model.conv_out", "unet", "conv_out"),
     ("sd1", "model.diffusion_model.out.2", "unet", "conv_out"),
     ("sd1", "lora_te.text_model.final_layer_norm", "text_encoder", "final_layer_norm"),
+    (
+        "sd1",
+        "lora_te1_text_model_encoder_layers_3_mlp_fc1",
+        "text_encoder",
+        "encoder.layers.3.mlp.fc1",
+    ),
     ("sd1", "text_model.encoder.layers.3.mlp.fc1", "text_encoder", "encoder.layers.3.mlp.fc1"),
     ("sd1", "text_encoder.encoder.layers.3.mlp.fc1", "text_encoder", "encoder.layers.3.mlp.fc1"),
     ("sd1", "oft_unet_mid_block_attentions_0_proj_in", "unet", "mid_block.attentions.0.proj_in"),
@@ -203,7 +209,6 @@ def _as_installed(module: torch.nn.Module, path: str) -> str:
 @pytest.mark.parametrize(
     ("family", "name"),
     [
-        ("sd1", "lora_te1_text_model_encoder_layers_0_mlp_fc1"),
         ("sd1", "lora_te2_text_model_encoder_layers_0_mlp_fc1"),
         ("sdxl", "lora_te_text_model_encoder_layers_0_mlp_fc1"),
         ("sdxl", "text_model.encoder.layers.0.mlp.fc1"),

@@ -375,6 +375,7 @@ WRONG_SHAPES: list[tuple[str, dict[str, Tensor], str]] = [
     ("vector", {"lora_up": randn(24), "lora_down": randn(4, 40)}, "factors of shapes"),
     ("alpha", {**LORA, "alpha": randn(2)}, "alpha of shape"),
     ("dora", {**LORA, "dora_scale": randn(40, 1)}, "magnitude of shape"),
+    ("dora's kernel", {**LORA, "dora_scale": randn(24, 1, 3, 3)}, "magnitude of shape"),
     ("peft's dora", {**LORA, "magnitude": randn(40)}, "a magnitude for each output"),
     ("loha", {**loha_parts(40), "hada_w2_b": randn(4, 41)}, "halves of shapes"),
     ("lokr", {"lokr_w1": randn(4, 5), "lokr_w2": randn(6, 9)}, r"\[24, 45\] for a weight"),

@@ -40,6 +40,7 @@ def make(name: str, **options: object) -> Make:
     )
 
 
+PER_INPUT = {"weight_decompose": True, "wd_on_out": False}
 CASES: list[tuple[str, Callable[[], nn.Module], Make]] = [
     ("lora", linear, make("LoConModule")),
     ("rslora", linear, make("LoConModule", rs_lora=True)),
@@ -50,12 +51,6 @@ CASES: list[tuple[str, Callable[[], nn.Module], Make]] = [
     ("loha convolution", convolution, make("LohaModule")),
     ("loha tucker", convolution, make("LohaModule", use_tucker=True)),
     ("dora out", linear, make("LoConModule", weight_decompose=True)),
-    ("dora in", linear, make("LoConModule", weight_decompose=True, wd_on_out=False)),
-    (
-        "dora convolution in",
-        convolution,
-        make("LoConModule", weight_decompose=True, wd_on_out=False),
-    ),
     ("doha", convolution, make("LohaModule", weight_decompose=True)),
     ("lokr", linear, make("LokrModule", factor=2)),
     ("lokr both", linear, make("LokrModule", factor=12, decompose_both=True)),
@@ -79,6 +74,19 @@ CASES: list[tuple[str, Callable[[], nn.Module], Make]] = [
         make("ButterflyOFTModule", lora_dim=6, constraint=1e-3, rescaled=True),
     ),
     ("full", convolution, make("FullModule")),
+    # LyCORIS' own choice until it had another; LoHa and LoKr flatten a kernel into the inputs.
+    *(
+        (f"{name} {layer.__name__} in", layer, make(module, **PER_INPUT, **options))
+        for layer in (linear, convolution, pointwise)
+        for name, module, options in (
+            ("dora", "LoConModule", {}),
+            ("dora tucker", "LoConModule", {"use_tucker": True}),
+            ("doha", "LohaModule", {}),
+            ("doha tucker", "LohaModule", {"use_tucker": True}),
+            ("dokr", "LokrModule", {"factor": 2}),
+            ("dokr tucker", "LokrModule", {"factor": 2, "use_tucker": True}),
+        )
+    ),
 ]
 
 

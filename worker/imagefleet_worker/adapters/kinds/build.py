@@ -96,12 +96,23 @@ def _product(a: Tensor, b: Tensor, core: Tensor | None) -> Product:
 def _magnitude(given: Given, parameter: Shape) -> Tensor | None:
     """DoRA's, with its axis where the weight has it."""
     by_output, either = given.maybe("magnitude"), given.maybe("dora_scale")
-    if by_output is None and (either is None or either.ndim > 1):
-        return either
+    if by_output is None and either is not None and either.ndim > 1:
+        return _by_output_or_input(either, parameter)
     magnitude = either if by_output is None else by_output
-    if magnitude is None or magnitude.numel() != parameter[0]:
+    if magnitude is None:
+        return None
+    if magnitude.numel() != parameter[0]:
         raise Misfit(f"a magnitude for each output, for a weight of {list(parameter)}")
     return magnitude.reshape(-1, *[1] * (len(parameter) - 1))
+
+
+def _by_output_or_input(magnitude: Tensor, parameter: Shape) -> Tensor:
+    shape = tuple(magnitude.shape)
+    # The weight's sizes, not the factors': LyCORIS' LoHa and LoKr flatten a kernel into the inputs.
+    sides = ((parameter[0], 1), (1, parameter[1])) if len(parameter) > 1 else ()
+    if not any(fits(shape, side) for side in sides):
+        raise Misfit(f"magnitude of shape {shape} for a weight of {list(parameter)}")
+    return magnitude
 
 
 def _sparse_rest(given: Given, delta: LowRank, parameter: Shape) -> SparseRest:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imagefleet_worker.adapters.kinds.factors import Factors, Misfit, Shape, float32
+from imagefleet_worker.adapters.kinds.factors import Factors, Shape, float32
 from imagefleet_worker.adapters.kinds.low_rank import LowRank
 
 # As in LyCORIS: a row of zeros stays one and does not become NaN.
@@ -23,16 +23,8 @@ class DoRA(Factors):
 
     direction: LowRank
     magnitude: Tensor
-    """``(out, 1, ...)`` or ``(1, in, 1, ...)``."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        outputs, inputs = self.direction.shape[:2]
-        if self.magnitude.shape[:2] not in ((outputs, 1), (1, inputs)):
-            raise Misfit(
-                f"magnitude of shape {tuple(self.magnitude.shape)} for {outputs} outputs and "
-                f"{inputs} inputs"
-            )
+    """``(out, 1, ...)`` or ``(1, in, 1, ...)``: sizes of the weight, as the direction may have the
+    kernel flattened into its inputs."""
 
     @property
     def shape(self) -> Shape:

@@ -1,0 +1,73 @@
+"""LoRAs by the name that they were trained under, as A1111 finds them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from imagefleet_shared.errors import InvalidRequest, UnknownLora
+from imagefleet_shared.parts import LoRA
+from imagefleet_worker.adapters.lookup import find_loras
+from imagefleet_worker.models.store import ModelStore
+
+LAYER = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+
+
+def put_lora(path: Path, alias: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{LAYER}.lora_down.weight": torch.ones(1, 4),
+        f"{LAYER}.lora_up.weight": torch.ones(4, 1),
+    }
+    save_file(tensors, path, metadata={"ss_output_name": alias})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    put_lora(tmp_path / "loras" / "renamed.safetensors", "as trained")
+    checkpoint = tmp_path / "checkpoints" / "demo.safetensors"
+    checkpoint.parent.mkdir()
+    unet, clip = "model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.transformer.x"
+    save_file({unet: torch.zeros(1, 4, 1, 1), clip: torch.zeros(1)}, checkpoint)
+    return ModelStore(tmp_path)
+
+
+def test_a_renamed_lora_is_found_by_its_alias(store: ModelStore) -> None:
+    """A1111's pages of cards insert the alias, so prompts and infotexts carry it."""
+    assert store.find("lora", "as trained").name == "renamed"
+
+
+def test_a_files_own_name_comes_before_anothers_alias(store: ModelStore, tmp_path: Path) -> None:
+    put_lora(tmp_path / "loras" / "as trained.safetensors", "something else")
+
+    assert store.find("lora", "as trained").name == "as trained"
+    assert store.find("lora", "renamed").name == "renamed"
+
+
+def test_an_alias_of_two_files_is_unknown_and_their_names_are_told(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    put_lora(tmp_path / "loras" / "copy.safetensors", "as trained")
+
+    with pytest.raises(UnknownLora, match="unknown LoRA 'as trained'; known: copy, renamed"):
+        store.find("lora", "as trained")
+
+
+@pytest.mark.parametrize("alias", ["None", "addams", ""])
+def test_what_is_no_alias_in_a1111_is_none_here(alias: str, tmp_path: Path) -> None:
+    put_lora(tmp_path / "loras" / "style.safetensors", alias)
+
+    with pytest.raises(UnknownLora):
+        ModelStore(tmp_path).find("lora", alias)
+
+
+def test_a_lora_that_is_asked_for_by_both_its_names_is_one(store: ModelStore) -> None:
+    checkpoint = store.find("checkpoint", "demo")
+    both = "<lora:renamed:0.5> <lora:as trained:0.5>"
+
+    _, loras = find_loras(both, "", [LoRA(name="as trained", scale=0.5)], checkpoint, store)
+    assert [(lora.file.name, lora.unet_scale) for lora in loras] == [("renamed", 0.5)]
+
+    with pytest.raises(InvalidRequest, match=r"'renamed' is asked for twice, with scales 0\.5"):
+        find_loras(both, "", [LoRA(name="as trained", scale=1.0)], checkpoint, store)
