@@ -26,6 +26,7 @@ def record(request: GenerateRequest | UpscaleRequest, job_id: str = "job") -> Jo
         submitted_s=0,
         leased_s=0,
         allowed_s=None,
+        cancel_asked=False,
         result_json=None,
         error_json=None,
     )

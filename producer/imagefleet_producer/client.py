@@ -1,6 +1,7 @@
 """The way into the fleet."""
 
 import logging
+import math
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from kombu.exceptions import OperationalError
 from PIL import Image
 
 from imagefleet_shared.broker import connect, make_celery, publish
+from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.fields import ImageFormat, JobKind, Priority
 from imagefleet_shared.image_files import open_image
 from imagefleet_shared.layout import CONTENT_TYPES, input_key
@@ -65,7 +67,9 @@ class Client:
                 from now, queueing included; None: no limit.
 
         Raises:
-            BrokerUnavailable: Redis cannot be reached; nothing was enqueued.
+            InvalidRequest: the time limit is not a finite number above 0.
+            BrokerUnavailable: Redis cannot be reached or refuses; whether the job was enqueued is
+                not known: the message has its id, by which `job` can ask for it.
         """
         return self._submit("generate", request, priority, time_limit_s)
 
@@ -114,7 +118,7 @@ class Client:
         """The workers that live now, with the models each can load.
 
         Raises:
-            BrokerUnavailable: Redis cannot be reached.
+            BrokerUnavailable: Redis cannot be reached or refuses.
         """
         with broker_errors():
             return live_workers(self._redis)
@@ -138,8 +142,12 @@ class Client:
     def _submit(
         self, kind: JobKind, request: Request, priority: Priority, time_limit_s: float | None
     ) -> Job:
+        if time_limit_s is not None and not 0 < time_limit_s < math.inf:
+            raise InvalidRequest(
+                f"time_limit_s must be a finite number above 0, given {time_limit_s}"
+            )
         job = self.job(uuid4().hex)
-        with broker_errors():
+        with broker_errors(f"; whether job {job.id} was enqueued is not known"):
             wakeup = self._ledger.submit(job.id, kind, request, priority, time_limit_s)
         try:
             publish(self._celery, wakeup)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from io import BytesIO
 
 from PIL import Image
+from redis.exceptions import RedisError
 
 from imagefleet_shared.errors import BrokerUnavailable, FileUnavailable
-from imagefleet_shared.ledger import UNREACHABLE, Ledger
+from imagefleet_shared.ledger import Ledger
 from imagefleet_shared.results import JobResult
 from imagefleet_shared.status import JobStatus, Progress
 from imagefleet_shared.storage import ObjectStore
@@ -18,12 +19,13 @@ SKETCH_FACTOR = 8
 
 
 @contextmanager
-def broker_errors() -> Generator[None]:
-    """Translate a lost Redis into our own error."""
+def broker_errors(consequence: str = "") -> Generator[None]:
+    """Translate a Redis that is lost, or that refuses (full, read-only), into our own error."""
     try:
         yield
-    except UNREACHABLE as exc:
-        raise BrokerUnavailable(f"Redis cannot be reached: {exc}") from exc
+    except RedisError as exc:
+        message = f"Redis cannot be reached or refuses: {exc}{consequence}"
+        raise BrokerUnavailable(message) from exc
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Job:
             JobNotFound: there is no such job, or its record has expired.
         """
         with broker_errors():
-            return self._ledger.read(self.id).progress
+            return self._ledger.look(self.id).progress
 
     def events(self, timeout: float | None = None) -> Iterator[Progress]:
         """The job's progress now and after every change, until it has ended.

@@ -159,7 +159,7 @@ class StorageUnavailable(WorkerFailure):
 
 
 class BrokerUnavailable(WorkerFailure):
-    """Redis cannot be reached or refuses the credentials; nothing was enqueued."""
+    """Redis cannot be reached or refuses; of a job being enqueued the message has the id."""
 
 
 class PoisonJob(WorkerFailure):

@@ -33,6 +33,8 @@ FIRST_CHECK_S = 5
 """After publishing, how long a message may take to be leased before anybody asks where it is."""
 OUTAGE_S = 60
 """How long a waiting app sits out a Redis that does not answer."""
+LOOK_S = 1
+"""How often a waiting app sees to the end of a job whose time is over, or that was canceled."""
 
 UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
 
@@ -62,6 +64,7 @@ class Ledger:
         self._end = script(transitions.END)
         self._release = script(transitions.RELEASE)
         self._cancel = script(transitions.CANCEL)
+        self._expire = script(transitions.EXPIRE)
         self._look_after = script(transitions.LOOK_AFTER)
 
     # What apps do.
@@ -95,6 +98,21 @@ class Ledger:
             raise JobNotFound(job_id)
         return JobRecord.from_fields(job_id, fields)
 
+    def look(self, job_id: str) -> JobRecord:
+        """A job's record, after the job's end where it must not go on and no worker holds it.
+
+        One that was canceled, or whose time is over: where no worker lives, nobody else ends it.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        record = self.read(job_id)
+        if record.status.ended or (record.allowed_s is None and not record.cancel_asked):
+            return record
+        if self._expire(keys=self._keys(job_id), args=self._args(job_id, self._ttl_s)):
+            return self.read(job_id)
+        return record
+
     def watch(self, job_id: str, timeout_s: float | None) -> Iterator[JobRecord]:
         """The job's record now and after every change, until the job has ended.
 
@@ -105,13 +123,16 @@ class Ledger:
                 was for a minute; whether the job has ended is not known.
         """
         give_up = inf if timeout_s is None else monotonic() + timeout_s
-        last_answer, last_seen = monotonic(), None
+        last_answer, last_look, last_seen = monotonic(), -inf, None
         with self._redis.pubsub(ignore_subscribe_messages=True) as events:
             while True:
                 try:
                     if not events.subscribed:
                         events.subscribe(routing.events_channel(job_id))
-                    record = self.read(job_id)
+                    if monotonic() >= last_look + LOOK_S:
+                        record, last_look = self.look(job_id), monotonic()
+                    else:
+                        record = self.read(job_id)
                     last_answer = monotonic()
                     if record.progress != last_seen:
                         yield record
@@ -156,7 +177,7 @@ class Ledger:
     # What workers do.
 
     def lease(self, job_id: str, worker: str) -> Lease | None:
-        """Take a queued job; None where it is held, has ended, is too late, or never existed."""
+        """Take a queued job; None where it is held, has ended, must not go on, or never existed."""
         token = uuid4().hex
         record: list[str] | None = self._lease(
             keys=self._keys(job_id),
@@ -205,11 +226,14 @@ class Ledger:
         return self._finish(lease, status, "error", dump_error(error))
 
     def release(self, lease: Lease) -> Wakeup | None:
-        """Hand a job back to the queue, not counted as an attempt; None where it was lost."""
+        """Hand a job back to the queue, not counted as an attempt.
+
+        None where it was lost, or must not go on: then it has ended.
+        """
         job = lease.job
         sequence = self._release(
             keys=[*self._keys(job.id), routing.SEQUENCE_KEY],
-            args=self._args(job.id, lease.token, FIRST_CHECK_S),
+            args=self._args(job.id, lease.token, FIRST_CHECK_S, self._ttl_s),
         )
         return Wakeup(job.id, job.kind, job.priority, int(sequence)) if sequence else None
 

@@ -31,6 +31,8 @@ class JobRecord:
     """Unix time at which the present attempt began; 0 before the first."""
     allowed_s: float | None
     """Seconds from submit within which the job must end."""
+    cancel_asked: bool
+    """Somebody asked for its end while it ran."""
     result_json: str | None
     error_json: str | None
 
@@ -54,6 +56,7 @@ class JobRecord:
             submitted_s=float(fields["submitted_s"]),
             leased_s=float(fields.get("leased_s", 0)),
             allowed_s=float(fields["allowed_s"]) if fields["allowed_s"] else None,
+            cancel_asked=bool(fields["cancel"]),
             result_json=fields.get("result"),
             error_json=fields.get("error"),
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from time import sleep
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _ABSENT = {"NoSuchKey", "404"}
-_PRESENT = {"PreconditionFailed", "ConditionalRequestConflict"}
+_PRESENT = "PreconditionFailed"
+_IN_FLIGHT = {"ConditionalRequestConflict", "404"}
+"""Another's write of the key is under way, or what was present was gone when looked at."""
+_PAUSES_S = (0.1, 0.2, 0.4, 0.8)
+"""Before a write that met another's is tried again."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +99,15 @@ class S3Store:
 
     def put_new(self, key: str, content: bytes, content_type: str) -> StoredObject:
         """See `ObjectStore.put_new`; the digest is kept as the object's metadata."""
-        digest = sha256(content).hexdigest()
         with self._translated():
-            try:
-                self._s3.put_object(
-                    Bucket=self._bucket,
-                    Key=self._prefix + key,
-                    Body=content,
-                    ContentType=content_type,
-                    Metadata={"sha256": digest},
-                    IfNoneMatch="*",
-                )
-            except ClientError as exc:
-                if _code(exc) not in _PRESENT:
-                    raise
-                head = self._s3.head_object(Bucket=self._bucket, Key=self._prefix + key)
-                return self._stored(key, head["Metadata"].get("sha256", ""), head["ContentLength"])
-        return self._stored(key, digest, len(content))
+            for pause_s in _PAUSES_S:
+                try:
+                    return self._put(key, content, content_type)
+                except ClientError as exc:
+                    if _code(exc) not in _IN_FLIGHT:
+                        raise
+                sleep(pause_s)
+            return self._put(key, content, content_type)
 
     def find(self, key: str) -> bytes | None:
         """See `ObjectStore.find`."""
@@ -130,6 +127,24 @@ class S3Store:
             Params={"Bucket": self._bucket, "Key": self._prefix + key},
             ExpiresIn=expires_s,
         )
+
+    def _put(self, key: str, content: bytes, content_type: str) -> StoredObject:
+        digest = sha256(content).hexdigest()
+        try:
+            self._s3.put_object(
+                Bucket=self._bucket,
+                Key=self._prefix + key,
+                Body=content,
+                ContentType=content_type,
+                Metadata={"sha256": digest},
+                IfNoneMatch="*",
+            )
+        except ClientError as exc:
+            if _code(exc) != _PRESENT:
+                raise
+            head = self._s3.head_object(Bucket=self._bucket, Key=self._prefix + key)
+            return self._stored(key, head["Metadata"].get("sha256", ""), head["ContentLength"])
+        return self._stored(key, digest, len(content))
 
     def _stored(self, key: str, digest: str, size_bytes: int) -> StoredObject:
         return StoredObject(key, f"s3://{self._bucket}/{self._prefix}{key}", digest, size_bytes)

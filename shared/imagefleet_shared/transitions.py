@@ -29,6 +29,18 @@ local function error(kind, id, value)
     local rest = value and ', ' .. value or ''
     return string.format('{"type": "%s", "args": ["%s"%s]}', kind, id, rest)
 end
+
+-- Ends a job that must not go on; whether it did.
+local function ended(id, channel, ttl)
+    if get('cancel') ~= '' then
+        finish(id, channel, 'canceled', 'error', error('JobCanceled', id), ttl)
+    elseif late() then
+        finish(id, channel, 'failed', 'error', error('JobTimeout', id, get('allowed_s')), ttl)
+    else
+        return false
+    end
+    return true
+end
 """
 
 # KEYS: job, open, sequence. ARGV: id, first check after s, allowed s or '', field, value, ...
@@ -49,11 +61,7 @@ LEASE: Final = """
 local status = get('status')
 local mine = status == 'running' and get('token') == ARGV[4]
 if status ~= 'queued' and not mine then return false end
-if late() then
-    local spent = error('JobTimeout', ARGV[1], get('allowed_s'))
-    finish(ARGV[1], ARGV[2], 'failed', 'error', spent, ARGV[6])
-    return false
-end
+if ended(ARGV[1], ARGV[2], ARGV[6]) then return false end
 if not mine then
     redis.call('HINCRBY', job, 'attempt', 1)
     redis.call('HSET', job, 'status', 'running', 'worker', ARGV[3], 'token', ARGV[4],
@@ -93,10 +101,11 @@ finish(ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
 return 1
 """
 
-# KEYS: job, open, sequence. ARGV: id, channel, token, next check after s.
+# KEYS: job, open, sequence. ARGV: id, channel, token, next check after s, ttl s.
 # A job handed back was not at fault: the attempt does not count.
 RELEASE: Final = """
 if get('status') ~= 'running' or get('token') ~= ARGV[3] then return 0 end
+if ended(ARGV[1], ARGV[2], ARGV[5]) then return 0 end
 local sequence = redis.call('INCR', KEYS[3])
 redis.call('HINCRBY', job, 'attempt', -1)
 redis.call('HSET', job, 'status', 'queued', 'stage', 'queued', 'step', 0, 'steps', 0,
@@ -117,6 +126,15 @@ end
 return status
 """
 
+# ARGV: id, channel, ttl s.
+# While a lease lasts, its holder ends the job; a queued one's end needs no worker.
+EXPIRE: Final = """
+local status = get('status')
+if status ~= 'queued' and status ~= 'running' then return 0 end
+if status == 'running' and tonumber(redis.call('ZSCORE', open, ARGV[1])) > now then return 0 end
+return ended(ARGV[1], ARGV[2], ARGV[3]) and 1 or 0
+"""
+
 # KEYS: job, open, sequence, dead, list of the job's queue and priority.
 # ARGV: id, channel, faults allowed, next check after s, ttl s, sequence header, attempts allowed.
 # A fault is a worker lost while it was at work on the job. One lost while the job waited for its
@@ -129,15 +147,8 @@ local status = get('status')
 if status ~= 'queued' and status ~= 'running' then redis.call('ZREM', open, ARGV[1]); return 0 end
 local due = redis.call('ZSCORE', open, ARGV[1])
 if not due or tonumber(due) > now then return 0 end
-if late() then
-    local spent = error('JobTimeout', ARGV[1], get('allowed_s'))
-    finish(ARGV[1], ARGV[2], 'failed', 'error', spent, ARGV[5])
-    return 0
-end
-if status == 'running' and get('cancel') ~= '' then
-    finish(ARGV[1], ARGV[2], 'canceled', 'error', error('JobCanceled', ARGV[1]), ARGV[5])
-    return 0
-elseif status == 'running' then
+if ended(ARGV[1], ARGV[2], ARGV[5]) then return 0 end
+if status == 'running' then
     local attempts, faults = tonumber(get('attempt')), tonumber(get('faults') or 0)
     if get('stage') ~= 'queued' then faults = redis.call('HINCRBY', job, 'faults', 1) end
     if faults >= tonumber(ARGV[3]) or attempts >= tonumber(ARGV[7]) then

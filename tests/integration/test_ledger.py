@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -42,6 +42,12 @@ def ledger(redis: Redis) -> Ledger:
     return Ledger(redis, record_ttl_s=60, lease_s=LEASE_S)
 
 
+@pytest.fixture
+def unhurried(redis: Redis) -> Ledger:
+    """A ledger whose leases outlast any stall of the machine."""
+    return Ledger(redis, record_ttl_s=60, lease_s=30)
+
+
 def submit(ledger: Ledger, job_id: str = "job", allowed_s: float | None = None) -> None:
     ledger.submit(job_id, "generate", REQUEST, "normal", allowed_s)
 
@@ -54,6 +60,10 @@ def lease(ledger: Ledger, job_id: str = "job", worker: str = "one") -> Lease:
 
 def make_due(redis: Redis, job_id: str = "job") -> None:
     redis.zadd(routing.OPEN_KEY, {job_id: 0})
+
+
+def scripts_run(redis: Redis) -> int:
+    return redis.info("commandstats")["cmdstat_evalsha"]["calls"]
 
 
 def result_of(taken: Lease) -> JobResult:
@@ -232,6 +242,89 @@ def test_a_running_job_past_its_time_hears_so(ledger: Ledger) -> None:
     taken = lease(ledger)
     time.sleep(1.1)
     assert ledger.renew([(taken, "denoise", 1, 2)]) == ["late"]
+
+
+def test_a_job_past_its_time_ends_where_no_worker_lives(ledger: Ledger) -> None:
+    """Only workers ended late jobs: with none alive, whoever waited waited for ever."""
+    submit(ledger, allowed_s=0.01)
+    [*_, last] = ledger.watch("job", timeout_s=30)
+    assert last.status is JobStatus.FAILED
+    with pytest.raises(JobTimeout, match=r"0\.01 s"):
+        last.result()
+
+
+def test_a_running_job_past_its_time_is_ended_for_its_worker_only_once_the_lease_is_over(
+    unhurried: Ledger, redis: Redis
+) -> None:
+    submit(unhurried, allowed_s=1)
+    taken = lease(unhurried)
+    time.sleep(1.1)
+    assert unhurried.look("job").status is JobStatus.RUNNING
+    make_due(redis)
+    assert unhurried.look("job").status is JobStatus.FAILED
+    assert unhurried.renew([(taken, "denoise", 1, 2)]) == ["lost"]
+    assert redis.zcard(routing.OPEN_KEY) == 0
+
+
+def test_a_canceled_job_of_a_dead_worker_ends_where_no_other_lives(
+    unhurried: Ledger, redis: Redis
+) -> None:
+    """It stayed `running` until a worker came."""
+    submit(unhurried)
+    lease(unhurried)
+    unhurried.cancel("job")
+    assert unhurried.look("job").status is JobStatus.RUNNING, "its worker decides, while it lives"
+    make_due(redis)
+    [*_, last] = unhurried.watch("job", timeout_s=30)
+    assert last.status is JobStatus.CANCELED
+
+
+def test_a_job_in_time_is_left_alone(ledger: Ledger, redis: Redis) -> None:
+    submit(ledger, allowed_s=1000)
+    assert ledger.look("job").status is JobStatus.QUEUED
+    lease(ledger)
+    make_due(redis)
+    assert ledger.look("job").status is JobStatus.RUNNING
+
+
+@pytest.mark.parametrize(("allowed_s", "looks"), [(None, [0]), (1000, range(1, 25))])
+def test_watching_looks_after_a_jobs_end_rarely_and_only_where_it_has_a_limit(
+    ledger: Ledger, redis: Redis, allowed_s: float | None, looks: Container[int]
+) -> None:
+    submit(ledger, allowed_s=allowed_s)
+    taken, steps = lease(ledger), 30
+    before = scripts_run(redis)
+    watched = ledger.watch("job", timeout_s=30)
+    next(watched)
+    for step in range(steps):
+        ledger.renew([(taken, "denoise", step, steps)])
+        assert next(watched).progress.step == step
+    assert scripts_run(redis) - before - steps in looks
+
+
+def test_a_canceled_job_that_is_handed_back_is_not_drawn(ledger: Ledger, redis: Redis) -> None:
+    """Canceled just before its worker shut down, it was queued again, and leased."""
+    submit(ledger)
+    taken = lease(ledger)
+    ledger.cancel("job")
+    assert ledger.release(taken) is None
+    assert ledger.read("job").status is JobStatus.CANCELED
+    assert ledger.lease("job", "two") is None
+    assert redis.zcard(routing.OPEN_KEY) == 0
+
+
+def test_a_queued_job_that_was_canceled_as_it_ran_is_neither_leased_nor_published(
+    ledger: Ledger, redis: Redis
+) -> None:
+    """Workers of an earlier version hand canceled jobs back as queued ones."""
+    for job_id in ("leased", "looked after"):
+        submit(ledger, job_id)
+        redis.hset(routing.job_key(job_id), "cancel", "1")
+    assert ledger.lease("leased", "one") is None
+    make_due(redis, "looked after")
+    assert ledger.reconcile() == []
+    for job_id in ("leased", "looked after"):
+        assert ledger.read(job_id).status is JobStatus.CANCELED
 
 
 def test_a_lost_message_is_found_and_a_waiting_one_is_left(ledger: Ledger, redis: Redis) -> None:

@@ -96,6 +96,8 @@ def test_an_upscale_with_redis_down_is_told_too(cli: CliRunner, picture: str) ->
         (["--seed-resize-from", "64"], ["seed_resize_from"]),
         (["--preview", "look.xyz"], ["look.xyz", ".png"]),
         (["--from", "picture.gone"], ["picture.gone"]),
+        (["--time-limit", "0"], ["time_limit_s", "given 0"]),
+        (["--time-limit", "nan"], ["time_limit_s", "given nan"]),
     ],
     ids=lambda value: " ".join(value),
 )
