@@ -131,7 +131,8 @@ return status
 EXPIRE: Final = """
 local status = get('status')
 if status ~= 'queued' and status ~= 'running' then return 0 end
-if status == 'running' and tonumber(redis.call('ZSCORE', open, ARGV[1])) > now then return 0 end
+local leased_until = tonumber(redis.call('ZSCORE', open, ARGV[1]) or 0)
+if status == 'running' and leased_until > now then return 0 end
 return ended(ARGV[1], ARGV[2], ARGV[3]) and 1 or 0
 """
 
