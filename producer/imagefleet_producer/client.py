@@ -37,7 +37,7 @@ class Client:
         storage: where pictures are; None reads the environment.
 
     Raises:
-        ImagefleetError: the storage URL makes no sense.
+        ImagefleetError: the URL of Redis or of the store makes no sense.
     """
 
     def __init__(
