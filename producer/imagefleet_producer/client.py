@@ -9,10 +9,10 @@ from typing import Self, cast
 from uuid import uuid4
 
 from kombu.exceptions import OperationalError
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imagefleet_shared.broker import connect, make_celery, publish
-from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.errors import InvalidImage, InvalidRequest
 from imagefleet_shared.fields import ImageFormat, JobKind, Priority
 from imagefleet_shared.image_files import open_image
 from imagefleet_shared.layout import CONTENT_TYPES, input_key
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _RETRIES = 2
 """An app hears of a lost Redis after about 150 ms of trying, or the connect timeout."""
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 
 
 class Client:
@@ -39,7 +40,7 @@ class Client:
         storage: where pictures are; None reads the environment.
 
     Raises:
-        ImagefleetError: the storage URL makes no sense.
+        ImagefleetError: the URL of Redis or of the store makes no sense.
     """
 
     def __init__(
@@ -94,10 +95,12 @@ class Client:
         """Put an input picture into the store.
 
         Args:
-            image: a path, a file's bytes (PNG, JPEG or WebP), or a PIL image (stored as PNG).
+            image: a path, a file's bytes (PNG, JPEG or WebP), or a PIL image, which is stored as
+                PNG, upright; what PNG cannot hold becomes RGB (CMYK) or RGBA.
 
         Raises:
-            InvalidImage: the file is not a picture of an allowed format.
+            InvalidImage: the file is not a picture of an allowed format; the PIL image cannot be
+                read, or its values have no fixed range (modes I and F).
             StorageUnavailable: the store cannot be reached or refuses.
             OSError: the path cannot be read.
         """
@@ -159,9 +162,25 @@ class Client:
 
 def _read(image: Path | str | bytes | Image.Image) -> tuple[bytes, ImageFormat]:
     if isinstance(image, Image.Image):
-        file = BytesIO()
-        image.save(file, "PNG", compress_level=1)
-        return file.getvalue(), "png"
+        return _png(image), "png"
     content = image if isinstance(image, bytes) else Path(image).read_bytes()
     image_format = open_image(content).format or ""
     return content, cast(ImageFormat, image_format.lower())
+
+
+def _png(image: Image.Image) -> bytes:
+    """The picture as the worker sees a file of it: upright by its EXIF orientation."""
+    what = f"picture ({image.mode}, {image.width}x{image.height})"
+    if image.mode not in _PNG_MODES and image.mode.startswith(("I", "F")):
+        raise InvalidImage(f"{what}: its white may be any number; convert it to L, RGB or I;16")
+    try:
+        upright = ImageOps.exif_transpose(image)
+        profile = upright.info.get("icc_profile")
+        if upright.mode not in _PNG_MODES:
+            upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+            profile = None  # It was of the other colours.
+        file = BytesIO()
+        upright.save(file, "PNG", compress_level=1, icc_profile=profile)
+    except Exception as error:  # as open_image: it may be of a file, not yet decoded
+        raise InvalidImage(f"{what} cannot be read: {error}") from error
+    return file.getvalue()

@@ -6,6 +6,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from .errors import ImagefleetError
 from .records import Wakeup
 from .routing import PRIORITIES, PRIORITY_STEPS, QUEUES, SEQUENCE_HEADER, TASKS
 from .settings import BrokerSettings
@@ -57,16 +58,25 @@ def connect(settings: BrokerSettings, *, retries: int) -> Redis:
         settings: where Redis is.
         retries: how often a call is tried again after a lost connection, with pauses from 50 ms
             up to 1 s; apps want to hear of an outage soon, workers sit it out.
+
+    Raises:
+        ImagefleetError: the URL makes no sense.
     """
-    return Redis.from_url(
-        settings.redis_url,
-        decode_responses=True,
-        socket_timeout=settings.socket_timeout_s,
-        socket_connect_timeout=settings.connect_timeout_s,
-        socket_keepalive=True,
-        health_check_interval=HEALTH_CHECK_S,
-        retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries),
-    )
+    try:
+        return Redis.from_url(
+            settings.redis_url,
+            decode_responses=True,
+            socket_timeout=settings.socket_timeout_s,
+            socket_connect_timeout=settings.connect_timeout_s,
+            socket_keepalive=True,
+            health_check_interval=HEALTH_CHECK_S,
+            retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries),
+        )
+    except ValueError:  # Its words may have a piece of the password.
+        raise ImagefleetError(
+            "redis_url must be redis://[user:password@]host:port/db, or rediss://...; "
+            "what was given is something else"
+        ) from None
 
 
 def publish(app: Celery, wakeup: Wakeup) -> None:

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal, Self, cast, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -137,7 +138,20 @@ def _model_name(name: object) -> object:
     return name
 
 
+def _store_key(key: str) -> str:
+    """What some store refuses, or takes for another key, is refused before a worker asks it."""
+    segments = key.split("/")
+    if "\0" in key or {"", ".", ".."} & set(segments):
+        raise InvalidRequest(f"key {key!r} leaves the store, or has an empty or '.' segment")
+    if len(key.encode()) > 1024 or any(len(segment.encode()) > 255 for segment in segments):
+        raise InvalidRequest(
+            f"key {key!r} is too long; allowed are 1024 bytes, and 255 between slashes"
+        )
+    return key
+
+
 ModelName = Annotated[str, BeforeValidator(_model_name)]
+StoreKey = Annotated[str, AfterValidator(_store_key)]
 SizePx = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 SidePx = Annotated[int, Field(ge=1, le=65535)]
 """A side of a picture that is not diffused; what a file can have is in `image_files`."""

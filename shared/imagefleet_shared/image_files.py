@@ -76,13 +76,16 @@ def read_parameters(data: bytes) -> str | None:
     """The `parameters` text that `encode_image` or A1111 wrote; None where there is none.
 
     Raises:
-        InvalidImage: of another format, or its header is damaged.
+        InvalidImage: of another format, or its header or EXIF is damaged.
     """
     image = open_image(data)
     if isinstance(image, PngImageFile):
         text = image.info.get("parameters")
         return None if text is None else str(text)
-    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    try:
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    except Exception as error:  # as in open_image
+        raise InvalidImage(f"image of {len(data)} bytes has damaged EXIF: {error}") from error
     if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
         return None
     return comment.removeprefix(_UNICODE).decode("utf-16-be", errors="replace")

@@ -18,6 +18,7 @@ from .fields import (
     SidePx,
     Sigmas,
     SizePx,
+    StoreKey,
     check_target,
     split_label,
 )
@@ -26,14 +27,8 @@ from .fields import (
 class ImageRef(RequestPart):
     """A picture that already lies in the object store; `Client.put_image` makes one."""
 
-    key: str = Field(min_length=1, max_length=1024)
+    key: StoreKey
     """Key under the store's prefix, as `inputs/<sha256>.png`."""
-
-    @model_validator(mode="after")
-    def _inside_the_store(self) -> Self:
-        if self.key.startswith("/") or "\0" in self.key or ".." in self.key.split("/"):
-            raise InvalidRequest(f"key {self.key!r} leaves the store")
-        return self
 
 
 Scale = Annotated[float, Field(ge=-10, le=10)]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ENAMETOOLONG
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -25,7 +26,10 @@ from .settings import StorageSettings
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_ABSENT = {"NoSuchKey", "404"}
+# A store that refuses a key has nothing under it, and will not next time. Not `InvalidArgument`:
+# some stores say so of credentials.
+_REFUSED = {"InvalidRequest", "InvalidURI", "KeyTooLongError", "XMinioInvalidObjectName"}
+_ABSENT = {"NoSuchKey", "404", *_REFUSED}
 _PRESENT = "PreconditionFailed"
 _IN_FLIGHT = {"ConditionalRequestConflict", "404"}
 """Another's write of the key is under way, or what was present was gone when looked at."""
@@ -58,7 +62,7 @@ class ObjectStore(Protocol):
         ...
 
     def find(self, key: str) -> bytes | None:
-        """An object's content; None where there is no such key.
+        """An object's content; None where there is no such key, nor can be.
 
         Raises:
             StorageUnavailable: the store cannot be reached or refuses.
@@ -185,9 +189,11 @@ class FileStore:
         """See `ObjectStore.find`."""
         try:
             return self._path(key).read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         except OSError as exc:
+            if exc.errno == ENAMETOOLONG:
+                return None
             raise StorageUnavailable(f"{self._root}: {exc}") from exc
 
     def presigned_url(self, key: str, expires_s: int) -> str:

@@ -41,6 +41,13 @@ def test_an_absent_key_is_none(store: ObjectStore) -> None:
     assert store.find("2026") is None
 
 
+@pytest.mark.parametrize("key", ["a/./c", "a/b/c", "k" * 256, "k/" * 600 + "k", "k" * 5000])
+def test_a_key_that_the_store_refuses_is_none(store: ObjectStore, key: str) -> None:
+    """It was taken for an outage: a worker waited ten minutes for the store to come back."""
+    store.put_new("a/b", b"picture", "image/png")
+    assert store.find(key) is None
+
+
 def test_the_first_writer_wins_and_the_second_is_told_what_lies_there(store: ObjectStore) -> None:
     first = store.put_new("a/job.json", b"first", "application/json")
     second = store.put_new("a/job.json", b"second writer", "application/json")

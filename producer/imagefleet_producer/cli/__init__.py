@@ -1,7 +1,7 @@
 """`imagefleet`: enqueue, watch and cancel jobs from a shell.
 
-Exit codes: 0 done; 1 the fleet failed; 2 the request was refused; 3 no such job; 4 canceled;
-5 not done in time.
+Exit codes: 0 done; 1 the fleet failed; 2 the request was refused, or a setting; 3 no such job;
+4 canceled; 5 not done in time.
 """
 
 import typer

@@ -8,13 +8,14 @@ from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 
 from ..client import Client
 from ..progress import follow
-from .output import report, save
-from .shell import Out, err
+from .output import prepare, report, save
+from .shell import Out, err, open_client
 
 
 def demo(folder: Out = Path("out")) -> None:
     """Draw a picture with a hires pass, then enlarge it: what a fleet does, in a minute."""
-    with Client() as client:
+    with open_client() as client:
+        prepare(folder)
         drawing = client.generate(
             GenerateRequest(
                 prompt="a red fox on a white background",

@@ -9,10 +9,9 @@ from typer import Option
 from imagefleet_shared.fields import Emphasis, MaskFill, ResizeMode
 from imagefleet_shared.samplers import SigmaSchedule
 
-from ..client import Client
 from .asked import Asked, request_for
-from .output import finish
-from .shell import AsJson, Format, Limit, NoWait, Out, Preview, PriorityOption, err
+from .output import finish, prepare
+from .shell import AsJson, Format, Limit, NoWait, Out, Preview, PriorityOption, err, open_client
 
 
 # Long because it is a table: every parameter is a field of the request, the names of parts' fields
@@ -135,9 +134,10 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw pictures from a prompt, or again from a picture."""
-    with Client() as client:
+    with open_client() as client:
         request, ignored = request_for(Asked.from_options(context.params), source, client)
         for label, value in ignored.items():
             err.print(f"not used: {label}: {value}", markup=False, highlight=False)
+        prepare(folder, no_wait=no_wait, preview=preview)
         job = client.generate(request, priority=priority, time_limit_s=time_limit)
         finish(job, folder, no_wait=no_wait, as_json=as_json, preview=preview)

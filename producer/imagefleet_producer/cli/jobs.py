@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from ..client import Client
+from imagefleet_shared.status import JobStatus
+
 from ..progress import follow
-from .shell import AsJson, Preview, err, out, print_json
+from .shell import AsJson, Preview, err, open_client, out, print_json
 
 
 def status(
@@ -16,7 +17,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say where a job stands."""
-    with Client() as client:
+    with open_client() as client:
         job = client.job(job_id)
         if watch or preview:
             follow(err, job, job_id, preview=preview)
@@ -31,6 +32,9 @@ def status(
 
 def cancel(job_id: str) -> None:
     """Ask for a job's end."""
-    with Client() as client:
+    with open_client() as client:
         stood = client.job(job_id).cancel()
-        out.print("had ended: " + stood if stood.ended else "canceled")
+        if stood.ended:
+            out.print(f"had ended: {stood}")
+        else:
+            out.print("asked to end" if stood is JobStatus.RUNNING else "canceled")

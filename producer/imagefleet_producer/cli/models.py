@@ -1,11 +1,14 @@
 """`models`: what may be asked for by name."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.cells import cell_len
+from rich.table import Column, Table
+from rich.text import Text
 
-from imagefleet_shared.presence import ModelInfo
+from imagefleet_shared.presence import ModelInfo, WorkerInfo
 from imagefleet_shared.samplers import (
     OWN_TIMESTEPS,
     SCHEDULER_LABELS,
@@ -14,8 +17,7 @@ from imagefleet_shared.samplers import (
     SigmaSchedule,
 )
 
-from ..client import Client
-from .shell import AsJson, out, print_json
+from .shell import AsJson, open_client, out, print_json
 
 
 def models(
@@ -28,24 +30,41 @@ def models(
     if schedulers:
         _list_schedulers(as_json)
         return
-    with Client() as client:
+    with open_client() as client:
         workers = client.workers()
     if as_json:
         print_json({"workers": [worker.model_dump(mode="json") for worker in workers]})
         return
-    table = Table("kind", "name", "family", "form", "triggers", "size", "hash", "on")
-    holders: dict[ModelInfo, list[str]] = {}
+    out.print(model_table(workers, out.width) if workers else "no worker is live")
+
+
+def model_table(workers: Sequence[WorkerInfo], width: int) -> Table:
+    """A row for each model; what does not fit is folded: a name that is cut cannot be asked for.
+
+    Args:
+        workers: whose models; not all of them know a file's hash yet.
+        width: columns of the terminal, of which names take a third at most.
+    """
+    found: dict[tuple[str, str, int], list[ModelInfo]] = {}
     for worker in workers:
         for model in worker.models:
-            holders.setdefault(model, []).append(worker.name)
-    for model in sorted(holders, key=lambda model: (model.kind, model.name)):
-        size = f"{model.size_bytes / 1e6:.1f} MB"
-        table.add_row(
-            *(model.kind, model.name, model.family or "", ", ".join(model.forms)),
-            *(", ".join(model.trigger_words), size, (model.sha256 or "")[:10]),
-            str(len(holders[model])),
+            found.setdefault((model.kind, model.name, model.size_bytes), []).append(model)
+    longest = max((cell_len(name) for _, name, _ in found), default=0)
+    columns = [
+        Column(heading, overflow="fold")
+        for heading in ("kind", "name", "family", "form", "triggers", "size", "hash", "on")
+    ]
+    columns[1].width = max(len("name"), min(longest, width // 3))
+    table = Table(*columns)
+    for (kind, name, size_bytes), copies in sorted(found.items()):
+        hashes = sorted({model.sha256[:10] for model in copies if model.sha256})
+        told = (
+            *(kind, name, copies[0].family or "", ", ".join(copies[0].forms)),
+            *(", ".join(copies[0].trigger_words), f"{size_bytes / 1e6:.1f} MB"),
+            *(", ".join(hashes), str(len(copies))),
         )
-    out.print(table if workers else "no worker is live")
+        table.add_row(*(Text(words) for words in told))  # Bare strings would be read as markup.
+    return table
 
 
 def _list_schedulers(as_json: bool) -> None:

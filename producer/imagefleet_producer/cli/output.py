@@ -2,11 +2,25 @@
 
 from pathlib import Path
 
+from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.results import JobResult
 
 from ..job import Job
 from ..progress import follow
 from .shell import err, out, print_json
+
+
+def prepare(folder: Path, *, no_wait: bool = False, preview: Path | None = None) -> None:
+    """See that what a job leaves can be kept; before it is enqueued, or it is drawn for nothing.
+
+    Raises:
+        InvalidRequest: a preview of a job that is not waited for.
+        OSError: the folder cannot be made.
+    """
+    if no_wait and preview:
+        raise InvalidRequest("--preview needs the job to be waited for: give it without --no-wait")
+    if not no_wait:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def finish(
@@ -30,8 +44,7 @@ def finish(
 
 
 def save(job: Job, folder: Path) -> list[Path]:
-    """The pictures of a finished job, as files in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The pictures of a finished job, as files in the folder, which is there."""
     files: list[Path] = []
     for index, (content, image) in enumerate(zip(job.files(), job.result().images, strict=True)):
         files.append(folder / f"{job.id[:12]}-{index}.{image.format}")
@@ -42,10 +55,14 @@ def save(job: Job, folder: Path) -> list[Path]:
 def report(result: JobResult, files: list[Path]) -> None:
     """Where the pictures are, and where the time went."""
     for file, image in zip(files, result.images, strict=True):
-        out.print(f"{file}  {image.width}x{image.height}", highlight=False)
-        out.print(f"  stored at {image.url}", highlight=False, soft_wrap=True)
+        _line(f"{file}  {image.width}x{image.height}")
+        _line(f"  stored at {image.url}")
     timings = result.timings
     times = {"queue": timings.queue_s, "wait": timings.engine_wait_s, **timings.stages_s}
     words = [f"{stage} {seconds:.2f} s" for stage, seconds in times.items()]
     words.append(f"store {timings.store_s:.2f} s")
-    out.print("  " + " · ".join(words), highlight=False, soft_wrap=True)
+    _line("  " + " · ".join(words))
+
+
+def _line(words: str) -> None:
+    out.print(words, markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """What all commands have in common: consoles, exit codes, options."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import typer
-from PIL import Image
+from pydantic import ValidationError
 from rich.console import Console
 
 from imagefleet_shared.errors import (
@@ -18,11 +19,14 @@ from imagefleet_shared.errors import (
     JobNotFound,
     JobTimeout,
 )
-from imagefleet_shared.fields import ImageFormat, Priority
+from imagefleet_shared.fields import ImageFormat, Priority, describe
+
+from ..client import Client
 
 P = ParamSpec("P")
 
-out = Console()
+# Rich takes a pipe for a terminal of 80 columns.
+out = Console(width=None if sys.stdout.isatty() else 10_000)
 err = Console(stderr=True)
 
 EXIT_CODES: list[tuple[type[ImagefleetError], int]] = [
@@ -35,18 +39,36 @@ EXIT_CODES: list[tuple[type[ImagefleetError], int]] = [
 
 
 def exits(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn our errors into a line on stderr and an exit code."""
+    """Turn our errors, and those of the caller's files, into a line on stderr and an exit code."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
         except ImagefleetError as exc:
-            err.print(f"{type(exc).__name__}: {exc}", style="red", markup=False, highlight=False)
             code = next(code for kind, code in EXIT_CODES if isinstance(exc, kind))
-            raise typer.Exit(code) from exc
+            raise _told(f"{type(exc).__name__}: {exc}", code) from exc
+        except BrokenPipeError:  # Whoever read our output has enough: typer ends without a word.
+            raise
+        except OSError as exc:
+            raise _told(str(exc), 2) from exc
 
     return run
+
+
+def open_client() -> Client:
+    """A client of the fleet that the environment names; ends with 2 where that makes no sense."""
+    try:
+        return Client()
+    except ValidationError as exc:
+        raise _told(describe("settings", exc), 2) from exc
+    except (ImagefleetError, ValueError) as exc:  # ValueError: of boto3, on an endpoint
+        raise _told(f"settings: {exc}", 2) from exc
+
+
+def _told(words: str, code: int) -> typer.Exit:
+    err.print(words, style="red", markup=False, highlight=False, soft_wrap=True)
+    return typer.Exit(code)
 
 
 def print_json(value: object) -> None:
@@ -55,12 +77,19 @@ def print_json(value: object) -> None:
 
 
 def _picture_file(path: Path | None) -> Path | None:
-    if path and Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+    if path and path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise typer.BadParameter(f"{path.name!r} must end in .png, .jpg or .webp")
+    if path and not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
+        raise typer.BadParameter(f"{str(path.parent)!r} is no folder that can be written to")
     return path
 
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to save the pictures in.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", file_okay=False, writable=True, help="Folder to save the pictures in."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")]
 Limit = Annotated[
@@ -70,5 +99,9 @@ PriorityOption = Annotated[Priority, typer.Option(help="Jobs of a higher one are
 Format = Annotated[ImageFormat, typer.Option("--format", help="File format.")]
 Preview = Annotated[
     Path | None,
-    typer.Option(callback=_picture_file, help="Keep the present look of the picture in this file."),
+    typer.Option(
+        callback=_picture_file,
+        dir_okay=False,
+        help="Keep the present look of the picture in this file.",
+    ),
 ]

@@ -8,9 +8,8 @@ from typer import Option
 
 from imagefleet_shared.requests import UpscaleRequest
 
-from ..client import Client
-from .output import finish
-from .shell import AsJson, Format, Limit, NoWait, Out, PriorityOption
+from .output import finish, prepare
+from .shell import AsJson, Format, Limit, NoWait, Out, PriorityOption, open_client
 
 
 def upscale(
@@ -65,8 +64,9 @@ def upscale(
     }
     if faces:
         given["face_restore"] = faces
-    with Client() as client:
+    with open_client() as client:
         given["images"] = [client.put_image(image) for image in images]
         request = UpscaleRequest.model_validate(given)
+        prepare(folder, no_wait=no_wait)
         job = client.upscale(request, priority=priority, time_limit_s=time_limit)
         finish(job, folder, no_wait=no_wait, as_json=as_json)

@@ -7,6 +7,7 @@ without them, what concerns them is ignored. Ours names both by their keys in th
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ..errors import InvalidRequest
 from ..parts import ImageRef
 from ..requests import GenerateRequest
 from . import faces
@@ -69,17 +70,21 @@ class Parsed:
     """Labels that it does not heed, with their values."""
 
 
-def parse(text: str, image: ImageRef | None = None, mask_image: ImageRef | None = None) -> Parsed:
+def parse(
+    text: str | None, image: ImageRef | None = None, mask_image: ImageRef | None = None
+) -> Parsed:
     """The request that a picture's text describes.
 
     Args:
-        text: of A1111 or of Imagefleet.
+        text: of A1111 or of Imagefleet; None, which `read_parameters` gives for none, is refused.
         image: what it was drawn over, where it was and the text does not name it.
         mask_image: the mask, likewise.
 
     Raises:
         InvalidRequest: the text describes nothing, or something that cannot be done.
     """
+    if text is None:
+        raise InvalidRequest("the picture carries no text of how it was made")
     fields, ignored = read(text).with_pictures(image, mask_image)
     return Parsed(GenerateRequest.model_validate(fields), ignored)
 

@@ -152,10 +152,70 @@ def test_a_picture_that_is_not_there_ends_with_2_and_no_traceback(
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("STORAGE_URL", "ftp://somewhere", "storage_url must be"),
+        ("REDIS_URL", "foo", "redis_url must be"),
+        ("RECORD_TTL_S", "5", "record_ttl_s: Input should be"),
+    ],
+)
 def test_settings_that_make_no_sense_end_with_a_line_and_no_traceback(
+    cli: CliRunner, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    """Only the store's URL did; the others ended with a traceback and 1, "the fleet failed"."""
+    monkeypatch.setenv(f"IMAGEFLEET_{name}", value)
+    result = cli.invoke(app, ["models"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("settings: ")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_redis_url_that_makes_no_sense_is_told_without_its_password(
     cli: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("IMAGEFLEET_STORAGE_URL", "ftp://somewhere")
+    monkeypatch.setenv("IMAGEFLEET_REDIS_URL", "redis://fox:hunter2/x@127.0.0.1:6379/0")
     result = cli.invoke(app, ["models"])
-    assert result.exit_code == 1
-    assert "storage_url must be" in result.stderr.replace("\n", " ")
+    assert "redis_url must be redis://" in result.stderr
+    assert "hunter2" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--out", "picture.png"], "picture.png"),
+        (["--out", "picture.png/deeper"], "picture.png"),
+        (["--preview", "look.png", "--no-wait"], "--no-wait"),
+        (["--preview", "gone/look.png"], "gone"),
+        (["--preview", "folder.png"], "folder.png"),
+        (["--preview", "picture.png/look.png"], "picture.png"),
+        (["--preview", "look.xbm"], "look.xbm"),
+    ],
+)
+@pytest.mark.usefixtures("picture")
+def test_what_cannot_be_kept_is_refused_before_anything_is_enqueued(
+    cli: CliRunner, tmp_path: Path, options: list[str], word: str
+) -> None:
+    """It was drawn first and then lost in a traceback, or went on without anyone to watch it.
+
+    Redis is down: whoever enqueues ends with 1.
+    """
+    (tmp_path / "folder.png").mkdir()
+    result = cli.invoke(app, ["generate", "a fox", *options])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert isinstance(result.exception, SystemExit)
+    assert word in result.stderr
+
+
+@pytest.mark.parametrize("command", [["upscale", "picture.png"], ["demo"]], ids=" ".join)
+@pytest.mark.usefixtures("picture")
+def test_so_it_is_by_every_command_that_saves_pictures(cli: CliRunner, command: list[str]) -> None:
+    result = cli.invoke(app, [*command, "--out", "picture.png/deeper"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "picture.png" in result.stderr
+
+
+def test_a_job_that_is_not_waited_for_needs_no_folder(cli: CliRunner, tmp_path: Path) -> None:
+    assert cli.invoke(app, ["generate", "a fox", "--no-wait"]).exit_code == 1
+    assert not (tmp_path / "out").exists()

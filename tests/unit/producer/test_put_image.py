@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from imagefleet_producer import BrokerSettings, Client, InvalidImage, StorageSettings
 
@@ -56,3 +56,57 @@ def test_a_picture_larger_than_pillow_likes_is_for_the_worker_to_refuse(client: 
 def test_other_files_are_refused(client: Client, content: bytes) -> None:
     with pytest.raises(InvalidImage, match=r"allowed are PNG, JPEG and WebP|damaged PNG header"):
         client.put_image(content)
+
+
+def stored(client: Client, image: Image.Image) -> Image.Image:
+    """What lies in the store after the picture was put there."""
+    return Image.open(BytesIO(client.stored(client.put_image(image).key) or b""))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_what_png_can_hold_is_stored_as_it_is(client: Client, mode: str) -> None:
+    image = Image.linear_gradient("L").convert(mode)
+    back = stored(client, image)
+    assert (back.mode, back.tobytes()) == (image.mode, image.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("mode", "stored_mode"),
+    [("CMYK", "RGB"), ("YCbCr", "RGB"), ("HSV", "RGB"), ("PA", "RGBA"), ("RGBa", "RGBA")],
+)
+def test_other_modes_are_stored_as_the_worker_reads_them(
+    client: Client, mode: str, stored_mode: str
+) -> None:
+    """Pillow's "cannot write mode" came out, which was said to be about a path."""
+    image = Image.new(stored_mode, (4, 4), "teal").convert(mode)
+    image.info["icc_profile"] = b"of the other colours"
+    back = stored(client, image)
+    assert back.mode == stored_mode
+    assert back.tobytes() == image.convert(stored_mode).tobytes()
+    assert "icc_profile" not in back.info
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_picture_whose_white_nobody_knows_is_refused(client: Client, mode: str) -> None:
+    with pytest.raises(InvalidImage, match=rf"picture \({mode}, 4x2\).*convert it"):
+        client.put_image(Image.new(mode, (4, 2)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_stored_upright(client: Client, orientation: int) -> None:
+    """A phone's picture was stored as it lies on the sensor, though its file comes in upright."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = BytesIO()
+    Image.effect_noise((24, 16), 50).save(content, "PNG", exif=exif)
+    file = Image.open(content)
+    back = stored(client, file)
+    assert back.tobytes() == ImageOps.exif_transpose(file).tobytes()
+    assert back.getexif().get(ExifTags.Base.Orientation, 1) == 1
+
+
+def test_a_picture_that_cannot_be_decoded_is_refused(client: Client) -> None:
+    content = BytesIO()
+    Image.effect_noise((64, 64), 50).save(content, "PNG")
+    with pytest.raises(InvalidImage, match=r"picture \(L, 64x64\) cannot be read"):
+        client.put_image(Image.open(BytesIO(content.getvalue()[:1000])))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.errors import InvalidImage, InvalidRequest
 from imagefleet_shared.fields import ImageFormat
 from imagefleet_shared.image_files import (
     MAX_SIDE_PX,
@@ -103,6 +103,22 @@ def test_a_damaged_exif_has_no_parameters_or_some_and_does_no_harm() -> None:
         for byte in (0, 2, 3, 255):
             damaged = whole[:at] + bytes([byte]) + whole[at + 1 :]
             assert isinstance(read_parameters(damaged), str | None)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("format", FORMATS)
+def test_damaged_bytes_have_parameters_or_none_or_are_refused(format: ImageFormat) -> None:
+    """A WebP's damaged EXIF raised Pillow's SyntaxError."""
+    whole = encode_image(noise(8, 8), format, "a cat")
+    refused = 0
+    for at in range(len(whole)):
+        for byte in (0, 3, 255):
+            damaged = whole[:at] + bytes([byte]) + whole[at + 1 :]
+            try:
+                assert isinstance(read_parameters(damaged), str | None)
+            except InvalidImage:
+                refused += 1
+    assert refused
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])

@@ -366,6 +366,12 @@ pieces = st.sampled_from(
 )
 
 
+def test_a_picture_without_a_text_is_refused() -> None:
+    """`parse_parameters(read_parameters(content))`, as in the README, raised AttributeError."""
+    with pytest.raises(InvalidRequest, match="carries no text"):
+        parse(None)
+
+
 @settings(max_examples=500)
 @given(text=st.one_of(st.text(), st.lists(pieces).map("".join)))
 @example("Steps: 20, Size: 1x2x3, Hires upscale: , Hires resize: x")

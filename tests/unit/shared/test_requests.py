@@ -298,7 +298,21 @@ def test_a_record_that_is_no_request_is_refused(text: str) -> None:
         parse_request("upscale", text)
 
 
-@pytest.mark.parametrize("key", ["", "/x", "a/../b", "..", "a\0", "k" * 1025])
-def test_a_key_that_leaves_the_store_is_refused(key: str) -> None:
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("", "/x", "a/../b", "..", "a\0", "./a", "a/./b", ".", "a//b", "a/"),
+        *("k" * 256, "a/" + "é" * 128, "k/" * 512 + "k", "é/" * 342 + "k", "\ud800"),
+    ],
+)
+def test_a_key_that_a_store_might_refuse_is_refused(key: str) -> None:
+    """Workers took the store's refusal for an outage, and waited for its end."""
     with pytest.raises(InvalidRequest, match="key"):
         ImageRef(key=key)
+
+
+@pytest.mark.parametrize(
+    "key", ["a", ".a/..b/...", "a b/\t狐", "k" * 255, "é" * 127 + "k", "k/" * 511 + "kk"]
+)
+def test_a_key_that_every_store_takes_is_taken(key: str) -> None:
+    assert ImageRef(key=key).key == key
