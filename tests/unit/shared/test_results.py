@@ -45,6 +45,7 @@ FIELDS = {
     "submitted_s": "100.5",
     "leased_s": "101.5",
     "allowed_s": "",
+    "cancel": "",
 }
 
 
