@@ -12,9 +12,10 @@ from .adapters.lookup import WantedLora, find_inversions, find_loras
 from .models.model_file import ModelFile
 from .models.skeleton import clip_tokenizer
 from .models.store import ModelStore
-from .prompts.measure import measure
+from .prompts.layout import letters_in
+from .prompts.measure import Measure, measure
 from .prompts.plan import Part, plan_negative, plan_prompt, texts_of
-from .prompts.triggers import TextualInversion
+from .prompts.triggers import Offer, TextualInversion
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,13 @@ class LookFinder:
         parts = plan_prompt(text, steps, first_pass_steps)
         negative = plan_negative(negative_prompt, steps, first_pass_steps)
         texts = texts_of((*parts, negative))
-        found = find_inversions(inversions, texts, wanted, self._models)
-        with self._tokenizing:
-            measured = measure(self._tokenizer, texts, found, self._max_tokens, emphasis)
+        letters = [letters_in(one, emphasis) for one in texts]
+        offers = find_inversions(inversions, letters, wanted, checkpoint, self._models)
+        measured = self._measured(texts, offers, emphasis)
         return Look(checkpoint, wanted, parts, negative, measured.inversions, measured.windows)
+
+    def _measured(
+        self, texts: Sequence[str], offers: Sequence[Offer], emphasis: Emphasis
+    ) -> Measure:
+        with self._tokenizing:
+            return measure(self._tokenizer, texts, offers, self._max_tokens, emphasis)
