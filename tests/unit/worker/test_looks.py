@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from imagefleet_shared.errors import InvalidRequest, WorkerFailure
+from imagefleet_shared.errors import InvalidRequest, PromptTooLong, UnknownLora, WorkerFailure
 from imagefleet_shared.parts import TextualInversion
 from imagefleet_worker.looks import Look, LookFinder
 from imagefleet_worker.models.facts import Facts
@@ -62,10 +62,26 @@ class Folder:
     def triggered(self, prompt: str, family: Family = "sd1") -> list[str]:
         return [one.embedding.name for one in self.look(prompt, "", family).inversions]
 
+    def bare(self, look: Look, max_tokens: int = 1000) -> Look:
+        finder = LookFinder(ModelStore(self._root), max_tokens)
+        return finder.bare(look, checkpoint("sdxl_refiner"), "original")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
+
+
+@pytest.mark.parametrize("prompt", ["a cat # <lora:gone:1>", "# <lora:gone:1>\na cat"])
+def test_a_comment_names_no_lora_and_no_embedding(folder: Folder, prompt: str) -> None:
+    """A1111 leaves comments out; here they were drawn, and LoRAs in them merged."""
+    folder.put("bad-hands")
+    look = folder.look(prompt, "blurry # bad-hands <lora:gone>")
+
+    assert (look.loras, look.inversions) == ((), ())
+    assert [text for _, text in look.negative.schedule] == ["blurry \n"]
+    with pytest.raises(UnknownLora):
+        folder.look(prompt.replace("#", ""))
 
 
 @pytest.mark.parametrize(
@@ -134,3 +150,16 @@ def test_names_that_differ_by_case_fail_only_the_texts_that_trigger_them(folder:
     assert folder.triggered("a party") == []
     with pytest.raises(InvalidRequest, match="'Art' and 'art' read the same"):
         folder.look("an ART")
+
+
+def test_without_its_embeddings_a_text_is_measured_anew(folder: Folder) -> None:
+    """SDXL's refiner reads their names as words, which take more tokens than their vectors."""
+    folder.put("unaestheticxl-bad-hands", "sdxl")
+    look = folder.look("a cat", "cat " * 73 + "unaestheticxl-bad-hands", "sdxl")
+    assert (look.windows, len(look.inversions)) == (1, 1)
+
+    bare = folder.bare(look)
+    assert (bare.windows, bare.inversions, bare.loras) == (2, (), ())
+    assert (bare.prompt, bare.negative) == (look.prompt, look.negative)
+    with pytest.raises(PromptTooLong):
+        folder.bare(look, 75)
