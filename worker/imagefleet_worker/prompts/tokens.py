@@ -13,10 +13,11 @@ def tokenized(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[list[int]]
     """The tokens of each text, without a start and an end.
 
     A1111's tokenizer mends a text first: curly quotes become straight ones, full-width letters and
-    commas plain ones. The fast tokenizer does not, and CLIP was trained on mended texts.
+    commas plain ones. The fast tokenizer does not, and CLIP was trained on mended texts. Lower case
+    is Python's there, where a Greek word may end in another sigma.
     """
     # The tokenizer refuses an empty list.
-    mended = [fix_text(text) for text in texts]
+    mended = [fix_text(text).lower() for text in texts]
     return tokenizer(mended, add_special_tokens=False, verbose=False).input_ids if texts else []
 
 

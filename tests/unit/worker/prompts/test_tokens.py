@@ -22,6 +22,7 @@ def tokenizer() -> CLIPTokenizer:
         ("ﬁne art", "fine art"),
         ("schÃ¶n", "schön"),
         ("black &amp; white", "black & white"),
+        ("ΟΔΟΣ", "οδος"),
     ],
 )
 def test_typographers_and_damaged_characters_are_read_as_plain_ones(
