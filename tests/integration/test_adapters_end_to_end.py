@@ -132,7 +132,11 @@ def test_adapters_by_tag_by_field_and_refused(fleet: TestFleet) -> None:
             IncompatibleAdapter,
             "does not fit the SDXL checkpoint",
         ),
-        (asked("a demo-token", checkpoint="demo-xl"), IncompatibleAdapter, "demo-token"),
+        (
+            asked("a sks", checkpoint="demo-xl", textual_inversions=[own_word]),
+            IncompatibleAdapter,
+            "demo-token",
+        ),
     ):
         with pytest.raises(error, match=words):
             draw(request).result(timeout=60)

@@ -1,7 +1,7 @@
 """What a pass draws with: checkpoint, texts, adapters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 from imagefleet_shared.fields import Emphasis
@@ -12,9 +12,11 @@ from .adapters.lookup import WantedLora, find_inversions, find_loras
 from .models.model_file import ModelFile
 from .models.skeleton import clip_tokenizer
 from .models.store import ModelStore
-from .prompts.measure import measure
+from .prompts.comments import without_comments
+from .prompts.layout import letters_in
+from .prompts.measure import Measure, measure
 from .prompts.plan import Part, plan_negative, plan_prompt, texts_of
-from .prompts.triggers import TextualInversion
+from .prompts.triggers import Offer, TextualInversion
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class LookFinder:
         """The look of a pass.
 
         Args:
-            prompt: with tags of LoRAs.
+            prompt: with comments and tags of LoRAs.
+            negative_prompt: with comments.
             loras: asked for beside them.
             inversions: asked for beside those that a text names.
             steps: what the texts' schedules count by; see `parse_schedule`.
@@ -70,11 +73,33 @@ class LookFinder:
         Raises:
             InvalidRequest: something asked for does not exist or does not fit.
         """
-        text, wanted = find_loras(prompt, negative_prompt, loras, checkpoint, self._models)
+        negative_text = without_comments(negative_prompt)
+        text, wanted = find_loras(
+            without_comments(prompt), negative_text, loras, checkpoint, self._models
+        )
         parts = plan_prompt(text, steps, first_pass_steps)
-        negative = plan_negative(negative_prompt, steps, first_pass_steps)
+        negative = plan_negative(negative_text, steps, first_pass_steps)
         texts = texts_of((*parts, negative))
-        found = find_inversions(inversions, texts, wanted, self._models)
-        with self._tokenizing:
-            measured = measure(self._tokenizer, texts, found, self._max_tokens, emphasis)
+        letters = [letters_in(one, emphasis) for one in texts]
+        offers = find_inversions(inversions, letters, wanted, checkpoint, self._models)
+        measured = self._measured(texts, offers, emphasis)
         return Look(checkpoint, wanted, parts, negative, measured.inversions, measured.windows)
+
+    def bare(self, look: Look, checkpoint: ModelFile, emphasis: Emphasis) -> Look:
+        """The look's texts for a checkpoint that no adapter fits.
+
+        A text without its embeddings may take more windows: their names are words there.
+
+        Raises:
+            PromptTooLong: more than allowed.
+        """
+        measured = self._measured(texts_of((*look.prompt, look.negative)), (), emphasis)
+        return replace(
+            look, checkpoint=checkpoint, loras=(), inversions=(), windows=measured.windows
+        )
+
+    def _measured(
+        self, texts: Sequence[str], offers: Sequence[Offer], emphasis: Emphasis
+    ) -> Measure:
+        with self._tokenizing:
+            return measure(self._tokenizer, texts, offers, self._max_tokens, emphasis)

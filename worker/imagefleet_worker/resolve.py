@@ -167,7 +167,7 @@ class Resolver:
             own = replace(look, checkpoint=checkpoint)
         else:
             # SDXL's refiner is another network: no LoRA is for it, A1111 gives it no embeddings.
-            own = replace(look, checkpoint=checkpoint, loras=(), inversions=())
+            own = self._looks.bare(look, checkpoint, request.emphasis)
         return Refiner(own, request.refiner_switch_at)
 
     def _hires(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -285,3 +286,21 @@ def test_sdxls_refiner_goes_on_where_the_base_stopped(atelier: Atelier) -> None:
     )
     assert differ(refined, plain)
     assert atelier.steps("denoise") == (4, 4)
+
+
+def test_sdxls_refiner_has_room_for_the_words_that_are_embeddings_for_the_base(
+    demo_models: Path, tmp_path: Path
+) -> None:
+    """It was given as many windows as the base, and stopped at its first step."""
+    own = open_atelier(demo_models, tmp_path)
+    width = own.warm("demo-xl").pipeline.text_encoder.config.hidden_size
+    wide = own.warm("demo-xl").pipeline.text_encoder_2.config.hidden_size
+    vectors = {"clip_l": torch.ones(1, width), "clip_g": torch.ones(1, wide)}
+    save_file(vectors, tmp_path / "models/embeddings/unaestheticxl-bad-hands.safetensors")
+
+    own.draw(
+        negative_prompt="cat " * 73 + "unaestheticxl-bad-hands",
+        checkpoint="demo-xl",
+        refiner_checkpoint="xl-refiner",
+    )
+    assert own.steps("denoise") == (4, 4)

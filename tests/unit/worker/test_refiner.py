@@ -21,6 +21,10 @@ from imagefleet_worker.models.pipelines import PipelineCache
 from imagefleet_worker.models.single_file import load_single_file
 from imagefleet_worker.models.store import ModelStore
 from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.prompts.cache import PromptEncoder
+from imagefleet_worker.prompts.encode import TextSettings
+from imagefleet_worker.prompts.guide import Guide, PlannedPicture
+from imagefleet_worker.prompts.plan import plan_negative, plan_prompt
 from tests.conditioning import encode
 from tests.options import PLAIN
 from tools.make_demo_checkpoint import write_demo_checkpoint
@@ -110,6 +114,19 @@ def test_prompts_are_encoded_as_diffusers_does(
     torch.testing.assert_close(
         pooled_of_ours, torch.cat([negative_pooled, pooled]), rtol=1e-4, atol=1e-5
     )
+
+
+def test_an_empty_negative_prompt_is_zeros_and_no_other_is(warm: WarmPipeline) -> None:
+    """A1111 has it so, of base and refiner alike; it was encoded for the refiner."""
+    pictures = [
+        PlannedPicture(plan_prompt("", 4), plan_negative(negative, 4)) for negative in ("", "bad")
+    ]
+    guide = Guide(PromptEncoder(0), warm, pictures, 7.0, 1, TextSettings(None, LIMIT))
+
+    steering = guide.at(0)
+    assert steering.pooled is not None
+    assert steering.hidden.flatten(1).any(dim=1).tolist() == [False, True, True, True]
+    assert steering.pooled.any(dim=1).tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("clip_skip", [None, 1])

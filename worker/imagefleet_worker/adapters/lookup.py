@@ -4,14 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from imagefleet_shared.errors import IncompatibleAdapter, InvalidRequest
+from imagefleet_shared.errors import ImagefleetError, IncompatibleAdapter, InvalidRequest
 from imagefleet_shared.parts import LoRA
 from imagefleet_shared.parts import TextualInversion as AskedInversion
 
 from ..models.model_file import ModelFile
 from ..models.store import ModelStore
 from ..prompts.extra_networks import LoRARef, extract_loras
-from ..prompts.triggers import TextualInversion
+from ..prompts.tokens import letters_of
+from ..prompts.triggers import Offer, TextualInversion, Unusable
 from .file_tensors import read_tensors
 from .textual_inversion import Embedding, bundled_embeddings, load_embedding
 
@@ -62,33 +63,36 @@ def find_loras(
 
 def find_inversions(
     asked: Sequence[AskedInversion],
-    texts: Iterable[str],
+    letters: Sequence[str],
     loras: Iterable[WantedLora],
+    checkpoint: ModelFile,
     models: ModelStore,
-) -> tuple[TextualInversion, ...]:
-    """What may be triggered: embeddings of the request's fields, of its LoRAs' files, and of the
-    store where a text has their name.
+) -> tuple[Offer, ...]:
+    """What may be triggered: embeddings of the request's fields, of its LoRAs' files, and those of
+    the store for the checkpoint's family whose name a text may have.
+
+    As in A1111 the name of one for another family is a word like any other.
+
+    Args:
+        letters: of each text; see `letters_in`.
 
     Raises:
-        UnknownEmbedding: there is none of that name.
-        CorruptFile: its file cannot be read.
-        StorageUnavailable, WorkerFailure: it is not known which file a name in a text stands for.
+        UnknownEmbedding: there is none of a name that was asked for.
+        CorruptFile, StorageUnavailable, WorkerFailure: it cannot be read, or two have its name.
     """
-    found = {
-        one.token or one.name: TextualInversion(
-            _embedding(models.find("embedding", one.name), models), one.token or one.name, one.scale
-        )
-        for one in asked
-    }
+    fitting = {file.name: file for file in models.named("embedding", checkpoint.family)}
+    found: dict[str, Offer] = {}
+    for one in asked:
+        file = fitting.get(one.name) or models.find("embedding", one.name)
+        token = one.token or one.name
+        found[token] = TextualInversion(_embedding(file, models), token, one.scale)
     for lora in loras:
         for embedding in _bundled(lora.file, models):
             found.setdefault(embedding.name, TextualInversion(embedding, embedding.name))
-    folded = [text.casefold() for text in texts]
-    for file in models.named("embedding"):
-        if any(file.name.casefold() in text for text in folded):
-            if file.fault:
-                raise file.fault
-            found.setdefault(file.name, TextualInversion(_embedding(file, models), file.name))
+    for file in fitting.values():
+        name = letters_of(file.name)
+        if file.name not in found and any(name in text for text in letters):
+            found[file.name] = _offer(file, models)
     return tuple(found.values())
 
 
@@ -119,7 +123,17 @@ def _fitting(models: ModelStore, name: str, checkpoint: ModelFile) -> ModelFile:
     return file
 
 
+def _offer(file: ModelFile, models: ModelStore) -> Offer:
+    try:
+        return TextualInversion(_embedding(file, models), file.name)
+    except ImagefleetError as exc:
+        # Whether a text has the name is not known yet: "art" is in "a party".
+        return Unusable(file.name, exc)
+
+
 def _embedding(file: ModelFile, models: ModelStore) -> Embedding:
+    if file.fault:
+        raise file.fault
     models.fetch(file)
     return _loaded(file)
 

@@ -24,6 +24,7 @@ from imagefleet_shared.errors import (
 
 from .aliases import aliased
 from .describing import Describer
+from .families import Family
 from .listing import Kind, NamedKind, model_paths
 from .model_file import ModelFile, Version
 from .reading import ReadAhead, sha256_of
@@ -68,11 +69,15 @@ class ModelStore:
         """
         return tuple(file for file in self.named(kind) if not file.fault)
 
-    def named(self, kind: Kind) -> tuple[ModelFile, ...]:
-        """As `listed`, and those of which it is not known whether they load: see their `fault`."""
+    def named(self, kind: Kind, family: Family | None = None) -> tuple[ModelFile, ...]:
+        """As `listed`, and those of which it is not known whether they load: see their `fault`.
+
+        With a family, files for another are passed over.
+        """
         table: dict[str, list[ModelFile]] = {}
         for file in self._describer.described(self._files(kind)):
-            if (file.facts or file.fault) and not _NOT_A_NAME.search(file.name):
+            fits = family is None or file.family in (None, family)
+            if fits and (file.facts or file.fault) and not _NOT_A_NAME.search(file.name):
                 table.setdefault(file.name, []).append(file)
         return tuple(self._only(files) for _, files in sorted(table.items()))
 
@@ -154,10 +159,7 @@ class ModelStore:
 
     def _files(self, kind: Kind) -> list[ModelFile]:
         """Without their facts."""
-        if self._remote is None:
-            paths = model_paths(self._root, kind)
-        else:
-            paths = model_paths(self._root, kind) if self._root.exists() else []
+        paths = model_paths(self._root, kind) if not self._remote or self._root.exists() else []
         local = [file for path in paths if (file := _local(path, kind))]
         return [*local, *(self._remote.files(kind) if self._remote else ())]
 

@@ -48,7 +48,7 @@ class Guide:
     """Steers a batch through one pass; for the engine's thread.
 
     Every text of every schedule is encoded when it is made, so nothing is left to fail later. An
-    empty negative prompt is zeros with SDXL, as in A1111.
+    empty negative prompt is zeros with SDXL and its refiner, as in A1111.
 
     Args:
         encoder: encodes and keeps texts.
@@ -90,8 +90,8 @@ class Guide:
             texts = texts_of([part])
             encoded = [encoder.encode(warm, text, picture.inversions, settings) for text in texts]
             filled = filled_up(encoded, empty, windows)
-            # As A1111 and diffusers have it; of zeros, any number of windows means the same.
-            if warm.family == "sdxl" and part is picture.negative and texts == ("",):
+            # As A1111 has it; diffusers, for the base only. Zeros mean the same in any number.
+            if warm.family != "sd1" and part is picture.negative and texts == ("",):
                 filled = [zeroed(text) for text in filled]
             self._encoded.append(dict(zip(texts, filled, strict=True)))
         self._texts: list[str] = []

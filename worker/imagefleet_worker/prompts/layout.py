@@ -11,13 +11,14 @@ from imagefleet_shared.fields import Emphasis
 
 from .chunks import Layout, Place
 from .parse import BREAK, parse_attention
-from .triggers import TextualInversion, Triggers
+from .tokens import letters_of, tokenized
+from .triggers import Offer, Triggers
 
 
 def lay_out(
     tokenizer: CLIPTokenizer,
     text: str,
-    inversions: Sequence[TextualInversion],
+    offers: Sequence[Offer],
     emphasis: Emphasis,
 ) -> list[list[Place]]:
     """The windows of a text, at least one, each of at most 75 places.
@@ -28,24 +29,40 @@ def lay_out(
     Args:
         tokenizer: CLIP's.
         text: with brackets for emphasis and without tags for LoRAs.
-        inversions: those that the text may trigger.
+        offers: what the text may trigger.
         emphasis: with "none" brackets and BREAK are text like any other.
 
     Raises:
-        InvalidRequest: a weight is no finite number, or two inversions have the same token.
+        InvalidRequest: a weight is no finite number, or two inversions have a token that is in it.
+        ImagefleetError: an unusable one is triggered.
     """
-    pieces = [(text, 1.0)] if emphasis == "none" else parse_attention(text)
-    if not all(math.isfinite(weight) for _, weight in pieces):
-        raise InvalidRequest("the prompt's brackets multiply to a weight that is not finite")
-    triggers = Triggers(tokenizer, inversions)
+    pieces = _pieces(text, emphasis)
+    triggers = Triggers(tokenizer, offers)
     layout = Layout(cast(int, tokenizer.convert_tokens_to_ids(",</w>")))
-    tokenized = tokenizer([piece for piece, _ in pieces], add_special_tokens=False, verbose=False)
-    for piece, tokens in zip(pieces, tokenized.input_ids, strict=True):
+    tokens_of_pieces = tokenized(tokenizer, [piece for piece, _ in pieces])
+    for piece, tokens in zip(pieces, tokens_of_pieces, strict=True):
         if piece == BREAK:
             layout.next_window()
         else:
             _add(layout, triggers, tokens, piece[1])
     return layout.windows()
+
+
+def letters_in(text: str, emphasis: Emphasis) -> str:
+    """A text's letters, among which are those of everything that it triggers.
+
+    Args:
+        text: as for `lay_out`; raises as that.
+        emphasis: likewise.
+    """
+    return "".join(letters_of(piece) for piece, _ in _pieces(text, emphasis))
+
+
+def _pieces(text: str, emphasis: Emphasis) -> list[tuple[str, float]]:
+    pieces = [(text, 1.0)] if emphasis == "none" else parse_attention(text)
+    if not all(math.isfinite(weight) for _, weight in pieces):
+        raise InvalidRequest("the prompt's brackets multiply to a weight that is not finite")
+    return pieces
 
 
 def _add(layout: Layout, triggers: Triggers, tokens: Sequence[int], weight: float) -> None:

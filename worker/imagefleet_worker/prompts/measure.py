@@ -9,7 +9,7 @@ from imagefleet_shared.fields import Emphasis
 
 from .chunks import check_length, inversions_in
 from .layout import lay_out
-from .triggers import TextualInversion
+from .triggers import Offer, TextualInversion
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Measure:
 def measure(
     tokenizer: CLIPTokenizer,
     texts: Iterable[str],
-    inversions: Sequence[TextualInversion],
+    offers: Sequence[Offer],
     max_tokens: int,
     emphasis: Emphasis = "original",
 ) -> Measure:
@@ -34,19 +34,20 @@ def measure(
     Args:
         tokenizer: CLIP's; it serves one thread at a time.
         texts: of schedules, at least one.
-        inversions: those that may be triggered.
+        offers: what may be triggered.
         max_tokens: of the longest text; all its windows but the last count 75, however full.
         emphasis: how the texts will be encoded.
 
     Raises:
         PromptTooLong: a text has more tokens.
-        InvalidRequest: a bracket's weight is no finite number, or two inversions have the same
-            token.
+        InvalidRequest: a bracket's weight is no finite number, or two inversions have a token that
+            is in a text.
+        ImagefleetError: an unusable one is triggered.
     """
     count = 0
     triggered: dict[TextualInversion, None] = {}
     for text in texts:
-        windows = lay_out(tokenizer, text, inversions, emphasis)
+        windows = lay_out(tokenizer, text, offers, emphasis)
         check_length(windows, max_tokens)
         count = max(count, len(windows))
         triggered |= dict.fromkeys(inversions_in(windows))

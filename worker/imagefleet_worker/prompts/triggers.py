@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from transformers import CLIPTokenizer
 
-from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.errors import ImagefleetError, InvalidRequest
 
 from ..adapters.textual_inversion import Embedding
+from .tokens import tokenized
 
 
 @dataclass(frozen=True)
@@ -21,40 +22,69 @@ class TextualInversion:
     """Factor on the vectors; finite."""
 
 
+@dataclass(frozen=True)
+class Unusable:
+    """What has an embedding's name and cannot be one now, which only texts with the name mind."""
+
+    token: str
+    fault: ImagefleetError
+
+
+Offer = TextualInversion | Unusable
+"""What a text may trigger."""
+
+
 class Triggers:
     """Finds inversions by their tokens' sequence in CLIP's vocabulary, as A1111 does.
 
     Args:
         tokenizer: the one that also reads the texts.
-        inversions: those that may be triggered.
+        offers: what may be triggered.
 
     Raises:
-        InvalidRequest: two different ones have the same tokens, or one has none.
+        InvalidRequest: one has no tokens.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, inversions: Sequence[TextualInversion]) -> None:
-        self._by_tokens: dict[tuple[int, ...], TextualInversion] = {}
-        words = [inversion.token for inversion in inversions]
-        # The tokenizer refuses an empty list.
-        tokenized = tokenizer(words, add_special_tokens=False).input_ids if words else []
-        for inversion, tokens in zip(inversions, tokenized, strict=True):
-            if not tokens:
-                raise InvalidRequest(f"token {inversion.token!r} has no characters to look for")
-            known = self._by_tokens.setdefault(tuple(tokens), inversion)
-            if known != inversion:
-                raise InvalidRequest(
-                    f"tokens {known.token!r} and {inversion.token!r} read the same; "
-                    f"they stand for {_describe(known)} and {_describe(inversion)}"
-                )
+    def __init__(self, tokenizer: CLIPTokenizer, offers: Sequence[Offer]) -> None:
+        self._by_tokens: dict[tuple[int, ...], Offer] = {}
+        words = tokenized(tokenizer, [offer.token for offer in offers])
+        for offer, word in zip(offers, words, strict=True):
+            if not word:
+                raise InvalidRequest(f"token {offer.token!r} has no characters to look for")
+            tokens = tuple(word)
+            known = self._by_tokens.setdefault(tokens, offer)
+            if known != offer:
+                self._by_tokens[tokens] = _clash(known, offer)
         self._lengths = sorted({len(tokens) for tokens in self._by_tokens}, reverse=True)
 
     def at(self, tokens: Sequence[int], position: int) -> tuple[TextualInversion, int] | None:
-        """The inversion with the longest trigger that starts there, and the trigger's length."""
+        """The inversion with the longest trigger that starts there, and the trigger's length.
+
+        Raises:
+            InvalidRequest: two different ones have these tokens.
+            ImagefleetError: what is triggered is unusable.
+        """
         for length in self._lengths:
-            inversion = self._by_tokens.get(tuple(tokens[position : position + length]))
-            if inversion is not None:
-                return inversion, length
+            offer = self._by_tokens.get(tuple(tokens[position : position + length]))
+            if isinstance(offer, Unusable):
+                raise offer.fault
+            if offer is not None:
+                return offer, length
         return None
+
+
+def _clash(one: Offer, other: Offer) -> Unusable:
+    if isinstance(one, Unusable):
+        return one
+    if isinstance(other, Unusable):
+        return other
+    return Unusable(
+        one.token,
+        InvalidRequest(
+            f"tokens {one.token!r} and {other.token!r} read the same; "
+            f"they stand for {_describe(one)} and {_describe(other)}"
+        ),
+    )
 
 
 def _describe(inversion: TextualInversion) -> str:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.errors import InvalidRequest, WorkerFailure
 from imagefleet_worker.adapters.textual_inversion import Embedding
 from imagefleet_worker.models.skeleton import clip_tokenizer
 from imagefleet_worker.prompts.chunks import Place, token_count, token_ids, weights
-from imagefleet_worker.prompts.layout import lay_out
-from imagefleet_worker.prompts.triggers import TextualInversion
+from imagefleet_worker.prompts.layout import lay_out, letters_in
+from imagefleet_worker.prompts.tokens import letters_of
+from imagefleet_worker.prompts.triggers import TextualInversion, Unusable
 
 from . import reference
 
@@ -140,13 +141,41 @@ def test_an_inversion_moves_on_with_the_text_after_a_comma(tokenizer: CLIPTokeni
     assert [place.inversion for place in windows[1]] == [*[style] * 4, *[None] * 6]
 
 
-def test_different_inversions_with_the_same_tokens_are_refused(tokenizer: CLIPTokenizer) -> None:
+def test_different_inversions_with_the_same_tokens_are_refused_where_a_text_has_them(
+    tokenizer: CLIPTokenizer,
+) -> None:
+    """They were in every text, so that two files' names could fail all jobs with their letters."""
+    cased = [inversion("Style", 1), inversion("style", 1)]
     with pytest.raises(InvalidRequest, match="'Style' and 'style' read the same"):
-        lay_out(tokenizer, "a", [inversion("Style", 1), inversion("style", 1)], "original")
+        lay_out(tokenizer, "a style", cased, "original")
+    assert lengths(lay_out(tokenizer, "stylish", cased, "original")) == [1]
     with pytest.raises(InvalidRequest, match="read the same"):
-        lay_out(tokenizer, "a", [inversion("x", 1), inversion("x", 1, scale=2)], "original")
+        lay_out(tokenizer, "x", [inversion("x", 1), inversion("x", 1, scale=2)], "original")
     same = [inversion("x", 1), inversion("x", 1)]
     assert lengths(lay_out(tokenizer, "x", same, "original")) == [1]
+
+
+def test_what_is_unusable_fails_the_texts_that_trigger_it(tokenizer: CLIPTokenizer) -> None:
+    known = [Unusable("art", WorkerFailure("gone")), inversion("pixel art", 1)]
+    for text in ("a party", "pixel art", "a cat"):
+        lay_out(tokenizer, text, known, "original")
+    for text in ("an art", "pixel (art)"):
+        with pytest.raises(WorkerFailure, match="gone"):
+            lay_out(tokenizer, text, known, "original")
+    with pytest.raises(WorkerFailure, match="gone"):
+        lay_out(tokenizer, "art", [inversion("Art", 1), known[0]], "original")
+
+
+def test_a_trigger_is_read_as_a_text_is(tokenizer: CLIPTokenizer) -> None:
+    style = inversion("it’s", 2)  # noqa: RUF001
+    for text in ("it's", "It’s"):  # noqa: RUF001
+        (window,) = lay_out(tokenizer, text, [style], "original")
+        assert [place.inversion for place in window] == [style, style]
+
+
+@pytest.mark.parametrize("text", [r"neg \(1\)", r"(ne\g (:1.1)[\(]1\)", "NEG  \\(1\n\\)"])
+def test_letters_are_those_of_a_text_without_its_brackets(text: str) -> None:
+    assert letters_of("neg (1)") in letters_in(text, "original")
 
 
 @pytest.mark.parametrize("token", ["", " "])
