@@ -62,7 +62,7 @@ class UploadChecker:
         return UpscaleJob(request, tuple(uploads), faces)
 
     def check_drawn(self, request: GenerateRequest, width: int, height: int) -> None:
-        """Refuse drawn pictures of that size that cannot be enlarged or written as asked for.
+        """Refuse drawn pictures of that size that cannot be kept, enlarged or written as asked for.
 
         Raises:
             UnknownUpscaler, UnsupportedSize, TooManyPixels: as their names say.
@@ -70,6 +70,8 @@ class UploadChecker:
         """
         if request.upscale is None:
             _check_sides("picture", width, height, request.output_format)
+            # With `only_masked` each one is the whole initial picture, however small what is drawn.
+            self._check_total("pictures", request.num_images * width * height)
             return
         self._check_upscalers(request.upscale)
         self._check_sizes(request.upscale, request.output_format, width, height)

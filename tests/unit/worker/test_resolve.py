@@ -286,6 +286,20 @@ def test_drawn_pictures_are_limited_together_too(make: MakeResolver) -> None:
         drawing(make(), num_images=5, **enlarged)
 
 
+def test_whole_pictures_round_what_is_drawn_are_limited_together(
+    make: MakeResolver, store: FileStore
+) -> None:
+    """Without an upscale nobody counted them: sixteen of the largest picture were accepted."""
+    mask = BytesIO()
+    Image.new("L", (1024, 1024), 255).save(mask, "PNG")
+    store.put_new("inputs/mask.png", mask.getvalue(), "image/png")
+    inpaint = {"mask_image": {"key": "inputs/mask.png"}, "only_masked": True}
+    region = {"image": put(store, 1024, 1024), "inpaint": inpaint, "width": 64, "height": 64}
+    drawing(make(), num_images=4, **region)
+    with pytest.raises(TooManyPixels, match=f"pictures have {5 * 1024 * 1024} pixels"):
+        drawing(make(), num_images=5, **region)
+
+
 def test_an_upscale_beyond_the_limit_is_refused(make: MakeResolver, store: FileStore) -> None:
     request = UpscaleRequest(images=(put(store, 512, 512),), scale=2.5)
     with pytest.raises(UnsupportedSize, match="upscaled picture 1280x1280"):
