@@ -5,11 +5,11 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
 from time import time
-from typing import Any
 
 from PIL import Image
 
@@ -104,25 +104,37 @@ class Spool:
             self._root.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=_UNFINISHED, dir=self._root) as name:
                 folder = Path(name)
-                facts = [asdict(picture) for picture in pictures]
-                for index, fact in enumerate(facts):
-                    (folder / str(index)).write_bytes(fact.pop("content"))
-                (folder / _LISTING).write_text(json.dumps(facts))
+                listing: list[tuple[str, dict[str, object]]] = []
+                for index, picture in enumerate(pictures):
+                    (folder / str(index)).write_bytes(picture.content)
+                    facts = asdict(picture)
+                    del facts["content"]
+                    listing.append((sha256(picture.content).hexdigest(), facts))
+                (folder / _LISTING).write_text(json.dumps(listing))
                 folder.rename(kept)
         except OSError as exc:
             log.warning("pictures of job %s are in memory only: %s", job_id, exc)
 
     def find(self, job_id: str) -> list[Picture] | None:
-        """A job's pictures that an earlier attempt kept here; None where it kept none."""
+        """A job's pictures that an earlier attempt kept here; None where it kept none.
+
+        Those that are not what was kept, as after a crash of the host, are forgotten.
+        """
         folder = self._root / job_id
         try:
-            facts: list[dict[str, Any]] = json.loads((folder / _LISTING).read_text())
-            contents = [(folder / str(index)).read_bytes() for index in range(len(facts))]
-        except OSError:
+            if not folder.exists():
+                return None
+            pictures: list[Picture] = []
+            for index, (digest, facts) in enumerate(json.loads((folder / _LISTING).read_text())):
+                content = (folder / str(index)).read_bytes()
+                if sha256(content).hexdigest() != digest:
+                    raise ValueError(f"file {index} of {len(content)} bytes is another")
+                pictures.append(Picture(content=content, **facts))
+        except (OSError, ValueError, TypeError) as exc:
+            log.warning("kept pictures of job %s are of no use: %s", job_id, exc)
+            self.drop(job_id)
             return None
-        return [
-            Picture(content=content, **fact) for fact, content in zip(facts, contents, strict=True)
-        ]
+        return pictures
 
     def drop(self, job_id: str) -> None:
         """Forget a job's pictures."""
