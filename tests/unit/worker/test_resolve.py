@@ -20,6 +20,7 @@ from imagefleet_shared.errors import (
     UnsupportedSize,
     WorkerFailure,
 )
+from imagefleet_shared.image_files import encode_image
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import FileStore
@@ -262,6 +263,37 @@ def test_an_upscale_job_has_its_picture(make: MakeResolver, store: FileStore) ->
     assert isinstance(job, UpscaleJob)
     assert job.ready(0).picture.image.size == (33, 21)
     assert job.ready(0).picture.parameters is None
+
+
+def test_a_text_too_long_for_a_jpeg_is_refused_before_the_upscale(
+    make: MakeResolver, store: FileStore
+) -> None:
+    """It failed at the encoder, after the work on the device. The upscale adds its own words."""
+    for length in (32_600, 32_700, 33_000):
+        content = encode_image(Image.new("RGB", (8, 8)), "png", "x" * length)
+        store.put_new(f"inputs/{length}.png", content, "image/png")
+
+    def resolve(length: int, **fields: Any) -> None:  # noqa: ANN401
+        image = ImageRef(key=f"inputs/{length}.png")
+        request = UpscaleRequest(images=(put(store, 8, 8), image), scale=2, **fields)
+        make().resolve(record(request))
+
+    resolve(32_600, output_format="jpeg")
+    resolve(33_000)
+    for length in (32_700, 33_000):
+        with pytest.raises(InvalidRequest, match=r"images\[1\]: a JPEG holds at most 65533 bytes"):
+            resolve(length, output_format="jpeg")
+
+
+def test_prompts_too_long_for_a_jpeg_are_refused_before_the_drawing(make: MakeResolver) -> None:
+    """They failed at the encoder, after the work on the device."""
+    long = "a fox" + " " * 16_500 + "in snow"
+    prompts = {"prompt": long, "negative_prompt": long}
+    resolver = make()
+    drawing(resolver, **prompts, output_format="png")
+    drawing(resolver, prompt=long, output_format="jpeg")
+    with pytest.raises(InvalidRequest, match="a JPEG holds at most 65533 bytes of parameters"):
+        drawing(resolver, **prompts, output_format="jpeg")
 
 
 def test_pictures_of_a_request_are_limited_together(make: MakeResolver, store: FileStore) -> None:
