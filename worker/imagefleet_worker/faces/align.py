@@ -4,13 +4,16 @@ Positions are complex numbers, x + iy, so that a similarity is one product and o
 counted from the upper left edge, a pixel's middle lies at a half.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
+
+from ..images import to_unit_range
 
 FACE_PX = 512
 """Side of an aligned face."""
@@ -22,6 +25,8 @@ TEMPLATE = (
 the restorers were trained."""
 _GREY = (132 / 255, 133 / 255, 135 / 255)
 """What facexlib puts where an aligned face passes the picture's edge."""
+_BAND_PX = 2**18
+"""Pixels worked on at once; their positions alone take 16 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -69,35 +74,41 @@ def align(landmarks: Sequence[complex], width: int, height: int) -> Alignment | 
     return Alignment(turn, move, region)
 
 
-def to_face(picture: Tensor, alignment: Alignment) -> Tensor:
-    """The aligned face of a picture.
-
-    Args:
-        picture: `(1, 3, H, W)` float32 in [0, 1], on the CPU; only read.
+def to_face(picture: Image.Image, alignment: Alignment) -> Tensor:
+    """The aligned face of an RGB picture.
 
     Returns:
-        `(1, 3, 512, 512)` in [0, 1].
+        `(1, 3, 512, 512)` float32 in [0, 1], on the CPU.
     """
     left, top, right, bottom = alignment.region
     grey = torch.tensor(_GREY)[:, None, None]
-    part = picture[..., top:bottom, left:right] - grey
+    part = to_unit_range(picture.crop(alignment.region)).sub_(grey)
     positions = (_middles(FACE_PX, FACE_PX) - alignment.move) / alignment.turn
-    sampled = _sample(part, positions - complex(left, top), abs(alignment.turn))
-    return sampled + grey
+    part = _averaged(part, abs(alignment.turn))
+    return _sample(part, positions - complex(left, top), right - left, bottom - top) + grey
 
 
-def to_picture(face: Tensor, alignment: Alignment) -> Tensor:
-    """An aligned face, and 0 round it, as it lies in the region.
+def to_picture(face: Tensor, alignment: Alignment) -> Iterator[tuple[slice, Tensor]]:
+    """An aligned face, and 0 round it, as it lies in the region: in bands, from the top.
 
     Args:
         face: `(1, C, 512, 512)` float32, on the CPU.
 
-    Returns:
-        `(1, C, h, w)`, of the region's size.
+    Yields:
+        Rows of the region, and `(1, C, rows, w)` of its width.
     """
     left, top, right, bottom = alignment.region
-    positions = _middles(right - left, bottom - top) + complex(left, top)
-    return _sample(face, alignment.turn * positions + alignment.move, 1 / abs(alignment.turn))
+    face = _averaged(face, 1 / abs(alignment.turn))
+    for rows in bands(right - left, bottom - top):
+        positions = _middles(right - left, rows.stop - rows.start) + complex(left, top + rows.start)
+        yield rows, _sample(face, alignment.turn * positions + alignment.move, FACE_PX, FACE_PX)
+
+
+def bands(width: int, height: int) -> Iterator[slice]:
+    """The rows of a large picture, in parts to be worked on one after the other."""
+    rows = max(1, _BAND_PX // width)
+    for start in range(0, height, rows):
+        yield slice(start, min(start + rows, height))
 
 
 def _middles(width: int, height: int) -> Tensor:
@@ -107,18 +118,26 @@ def _middles(width: int, height: int) -> Tensor:
     return torch.complex(columns.expand(height, width), rows[:, None].expand(height, width))
 
 
-def _sample(pixels: Tensor, positions: Tensor, scale: float) -> Tensor:
-    """Pixels at those positions, bilinear, 0 outside.
+def _averaged(pixels: Tensor, scale: float) -> Tensor:
+    """Pixels that are to be sampled at that scale; themselves where none is skipped.
 
-    facexlib samples alike, but where the result is smaller it skips pixels, which shows as jagged
-    edges: here they are averaged first.
+    facexlib skips some where the result is smaller, which shows as jagged edges.
 
     Args:
         scale: pixels of the result per pixel given.
     """
-    height, width = pixels.shape[2:]
+    if scale >= 1:
+        return pixels
+    size = [max(1, ceil(side * scale)) for side in pixels.shape[2:]]
+    return interpolate(pixels, size, mode="bilinear", antialias=True)
+
+
+def _sample(pixels: Tensor, positions: Tensor, width: int, height: int) -> Tensor:
+    """Pixels at those positions, bilinear, 0 outside.
+
+    Args:
+        pixels: averaged or not.
+        positions: counted in pixels before they were averaged, of which there are width x height.
+    """
     normed = torch.stack([positions.real / width, positions.imag / height], dim=-1) * 2 - 1
-    if scale < 1:
-        size = (max(1, ceil(height * scale)), max(1, ceil(width * scale)))
-        pixels = interpolate(pixels, size, mode="bilinear", antialias=True)
     return grid_sample(pixels, normed[None].to(pixels), align_corners=False)

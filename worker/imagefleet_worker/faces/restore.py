@@ -1,7 +1,7 @@
 """Faces of a picture drawn anew: found, aligned, restored, blended back."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..images import deep_grey_as_rgb, from_unit_range, to_unit_range
 from ..stages import Stages
-from .align import align, to_face, to_picture
+from .align import Alignment, align, bands, to_face, to_picture
 from .detect import Face, detect
 from .mask import soft_mask
 from .networks import FaceNetworks
 from .parsenet import ParseNet
 from .parts import ResolvedFaces
+from .regions import Region, joined, overlap
 from .restorer import DEFAULT_FIDELITY, Restorer
 
 log = logging.getLogger(__name__)
@@ -78,20 +79,42 @@ class _Hand:
         self._fidelity = DEFAULT_FIDELITY if asked.fidelity is None else asked.fidelity
 
     def draw(self, picture: Image.Image, faces: Sequence[Face], stages: Stages) -> Image.Image:
-        given = to_unit_range(picture)
-        result = given.clone()
+        aligned: list[Alignment] = []
         for face in faces:
-            alignment = align(face.landmarks, *picture.size)
-            if alignment is not None:
-                layer = to_picture(self._drawn(to_face(given, alignment)), alignment)
-                left, top, right, bottom = alignment.region
-                under = result[..., top:bottom, left:right]
-                colours, share = layer[:, :3], layer[:, 3:]
-                under += share * (colours - under)
-            stages.step()
-        blended = given + self._visibility * (result - given)
-        [restored] = from_unit_range(blended.clamp(0, 1))
+            if alignment := align(face.landmarks, *picture.size):
+                aligned.append(alignment)
+            else:
+                stages.step()
+        restored = Image.new("RGB", picture.size)
+        restored.paste(picture)
+        # Faces that do not meet are drawn apart: floats are only where faces are.
+        for box in joined(each.region for each in aligned):
+            canvas = to_unit_range(picture.crop(box))
+            for alignment in aligned:
+                if overlap(alignment.region, box):
+                    self._lay_in(canvas, box, picture, alignment)
+                    stages.step()
+            for rows, part in self._blended(picture.crop(box), canvas):
+                restored.paste(part, (box[0], box[1] + rows.start))
         return restored
+
+    def _lay_in(
+        self, canvas: Tensor, box: Region, picture: Image.Image, alignment: Alignment
+    ) -> None:
+        """Lay the face drawn anew over what the canvas, which lies in that box, has of others."""
+        left, top, right, bottom = alignment.region
+        place = canvas[..., top - box[1] : bottom - box[1], left - box[0] : right - box[0]]
+        for rows, layer in to_picture(self._drawn(to_face(picture, alignment)), alignment):
+            colours, share, under = layer[:, :3], layer[:, 3:], place[..., rows, :]
+            under += share * (colours - under)
+
+    def _blended(self, given: Image.Image, canvas: Tensor) -> Iterator[tuple[slice, Image.Image]]:
+        """What was given with the canvas over it, in bands of rows."""
+        for rows in bands(*given.size):
+            under = to_unit_range(given.crop((0, rows.start, given.width, rows.stop)))
+            blended = under + self._visibility * (canvas[..., rows, :] - under)
+            [part] = from_unit_range(blended.clamp(0, 1))
+            yield rows, part
 
     def _drawn(self, face: Tensor) -> Tensor:
         """An aligned face drawn anew, in [0, 1], with its mask as a fourth channel."""
