@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from ..images import to_unit_range
+from .regions import Region, bands
 
 FACE_PX = 512
 """Side of an aligned face."""
@@ -25,8 +26,6 @@ TEMPLATE = (
 the restorers were trained."""
 _GREY = (132 / 255, 133 / 255, 135 / 255)
 """What facexlib puts where an aligned face passes the picture's edge."""
-_BAND_PX = 2**18
-"""Pixels worked on at once; their positions alone take 16 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,12 @@ class Alignment:
     """A similarity from a picture to the aligned face: z becomes `turn * z + move`.
 
     Attributes:
-        region: of the picture, all that the aligned face shows: left, top, right, bottom.
+        region: of the picture, all that the aligned face shows.
     """
 
     turn: complex
     move: complex
-    region: tuple[int, int, int, int]
+    region: Region
 
 
 def align(landmarks: Sequence[complex], width: int, height: int) -> Alignment | None:
@@ -81,34 +80,32 @@ def to_face(picture: Image.Image, alignment: Alignment) -> Tensor:
         `(1, 3, 512, 512)` float32 in [0, 1], on the CPU.
     """
     left, top, right, bottom = alignment.region
-    grey = torch.tensor(_GREY)[:, None, None]
-    part = to_unit_range(picture.crop(alignment.region)).sub_(grey)
+    scale, grey = abs(alignment.turn), torch.tensor(_GREY)[:, None, None]
+    # Averaged along rows first: of a large region no more than a band is held in floats.
+    narrow = [
+        _averaged(to_unit_range(picture.crop(band)) - grey, across=scale, down=1)
+        for band in bands(alignment.region)
+    ]
+    part = _averaged(torch.cat(narrow, dim=2), across=1, down=scale)
     positions = (_middles(FACE_PX, FACE_PX) - alignment.move) / alignment.turn
-    part = _averaged(part, abs(alignment.turn))
     return _sample(part, positions - complex(left, top), right - left, bottom - top) + grey
 
 
-def to_picture(face: Tensor, alignment: Alignment) -> Iterator[tuple[slice, Tensor]]:
-    """An aligned face, and 0 round it, as it lies in the region: in bands, from the top.
+def to_picture(face: Tensor, alignment: Alignment) -> Iterator[tuple[Region, Tensor]]:
+    """An aligned face, and 0 round it, as it lies in its region.
 
     Args:
         face: `(1, C, 512, 512)` float32, on the CPU.
 
     Yields:
-        Rows of the region, and `(1, C, rows, w)` of its width.
+        The region's bands, each with `(1, C, h, w)` of its size.
     """
-    left, top, right, bottom = alignment.region
-    face = _averaged(face, 1 / abs(alignment.turn))
-    for rows in bands(right - left, bottom - top):
-        positions = _middles(right - left, rows.stop - rows.start) + complex(left, top + rows.start)
-        yield rows, _sample(face, alignment.turn * positions + alignment.move, FACE_PX, FACE_PX)
-
-
-def bands(width: int, height: int) -> Iterator[slice]:
-    """The rows of a large picture, in parts to be worked on one after the other."""
-    rows = max(1, _BAND_PX // width)
-    for start in range(0, height, rows):
-        yield slice(start, min(start + rows, height))
+    scale = 1 / abs(alignment.turn)
+    face = _averaged(face, across=scale, down=scale)
+    for band in bands(alignment.region):
+        left, top, right, bottom = band
+        positions = _middles(right - left, bottom - top) + complex(left, top)
+        yield band, _sample(face, alignment.turn * positions + alignment.move, FACE_PX, FACE_PX)
 
 
 def _middles(width: int, height: int) -> Tensor:
@@ -118,17 +115,17 @@ def _middles(width: int, height: int) -> Tensor:
     return torch.complex(columns.expand(height, width), rows[:, None].expand(height, width))
 
 
-def _averaged(pixels: Tensor, scale: float) -> Tensor:
-    """Pixels that are to be sampled at that scale; themselves where none is skipped.
+def _averaged(pixels: Tensor, *, across: float, down: float) -> Tensor:
+    """Pixels that are to be sampled at those scales, as many as are not to be skipped.
 
     facexlib skips some where the result is smaller, which shows as jagged edges.
 
     Args:
-        scale: pixels of the result per pixel given.
+        across: pixels of the result per pixel given, in a row.
+        down: as `across`, in a column.
     """
-    if scale >= 1:
-        return pixels
-    size = [max(1, ceil(side * scale)) for side in pixels.shape[2:]]
+    height, width = pixels.shape[2:]
+    size = (max(1, ceil(height * min(1, down))), max(1, ceil(width * min(1, across))))
     return interpolate(pixels, size, mode="bilinear", antialias=True)
 
 

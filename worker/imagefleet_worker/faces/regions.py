@@ -1,8 +1,11 @@
 """Rectangles of a picture in which faces lie: left, top, right, bottom, in pixels."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 Region = tuple[int, int, int, int]
+
+_BAND_PX = 2**18
+"""In 64 bits the positions of so many pixels take 4 MB, and as much each step on the way there."""
 
 
 def overlap(one: Region, other: Region) -> bool:
@@ -22,3 +25,11 @@ def joined(regions: Iterable[Region]) -> list[Region]:
             region = (min(lefts), min(tops), max(rights), max(bottoms))
         apart.append(region)
     return apart
+
+
+def bands(region: Region) -> Iterator[Region]:
+    """A region in parts of its width, from the top, to be worked on one after the other."""
+    left, top, right, bottom = region
+    rows = max(1, _BAND_PX // (right - left))
+    for start in range(top, bottom, rows):
+        yield left, start, right, min(start + rows, bottom)

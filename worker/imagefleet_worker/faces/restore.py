@@ -1,21 +1,22 @@
 """Faces of a picture drawn anew: found, aligned, restored, blended back."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import deep_grey_as_rgb, from_unit_range, to_unit_range
+from ..images import deep_grey_as_rgb
 from ..stages import Stages
-from .align import Alignment, align, bands, to_face, to_picture
+from .align import Alignment, align, to_face
+from .canvas import Canvas
 from .detect import Face, detect
 from .mask import soft_mask
 from .networks import FaceNetworks
 from .parsenet import ParseNet
 from .parts import ResolvedFaces
-from .regions import Region, joined, overlap
+from .regions import joined, overlap
 from .restorer import DEFAULT_FIDELITY, Restorer
 
 log = logging.getLogger(__name__)
@@ -89,32 +90,13 @@ class _Hand:
         restored.paste(picture)
         # Faces that do not meet are drawn apart: floats are only where faces are.
         for box in joined(each.region for each in aligned):
-            canvas = to_unit_range(picture.crop(box))
+            canvas = Canvas(picture, box)
             for alignment in aligned:
                 if overlap(alignment.region, box):
-                    self._lay_in(canvas, box, picture, alignment)
+                    canvas.lay(self._drawn(to_face(picture, alignment)), alignment)
                     stages.step()
-            for rows, part in self._blended(picture.crop(box), canvas):
-                restored.paste(part, (box[0], box[1] + rows.start))
+            canvas.blend(restored, self._visibility)
         return restored
-
-    def _lay_in(
-        self, canvas: Tensor, box: Region, picture: Image.Image, alignment: Alignment
-    ) -> None:
-        """Lay the face drawn anew over what the canvas, which lies in that box, has of others."""
-        left, top, right, bottom = alignment.region
-        place = canvas[..., top - box[1] : bottom - box[1], left - box[0] : right - box[0]]
-        for rows, layer in to_picture(self._drawn(to_face(picture, alignment)), alignment):
-            colours, share, under = layer[:, :3], layer[:, 3:], place[..., rows, :]
-            under += share * (colours - under)
-
-    def _blended(self, given: Image.Image, canvas: Tensor) -> Iterator[tuple[slice, Image.Image]]:
-        """What was given with the canvas over it, in bands of rows."""
-        for rows in bands(*given.size):
-            under = to_unit_range(given.crop((0, rows.start, given.width, rows.stop)))
-            blended = under + self._visibility * (canvas[..., rows, :] - under)
-            [part] = from_unit_range(blended.clamp(0, 1))
-            yield rows, part
 
     def _drawn(self, face: Tensor) -> Tensor:
         """An aligned face drawn anew, in [0, 1], with its mask as a fourth channel."""
