@@ -39,8 +39,10 @@ def encode_image(
         icc_profile: of the picture's colours; None: they are sRGB, which the file need not say.
 
     Raises:
-        InvalidRequest: a JPEG cannot hold a text so long (the limit is about 32,000 characters).
+        InvalidRequest: as `check_parameters`.
     """
+    if parameters is not None:
+        check_parameters(format, parameters)
     buffer = io.BytesIO()
     if format == "png":
         chunks = PngInfo()
@@ -51,15 +53,23 @@ def encode_image(
         image.save(buffer, "PNG", pnginfo=chunks, compress_level=png_level, icc_profile=icc_profile)
         return buffer.getvalue()
     exif = b"" if parameters is None else _user_comment(parameters)
-    if format == "jpeg" and len(exif) > _JPEG_EXIF_MAX_BYTES:
-        raise InvalidRequest(
-            f"a JPEG holds at most {_JPEG_EXIF_MAX_BYTES} bytes of parameters, given {len(exif)}; "
-            "ask for png or webp"
-        )
     if format == "jpeg":
         image = on_white(image)
     image.save(buffer, format.upper(), quality=quality, exif=exif, icc_profile=icc_profile)
     return buffer.getvalue()
+
+
+def check_parameters(format: ImageFormat, parameters: str) -> None:
+    """Refuse a text that a file of that format has no room for.
+
+    Raises:
+        InvalidRequest: a JPEG cannot hold a text so long (the limit is about 32,000 characters).
+    """
+    if format == "jpeg" and (length := len(_user_comment(parameters))) > _JPEG_EXIF_MAX_BYTES:
+        raise InvalidRequest(
+            f"a JPEG holds at most {_JPEG_EXIF_MAX_BYTES} bytes of parameters, given {length}; "
+            "ask for png or webp"
+        )
 
 
 def on_white(image: Image.Image) -> Image.Image:

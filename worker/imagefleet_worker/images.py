@@ -26,7 +26,7 @@ def to_unit_range(image: Image.Image) -> Tensor:
         grey = torch.from_numpy(np.asarray(image).astype(np.float32)) / 65535.0
         return grey.expand(1, 3, -1, -1)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
-    return pixels.contiguous().float() / 255.0
+    return pixels.contiguous().float().div_(255.0)
 
 
 def from_unit_range(images: Tensor) -> list[Image.Image]:

@@ -2,21 +2,22 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
 from time import time
-from typing import Any
 
 from PIL import Image
 
 from imagefleet_shared import infotext
-from imagefleet_shared.fields import ImageFormat
-from imagefleet_shared.image_files import encode_image
+from imagefleet_shared.fields import MAX_SEED, ImageFormat
+from imagefleet_shared.image_files import check_parameters, encode_image
 
+from .models.model_file import ModelFile
 from .models.store import ModelStore
 from .ready import ResolvedGenerate, ResolvedJob
 
@@ -44,7 +45,8 @@ def encode_pictures(
             seed = job.seeds.seeds[index]
             others = job.seeds.variation_seeds
             variation_seed = others[index] if others and job.seeds.variation_strength else None
-            text = infotext.generated(job.request, seed, made_with(job, models), variation_seed)
+            made_with = _made_with(job, models.sha256)
+            text = infotext.generated(job.request, seed, made_with, variation_seed)
         else:
             seed, text = None, infotext.upscaled(job.request, job.picture.parameters)
         file_format = job.request.output_format
@@ -54,17 +56,28 @@ def encode_pictures(
     return pictures
 
 
-def made_with(job: ResolvedGenerate, models: ModelStore) -> infotext.Models:
+def check_text(job: ResolvedGenerate) -> None:
+    """Refuse a job whose text its files have no room for; raises `InvalidRequest`.
+
+    The files to be hashed may not be on disk yet: room is asked for digests of all of them, and for
+    the longest seeds.
+    """
+    made_with = _made_with(job, lambda file: "0" * 64)
+    text = infotext.generated(job.request, MAX_SEED, made_with, MAX_SEED)
+    check_parameters(job.request.output_format, text)
+
+
+def _made_with(
+    job: ResolvedGenerate, sha256_of: Callable[[ModelFile], str | None]
+) -> infotext.Models:
     """The models of a picture, with their hashes."""
     checkpoint, *others = [look.checkpoint for look in job.looks]
-    digests = {other.name: models.sha256(other) for other in others}
+    digests = {other.name: sha256_of(other) for other in others}
     return infotext.Models(
         checkpoint=checkpoint.name,
-        checkpoint_sha256=models.sha256(checkpoint),
+        checkpoint_sha256=sha256_of(checkpoint),
         loras={
-            lora.file.name: models.sha256(lora.file) or ""
-            for look in job.looks
-            for lora in look.loras
+            lora.file.name: sha256_of(lora.file) or "" for look in job.looks for lora in look.loras
         },
         embeddings={
             inversion.embedding.name: inversion.embedding.sha256
@@ -104,25 +117,37 @@ class Spool:
             self._root.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=_UNFINISHED, dir=self._root) as name:
                 folder = Path(name)
-                facts = [asdict(picture) for picture in pictures]
-                for index, fact in enumerate(facts):
-                    (folder / str(index)).write_bytes(fact.pop("content"))
-                (folder / _LISTING).write_text(json.dumps(facts))
+                listing: list[tuple[str, dict[str, object]]] = []
+                for index, picture in enumerate(pictures):
+                    (folder / str(index)).write_bytes(picture.content)
+                    facts = asdict(picture)
+                    del facts["content"]
+                    listing.append((sha256(picture.content).hexdigest(), facts))
+                (folder / _LISTING).write_text(json.dumps(listing))
                 folder.rename(kept)
         except OSError as exc:
             log.warning("pictures of job %s are in memory only: %s", job_id, exc)
 
     def find(self, job_id: str) -> list[Picture] | None:
-        """A job's pictures that an earlier attempt kept here; None where it kept none."""
+        """A job's pictures that an earlier attempt kept here; None where it kept none.
+
+        Those that are not what was kept, as after a crash of the host, are forgotten.
+        """
         folder = self._root / job_id
         try:
-            facts: list[dict[str, Any]] = json.loads((folder / _LISTING).read_text())
-            contents = [(folder / str(index)).read_bytes() for index in range(len(facts))]
-        except OSError:
+            if not folder.exists():
+                return None
+            pictures: list[Picture] = []
+            for index, (digest, facts) in enumerate(json.loads((folder / _LISTING).read_text())):
+                content = (folder / str(index)).read_bytes()
+                if sha256(content).hexdigest() != digest:
+                    raise ValueError(f"file {index} of {len(content)} bytes is another")
+                pictures.append(Picture(content=content, **facts))
+        except (OSError, ValueError, TypeError) as exc:
+            log.warning("kept pictures of job %s are of no use: %s", job_id, exc)
+            self.drop(job_id)
             return None
-        return [
-            Picture(content=content, **fact) for fact, content in zip(facts, contents, strict=True)
-        ]
+        return pictures
 
     def drop(self, job_id: str) -> None:
         """Forget a job's pictures."""

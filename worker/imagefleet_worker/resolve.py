@@ -22,6 +22,7 @@ from .looks import Look, LookFinder
 from .models.model_file import ModelFile
 from .models.remote import Tell, unheard
 from .models.store import ModelStore
+from .pictures import check_text
 from .ready import Hires, Refiner, ResolvedGenerate, UpscaleJob
 from .settings import WorkerSettings
 from .uploads import UploadChecker, check_pixels
@@ -112,6 +113,7 @@ class Resolver:
             else None,
         )
         _require_used(request, job.looks)
+        check_text(job)
         return job
 
     def _checkpoint(self, name: str | None) -> ModelFile:

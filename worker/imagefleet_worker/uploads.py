@@ -3,9 +3,10 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from imagefleet_shared import infotext
 from imagefleet_shared.errors import InvalidRequest, TooManyPixels, UnsupportedSize
 from imagefleet_shared.fields import PIXEL_MODES, ImageFormat
-from imagefleet_shared.image_files import MAX_SIDE_PX
+from imagefleet_shared.image_files import MAX_SIDE_PX, check_parameters
 from imagefleet_shared.parts import ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 
@@ -54,6 +55,8 @@ class UploadChecker:
                 picture = decode_upscale_input(content, self._max_pixels)
                 width, height = picture.image.size
                 self._check_sizes(request, request.output_format, width, height)
+                text = infotext.upscaled(request, picture.parameters)
+                check_parameters(request.output_format, text)
             size = upscale_size(width, height, request)
             total += max(width * height, size.width * size.height)
             self._check_total(f"images[0] to images[{place}], before or after the upscale,", total)
@@ -62,7 +65,7 @@ class UploadChecker:
         return UpscaleJob(request, tuple(uploads), faces)
 
     def check_drawn(self, request: GenerateRequest, width: int, height: int) -> None:
-        """Refuse drawn pictures of that size that cannot be enlarged or written as asked for.
+        """Refuse drawn pictures of that size that cannot be kept, enlarged or written as asked for.
 
         Raises:
             UnknownUpscaler, UnsupportedSize, TooManyPixels: as their names say.
@@ -70,6 +73,8 @@ class UploadChecker:
         """
         if request.upscale is None:
             _check_sides("picture", width, height, request.output_format)
+            # With `only_masked` each one is the whole initial picture, however small what is drawn.
+            self._check_total("pictures", request.num_images * width * height)
             return
         self._check_upscalers(request.upscale)
         self._check_sizes(request.upscale, request.output_format, width, height)

@@ -20,6 +20,7 @@ from imagefleet_shared.errors import (
     UnsupportedSize,
     WorkerFailure,
 )
+from imagefleet_shared.image_files import encode_image
 from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import FileStore
@@ -264,6 +265,37 @@ def test_an_upscale_job_has_its_picture(make: MakeResolver, store: FileStore) ->
     assert job.ready(0).picture.parameters is None
 
 
+def test_a_text_too_long_for_a_jpeg_is_refused_before_the_upscale(
+    make: MakeResolver, store: FileStore
+) -> None:
+    """It failed at the encoder, after the work on the device. The upscale adds its own words."""
+    for length in (32_600, 32_700, 33_000):
+        content = encode_image(Image.new("RGB", (8, 8)), "png", "x" * length)
+        store.put_new(f"inputs/{length}.png", content, "image/png")
+
+    def resolve(length: int, **fields: Any) -> None:  # noqa: ANN401
+        image = ImageRef(key=f"inputs/{length}.png")
+        request = UpscaleRequest(images=(put(store, 8, 8), image), scale=2, **fields)
+        make().resolve(record(request))
+
+    resolve(32_600, output_format="jpeg")
+    resolve(33_000)
+    for length in (32_700, 33_000):
+        with pytest.raises(InvalidRequest, match=r"images\[1\]: a JPEG holds at most 65533 bytes"):
+            resolve(length, output_format="jpeg")
+
+
+def test_prompts_too_long_for_a_jpeg_are_refused_before_the_drawing(make: MakeResolver) -> None:
+    """They failed at the encoder, after the work on the device."""
+    long = "a fox" + " " * 16_500 + "in snow"
+    prompts = {"prompt": long, "negative_prompt": long}
+    resolver = make()
+    drawing(resolver, **prompts, output_format="png")
+    drawing(resolver, prompt=long, output_format="jpeg")
+    with pytest.raises(InvalidRequest, match="a JPEG holds at most 65533 bytes of parameters"):
+        drawing(resolver, **prompts, output_format="jpeg")
+
+
 def test_pictures_of_a_request_are_limited_together(make: MakeResolver, store: FileStore) -> None:
     """The files of all of them lie in memory until the last one is done."""
     large, small = put(store, 512, 512), put(store, 32, 32)
@@ -284,6 +316,20 @@ def test_drawn_pictures_are_limited_together_too(make: MakeResolver) -> None:
     drawing(make(), num_images=4, **enlarged)
     with pytest.raises(TooManyPixels, match=f"upscaled pictures have {5 * 1024 * 1024} pixels"):
         drawing(make(), num_images=5, **enlarged)
+
+
+def test_whole_pictures_round_what_is_drawn_are_limited_together(
+    make: MakeResolver, store: FileStore
+) -> None:
+    """Without an upscale nobody counted them: sixteen of the largest picture were accepted."""
+    mask = BytesIO()
+    Image.new("L", (1024, 1024), 255).save(mask, "PNG")
+    store.put_new("inputs/mask.png", mask.getvalue(), "image/png")
+    inpaint = {"mask_image": {"key": "inputs/mask.png"}, "only_masked": True}
+    region = {"image": put(store, 1024, 1024), "inpaint": inpaint, "width": 64, "height": 64}
+    drawing(make(), num_images=4, **region)
+    with pytest.raises(TooManyPixels, match=f"pictures have {5 * 1024 * 1024} pixels"):
+        drawing(make(), num_images=5, **region)
 
 
 def test_an_upscale_beyond_the_limit_is_refused(make: MakeResolver, store: FileStore) -> None:

@@ -65,6 +65,23 @@ def test_pictures_are_found_whole_or_not_at_all(spool: Spool, tmp_path: Path, da
     assert spool.find("job") is None
 
 
+@pytest.mark.parametrize("damaged", ["pictures.json", "0"])
+@pytest.mark.parametrize("left", [b"", b"first", bytes(12), b"[[1, 2]]", b"null", b"\xff"])
+def test_what_a_crash_of_the_host_left_is_not_delivered(
+    spool: Spool, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str, left: bytes
+) -> None:
+    """Files that were renamed before they were on the disk come back empty, short, or as zeros: the
+    job failed at an empty listing, and a file cut short was delivered."""
+    spool.keep("job", PICTURES)
+    [file] = tmp_path.rglob(damaged)
+    file.write_bytes(left)
+    assert spool.find("job") is None
+    assert "kept pictures of job job are of no use" in caplog.text
+    # What is drawn anew is kept in their place.
+    spool.keep("job", PICTURES)
+    assert spool.find("job") == PICTURES
+
+
 def test_a_disk_that_takes_nothing_costs_only_the_spool(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

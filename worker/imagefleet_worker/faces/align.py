@@ -4,13 +4,17 @@ Positions are complex numbers, x + iy, so that a similarity is one product and o
 counted from the upper left edge, a pixel's middle lies at a half.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
+
+from ..images import to_unit_range
+from .regions import Region, bands
 
 FACE_PX = 512
 """Side of an aligned face."""
@@ -29,12 +33,12 @@ class Alignment:
     """A similarity from a picture to the aligned face: z becomes `turn * z + move`.
 
     Attributes:
-        region: of the picture, all that the aligned face shows: left, top, right, bottom.
+        region: of the picture, all that the aligned face shows.
     """
 
     turn: complex
     move: complex
-    region: tuple[int, int, int, int]
+    region: Region
 
 
 def align(landmarks: Sequence[complex], width: int, height: int) -> Alignment | None:
@@ -69,35 +73,39 @@ def align(landmarks: Sequence[complex], width: int, height: int) -> Alignment | 
     return Alignment(turn, move, region)
 
 
-def to_face(picture: Tensor, alignment: Alignment) -> Tensor:
-    """The aligned face of a picture.
-
-    Args:
-        picture: `(1, 3, H, W)` float32 in [0, 1], on the CPU; only read.
+def to_face(picture: Image.Image, alignment: Alignment) -> Tensor:
+    """The aligned face of an RGB picture.
 
     Returns:
-        `(1, 3, 512, 512)` in [0, 1].
+        `(1, 3, 512, 512)` float32 in [0, 1], on the CPU.
     """
     left, top, right, bottom = alignment.region
-    grey = torch.tensor(_GREY)[:, None, None]
-    part = picture[..., top:bottom, left:right] - grey
+    scale, grey = abs(alignment.turn), torch.tensor(_GREY)[:, None, None]
+    # Averaged along rows first: of a large region no more than a band is held in floats.
+    narrow = [
+        _averaged(to_unit_range(picture.crop(band)) - grey, across=scale, down=1)
+        for band in bands(alignment.region)
+    ]
+    part = _averaged(torch.cat(narrow, dim=2), across=1, down=scale)
     positions = (_middles(FACE_PX, FACE_PX) - alignment.move) / alignment.turn
-    sampled = _sample(part, positions - complex(left, top), abs(alignment.turn))
-    return sampled + grey
+    return _sample(part, positions - complex(left, top), right - left, bottom - top) + grey
 
 
-def to_picture(face: Tensor, alignment: Alignment) -> Tensor:
-    """An aligned face, and 0 round it, as it lies in the region.
+def to_picture(face: Tensor, alignment: Alignment) -> Iterator[tuple[Region, Tensor]]:
+    """An aligned face, and 0 round it, as it lies in its region.
 
     Args:
         face: `(1, C, 512, 512)` float32, on the CPU.
 
-    Returns:
-        `(1, C, h, w)`, of the region's size.
+    Yields:
+        The region's bands, each with `(1, C, h, w)` of its size.
     """
-    left, top, right, bottom = alignment.region
-    positions = _middles(right - left, bottom - top) + complex(left, top)
-    return _sample(face, alignment.turn * positions + alignment.move, 1 / abs(alignment.turn))
+    scale = 1 / abs(alignment.turn)
+    face = _averaged(face, across=scale, down=scale)
+    for band in bands(alignment.region):
+        left, top, right, bottom = band
+        positions = _middles(right - left, bottom - top) + complex(left, top)
+        yield band, _sample(face, alignment.turn * positions + alignment.move, FACE_PX, FACE_PX)
 
 
 def _middles(width: int, height: int) -> Tensor:
@@ -107,18 +115,26 @@ def _middles(width: int, height: int) -> Tensor:
     return torch.complex(columns.expand(height, width), rows[:, None].expand(height, width))
 
 
-def _sample(pixels: Tensor, positions: Tensor, scale: float) -> Tensor:
-    """Pixels at those positions, bilinear, 0 outside.
+def _averaged(pixels: Tensor, *, across: float, down: float) -> Tensor:
+    """Pixels that are to be sampled at those scales, as many as are not to be skipped.
 
-    facexlib samples alike, but where the result is smaller it skips pixels, which shows as jagged
-    edges: here they are averaged first.
+    facexlib skips some where the result is smaller, which shows as jagged edges.
 
     Args:
-        scale: pixels of the result per pixel given.
+        across: pixels of the result per pixel given, in a row.
+        down: as `across`, in a column.
     """
     height, width = pixels.shape[2:]
+    size = (max(1, ceil(height * min(1, down))), max(1, ceil(width * min(1, across))))
+    return interpolate(pixels, size, mode="bilinear", antialias=True)
+
+
+def _sample(pixels: Tensor, positions: Tensor, width: int, height: int) -> Tensor:
+    """Pixels at those positions, bilinear, 0 outside.
+
+    Args:
+        pixels: averaged or not.
+        positions: counted in pixels before they were averaged, of which there are width x height.
+    """
     normed = torch.stack([positions.real / width, positions.imag / height], dim=-1) * 2 - 1
-    if scale < 1:
-        size = (max(1, ceil(height * scale)), max(1, ceil(width * scale)))
-        pixels = interpolate(pixels, size, mode="bilinear", antialias=True)
     return grid_sample(pixels, normed[None].to(pixels), align_corners=False)

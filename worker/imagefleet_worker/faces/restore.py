@@ -7,14 +7,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import deep_grey_as_rgb, from_unit_range, to_unit_range
+from ..images import deep_grey_as_rgb
 from ..stages import Stages
-from .align import align, to_face, to_picture
+from .align import Alignment, align, to_face
+from .canvas import Canvas
 from .detect import Face, detect
 from .mask import soft_mask
 from .networks import FaceNetworks
 from .parsenet import ParseNet
 from .parts import ResolvedFaces
+from .regions import joined, overlap
 from .restorer import DEFAULT_FIDELITY, Restorer
 
 log = logging.getLogger(__name__)
@@ -78,19 +80,22 @@ class _Hand:
         self._fidelity = DEFAULT_FIDELITY if asked.fidelity is None else asked.fidelity
 
     def draw(self, picture: Image.Image, faces: Sequence[Face], stages: Stages) -> Image.Image:
-        given = to_unit_range(picture)
-        result = given.clone()
+        aligned: list[Alignment] = []
         for face in faces:
-            alignment = align(face.landmarks, *picture.size)
-            if alignment is not None:
-                layer = to_picture(self._drawn(to_face(given, alignment)), alignment)
-                left, top, right, bottom = alignment.region
-                under = result[..., top:bottom, left:right]
-                colours, share = layer[:, :3], layer[:, 3:]
-                under += share * (colours - under)
-            stages.step()
-        blended = given + self._visibility * (result - given)
-        [restored] = from_unit_range(blended.clamp(0, 1))
+            if alignment := align(face.landmarks, *picture.size):
+                aligned.append(alignment)
+            else:
+                stages.step()
+        restored = Image.new("RGB", picture.size)
+        restored.paste(picture)
+        # Faces that do not meet are drawn apart: floats are only where faces are.
+        for box in joined(each.region for each in aligned):
+            canvas = Canvas(picture, box)
+            for alignment in aligned:
+                if overlap(alignment.region, box):
+                    canvas.lay(self._drawn(to_face(picture, alignment)), alignment)
+                    stages.step()
+            canvas.blend(restored, self._visibility)
         return restored
 
     def _drawn(self, face: Tensor) -> Tensor:
