@@ -46,6 +46,7 @@ def pixels(content: bytes, folder: Path) -> Any:  # noqa: ANN401 — numpy's arr
             "textual_inversions": (TextualInversion(name="demo-token", token="icy", scale=0.5),),
         },
         {"checkpoint": "demo-xl"},
+        {"prompt": "many words, " * 40},
     ],
     ids=lambda fields: " ".join(fields),
 )
@@ -56,6 +57,7 @@ def test_a_picture_is_drawn_again_from_its_own_text(
     first = drawn(fleet, GenerateRequest.model_validate(plain | fields))
     text = read_parameters(first)
     assert text is not None
+    assert ("Pad conds: True" in text) == ("many words" in text)
     parsed = parse(text)
     assert parsed.ignored == {}
     again = drawn(fleet, parsed.request)

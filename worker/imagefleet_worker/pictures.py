@@ -84,6 +84,7 @@ def _made_with(
             for look in job.looks
             for inversion in look.inversions
         },
+        padded=any(look.windows > 1 for look in job.looks),
         other_checkpoints={name: digest for name, digest in digests.items() if digest},
     )
 

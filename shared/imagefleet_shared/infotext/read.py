@@ -16,8 +16,9 @@ from .lines import split_text
 
 _SAYS_NOTHING_MORE = (
     *("Version", "User", "Init image hash", "VAE hash", "Lora hashes", "TI hashes", "Hashes"),
+    "Pad conds",
 )
-"""Labels that change no picture, or say again what another one says."""
+"""Labels that change no picture, say again what another one says, or what is always so here."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class Models:
     """Digests by name."""
     other_checkpoints: Mapping[str, str] = field(default_factory=dict[str, str])
     """Digests of the refiner and of the hires pass's checkpoint, by name, where known."""
+    padded: bool = False
+    """Texts of fewer windows than the longest were filled up with empty ones."""
 
 
 def generated(
@@ -78,6 +80,8 @@ def generated(
         "Lora hashes": _hashes(models.loras),
         "TI hashes": _hashes(models.embeddings),
         "Textual inversions": _inversions(request),
+        # By default A1111 does not; told of it, it does.
+        "Pad conds": models.padded or None,
         "Emphasis": None if request.emphasis == "original" else labels.EMPHASES[request.emphasis],
         labels.eta_label(request.scheduler): None if request.eta is None else number(request.eta),
         **_refiner(request, models),

@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from imagefleet_shared.infotext import Models, generated, parse, upscaled
+from imagefleet_shared.infotext import Models, generated, parse, read, upscaled
 from imagefleet_shared.parts import (
     FaceRestore,
     HiresPass,
@@ -89,6 +90,14 @@ def test_clip_skip_is_counted_as_in_a1111() -> None:
     """A1111's 1 leaves nothing out; ours counts the layers left out."""
     assert "Clip skip" not in settings(text())
     assert settings(text(clip_skip=1))["Clip skip"] == "2"
+
+
+def test_that_texts_were_filled_up_is_told_as_a1111_tells_it() -> None:
+    request = GenerateRequest(prompt="a fox", width=512, height=512)
+    padded = generated(request, 42, replace(DEMO, padded=True))
+    assert settings(padded)["Pad conds"] == "True"
+    assert read(padded).ignored == {}
+    assert "Pad conds" not in settings(text())
 
 
 def test_img2img_tells_its_strength_and_txt2img_does_not() -> None:
