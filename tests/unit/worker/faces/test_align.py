@@ -4,6 +4,7 @@ from cmath import rect
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from imagefleet_worker.faces.align import (
@@ -14,6 +15,7 @@ from imagefleet_worker.faces.align import (
     to_face,
     to_picture,
 )
+from imagefleet_worker.images import from_unit_range, to_unit_range
 
 WIDTH, HEIGHT = 400, 300
 RIM_PX = 4
@@ -29,11 +31,17 @@ def placed(size_px: float, angle: float = 0, centre: complex = 200 + 150j) -> Al
     return found
 
 
-def waves(width: int = WIDTH, height: int = HEIGHT, length_px: float = 60) -> Tensor:
-    """A smooth picture, `(1, 3, height, width)` in [0, 1]."""
+def waves(width: int = WIDTH, height: int = HEIGHT, length_px: float = 60) -> Image.Image:
+    """A smooth picture."""
     x, y = torch.arange(width) / length_px, torch.arange(height)[:, None] / length_px
     layers = [torch.sin(6.283 * x + 0 * y), torch.cos(6.283 * y + 0 * x), torch.sin(5 * x + 3 * y)]
-    return (torch.stack(layers)[None] + 1) / 2
+    [picture] = from_unit_range((torch.stack(layers)[None] + 1) / 2)
+    return picture
+
+
+def whole(face: Tensor, alignment: Alignment) -> Tensor:
+    """The face as it lies in its region, in one piece."""
+    return torch.cat([layer for _, layer in to_picture(face, alignment)], dim=2)
 
 
 @pytest.mark.parametrize("angle", [0, 0.5, -2.5])
@@ -79,13 +87,14 @@ def test_a_face_that_nobody_changed_comes_back_as_it_was(
     picture, alignment = waves(), placed(size_px, angle)
     rim = torch.zeros(1, 1, FACE_PX, FACE_PX)
     rim[..., RIM_PX:-RIM_PX, RIM_PX:-RIM_PX] = 1
-    back = to_picture(torch.cat([to_face(picture, alignment), rim], dim=1), alignment)
+    back = whole(torch.cat([to_face(picture, alignment), rim], dim=1), alignment)
     left, top, right, bottom = alignment.region
     # Where the square passes the picture, its grey is mixed into the outermost pixels.
     inside = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     inside[8:-8, 8:-8] = True
     kept = (back[0, 3] > 0.9999) & inside[top:bottom, left:right]
-    difference = (back[0, :3] - picture[0, :, top:bottom, left:right]).abs()[:, kept]
+    before = to_unit_range(picture.crop(alignment.region))
+    difference = (back[:, :3] - before)[0].abs()[:, kept]
     assert kept.sum() > 5000
     assert difference.max() < bound
 
@@ -93,18 +102,18 @@ def test_a_face_that_nobody_changed_comes_back_as_it_was(
 def test_a_face_is_upright_and_of_its_size_once_aligned() -> None:
     """The landmarks' pixels lie at the template's places, whatever the tilt."""
     alignment = placed(150, 0.7)
-    picture = torch.zeros(1, 3, HEIGHT, WIDTH)
+    picture = Image.new("RGB", (WIDTH, HEIGHT))
     for t in TEMPLATE:
         z = (t - alignment.move) / alignment.turn
         x, y = int(z.real), int(z.imag)
-        picture[..., y - 1 : y + 2, x - 1 : x + 2] = 1
+        picture.paste("white", (x - 1, y - 1, x + 2, y + 2))
     face = to_face(picture, alignment)
     for t in TEMPLATE:
         assert face[0, 0, round(t.imag), round(t.real)] > 0.6
 
 
 def test_what_lies_outside_the_picture_is_facexlibs_grey() -> None:
-    face = to_face(torch.ones(1, 3, HEIGHT, WIDTH), placed(200, centre=0j))
+    face = to_face(Image.new("RGB", (WIDTH, HEIGHT), "white"), placed(200, centre=0j))
     corner = (face[0, :, 5, 5] * 255).round().tolist()
     assert corner == [132, 133, 135]
 
@@ -112,7 +121,7 @@ def test_what_lies_outside_the_picture_is_facexlibs_grey() -> None:
 def test_a_small_face_is_averaged_not_skipped() -> None:
     """Lines of one pixel in the aligned face become grey in a face a sixteenth as large."""
     lines = (torch.arange(FACE_PX) % 2).float().expand(1, 1, FACE_PX, FACE_PX)
-    back = to_picture(lines, placed(32))
+    back = whole(lines, placed(32))
     middle = back[0, 0, 8:-8, 8:-8]
     assert middle.sub(0.5).abs().max() < 0.05
 
