@@ -29,3 +29,4 @@ def test_the_quick_benchmark_prints_a_row_for_each_option_and_batch() -> None:
     assert [(row["option"], row["batch"]) for row in rows] == [
         (option, batch) for option in (*_UNCOMPILED, *compiled, *_LAST) for batch in ("1", "2")
     ]
+    assert {row["compiled_anew"] for row in rows} == {"0"}

@@ -173,7 +173,7 @@ def test_a_stalled_engine_is_killed_and_its_neighbour_finishes(fleet: TestFleet)
     neighbour.result(timeout=60)
 
 
-def test_a_running_job_is_canceled_at_once_and_the_worker_stays_warm(
+def test_a_running_job_is_canceled_within_a_second_and_the_worker_stays_warm(
     fleet: TestFleet, say: Callable[[str], None]
 ) -> None:
     fleet.start_sleeper()
@@ -182,7 +182,7 @@ def test_a_running_job_is_canceled_at_once_and_the_worker_stays_warm(
     canceled_s = time.monotonic()
     job.cancel()
     with pytest.raises(JobCanceled):
-        job.result(timeout=10)
+        job.result(timeout=1.5)
     say(f"canceled within {time.monotonic() - canceled_s:.2f} s")
     assert enqueue(fleet, "after").result(timeout=10).worker == job_worker(fleet)
 
@@ -196,7 +196,7 @@ def test_a_running_job_past_its_time_limit_is_stopped(fleet: TestFleet) -> None:
     fleet.start_sleeper()
     job = enqueue(fleet, "late", 60, time_limit_s=1)
     with pytest.raises(JobTimeout):
-        job.result(timeout=15)
+        job.result(timeout=5)
     assert job.status() is JobStatus.FAILED
 
 
