@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from .environment import child_environment
-from .fleet import REPOSITORY, Fleet, Home, read_environment, start, stop
-from .process import StartFailed
-from .servers import ServerMissing
+from localfleet.environment import child_environment
+from localfleet.fleet import REPOSITORY, Fleet, Home, read_environment, start, stop
+from localfleet.process import StartFailed
+from localfleet.servers import ServerMissing
 
 _DEMO_PATIENCE_S = 10
 

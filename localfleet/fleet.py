@@ -14,11 +14,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from imagefleet_shared.presence import live_workers, withdraw
-
-from .environment import child_environment
-from .process import Process
-from .record import ProcessRecord
-from .servers import BUCKET, S3Keys, flower, redis_server, s3_server
+from localfleet.environment import child_environment
+from localfleet.process import Process
+from localfleet.record import ProcessRecord
+from localfleet.servers import BUCKET, S3Keys, flower, redis_server, s3_server
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

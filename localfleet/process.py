@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .record import ProcessRecord, start_time
+from localfleet.record import ProcessRecord, start_time
 
 _POLL_S = 0.05
 _LOG_TAIL_BYTES = 3000

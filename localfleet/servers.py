@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field
 from redis import Redis
 from redis.exceptions import RedisError
 
-from .environment import child_environment
-from .ports import LOOPBACK, free_port, free_port_pair, free_ports
-from .process import Process
+from localfleet.environment import child_environment
+from localfleet.ports import LOOPBACK, free_port, free_port_pair, free_ports
+from localfleet.process import Process
 
 BUCKET = "imagefleet"
 

@@ -11,11 +11,11 @@ from imagefleet_producer import GenerateRequest
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
 from imagefleet_worker.app import make_studio
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.ready import ResolvedGenerate
-from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.progress import Stages
+from imagefleet_worker.requests.resolve import Resolver
+from imagefleet_worker.requests.resolved import ResolvedGenerate
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.stages import Stages
 from tests.fleet import REPOSITORY
 from tests.jobs import record
 

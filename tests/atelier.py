@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagefleet_shared.parts import ImageRef
+from imagefleet_shared.request_parts import ImageRef
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
 from imagefleet_worker.app import make_studio
-from imagefleet_worker.generate import Studio
-from imagefleet_worker.models.pipelines import PipelineCache
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.models.warm import WarmPipeline
-from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.diffusion.renderer import Studio
+from imagefleet_worker.progress import Stages
+from imagefleet_worker.requests.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.stages import Stages
 from tests.jobs import resolved
 from tools.make_demo_checkpoint import write_demo_checkpoint
 

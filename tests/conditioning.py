@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from imagefleet_shared.fields import Emphasis
-from imagefleet_worker.models.warm import WarmPipeline
-from imagefleet_worker.prompts.chunks import inversions_in
+from imagefleet_shared.field_types import Emphasis
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.prompts.encode import TextSettings, encode_windows, windows_of
 from imagefleet_worker.prompts.encoded import filled_up, stacked
 from imagefleet_worker.prompts.triggers import TextualInversion
+from imagefleet_worker.prompts.windows import inversions_in
 
 
 @dataclass(frozen=True)

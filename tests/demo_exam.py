@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from imagefleet_producer import LoRA
-from imagefleet_worker.images import to_unit_range
+from imagefleet_worker.imaging.convert import to_unit_range
 from imagefleet_worker.upscale.load import load_upscaler
 from tests.artist import TRAINED, Artist
 from tools.training.captions import caption

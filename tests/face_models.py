@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from spandrel.architectures.RestoreFormer import RestoreFormer
 from torch import Tensor
 
+from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.faces.align import FACE_PX, TEMPLATE
 from imagefleet_worker.faces.parsenet import ParseNet
 from imagefleet_worker.faces.retinaface import RetinaFace
-from imagefleet_worker.models.store import ModelStore
 from tools.training.faces import DrawnFace, draw_faces
 
 DEMO_DETECTOR = (

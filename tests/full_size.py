@@ -16,9 +16,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from imagefleet_worker.models.architecture import Config, packaged_config
-from imagefleet_worker.models.families import NATIVE_SIZE_PX, Family
-from imagefleet_worker.models.ldm_keys import Component
+from imagefleet_worker.checkpoints.architecture import Config, packaged_config
+from imagefleet_worker.weights.families import NATIVE_SIZE_PX, Family
+from imagefleet_worker.weights.ldm_keys import Component
 from tools.ldm_checkpoint import ldm_state_dict
 
 _HEADER_ALIGNMENT = 8

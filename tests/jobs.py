@@ -7,9 +7,9 @@ from imagefleet_shared.records import JobRecord
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.status import JobStatus, Progress
 from imagefleet_shared.storage import FileStore, ObjectStore
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.ready import ResolvedGenerate
-from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.requests.resolve import Resolver
+from imagefleet_worker.requests.resolved import ResolvedGenerate
 from imagefleet_worker.settings import WorkerSettings
 
 

@@ -1,6 +1,6 @@
 """Options of a pipeline for tests that are not about them."""
 
-from imagefleet_worker.presets import Options
+from imagefleet_worker.device.presets import Options
 
 PLAIN = Options(
     channels_last=False,

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from imagefleet_worker.models.architecture import Config, packaged_config
-from imagefleet_worker.models.ldm_keys import Component
+from imagefleet_worker.checkpoints.architecture import Config, packaged_config
+from imagefleet_worker.weights.ldm_keys import Component
 from tests.random_adapters import linear_targets
 from tools.make_demo_checkpoint import write_checkpoint
 

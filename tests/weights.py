@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from imagefleet_worker.adapters.delta import Component, Target
-from imagefleet_worker.adapters.wanted import ScaledAdapter
-from imagefleet_worker.models.families import Family
+from imagefleet_worker.adapters.scaled import ScaledAdapter
+from imagefleet_worker.weights.families import Family
 from tools.demo_models import demo_models
 
 Modules = Mapping[Component, nn.Module]

@@ -12,9 +12,9 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from imagefleet_worker.adapters.textual_inversion import TextEncoder
-from imagefleet_worker.models.architecture import Config, packaged_config
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.ldm_keys import Component
+from imagefleet_worker.checkpoints.architecture import Config, packaged_config
+from imagefleet_worker.weights.families import Family
+from imagefleet_worker.weights.ldm_keys import Component
 
 SIZE_PX = 128
 _LATENT = SIZE_PX // 8

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.ldm_keys import Component, inverted, ldm_names
+from imagefleet_worker.weights.families import Family
+from imagefleet_worker.weights.ldm_keys import Component, inverted, ldm_names
 
 
 def ldm_state_dict(

@@ -2,7 +2,7 @@
 
     pip download --no-deps open_clip_torch
     python tools/make_clip_tokenizer.py open_clip_torch-*.whl
-    worker/imagefleet_worker/models/configs/tokenizer
+    worker/imagefleet_worker/checkpoints/configs/tokenizer
 
 The wheel is only read as a zip; nothing of it is installed or run.
 """

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.ldm_keys import Component
+from imagefleet_worker.weights.families import Family
+from imagefleet_worker.weights.ldm_keys import Component
 from tools.demo_models import SIZE_PX, demo_models
 from tools.ldm_checkpoint import ldm_state_dict
 

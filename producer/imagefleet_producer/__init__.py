@@ -7,6 +7,8 @@ job = client.generate(GenerateRequest(prompt="a red fox in the snow"))
 job.images()[0].save("fox.png")
 """
 
+from imagefleet_producer.client import Client
+from imagefleet_producer.job import Job
 from imagefleet_shared.errors import (
     BrokerUnavailable,
     CorruptFile,
@@ -35,7 +37,8 @@ from imagefleet_shared.errors import (
 from imagefleet_shared.image_files import read_parameters
 from imagefleet_shared.infotext import Parsed
 from imagefleet_shared.infotext import parse as parse_parameters
-from imagefleet_shared.parts import (
+from imagefleet_shared.presence import ModelInfo, WorkerInfo
+from imagefleet_shared.request_parts import (
     FaceRestore,
     HiresPass,
     ImageRef,
@@ -44,14 +47,10 @@ from imagefleet_shared.parts import (
     TextualInversion,
     UpscalePass,
 )
-from imagefleet_shared.presence import ModelInfo, WorkerInfo
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.results import ImageResult, JobResult, Timings
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_shared.status import JobStatus, Progress
-
-from .client import Client
-from .job import Job
 
 __all__ = [  # noqa: RUF022 — in groups, to be read as a table of contents
     # Client

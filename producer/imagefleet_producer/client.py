@@ -11,19 +11,18 @@ from uuid import uuid4
 from kombu.exceptions import OperationalError
 from PIL import Image, ImageOps
 
+from imagefleet_producer.job import Job, broker_errors
 from imagefleet_shared.broker import connect, make_celery, publish
 from imagefleet_shared.errors import InvalidImage, InvalidRequest
-from imagefleet_shared.fields import ImageFormat, JobKind, Priority
+from imagefleet_shared.field_types import ImageFormat, JobKind, Priority
 from imagefleet_shared.image_files import open_image
-from imagefleet_shared.layout import CONTENT_TYPES, input_key
 from imagefleet_shared.ledger import Ledger
-from imagefleet_shared.parts import ImageRef
 from imagefleet_shared.presence import WorkerInfo, live_workers
+from imagefleet_shared.request_parts import ImageRef
 from imagefleet_shared.requests import GenerateRequest, Request, UpscaleRequest
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_shared.storage import open_store
-
-from .job import Job, broker_errors
+from imagefleet_shared.storage_keys import CONTENT_TYPES, input_key
 
 log = logging.getLogger(__name__)
 

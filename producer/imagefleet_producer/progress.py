@@ -5,9 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from imagefleet_producer.job import Job
 from imagefleet_shared.status import Progress as JobProgress
-
-from .job import Job
 
 
 def follow(

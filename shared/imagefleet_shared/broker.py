@@ -6,10 +6,10 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from .errors import ImagefleetError
-from .records import Wakeup
-from .routing import PRIORITIES, PRIORITY_STEPS, QUEUES, SEQUENCE_HEADER, TASKS
-from .settings import BrokerSettings
+from imagefleet_shared.errors import ImagefleetError
+from imagefleet_shared.records import Wakeup
+from imagefleet_shared.routing import PRIORITIES, PRIORITY_STEPS, QUEUES, SEQUENCE_HEADER, TASKS
+from imagefleet_shared.settings import BrokerSettings
 
 HEALTH_CHECK_S = 10
 

@@ -8,9 +8,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from PIL.WebPImagePlugin import WebPImageFile
 
-from .errors import InvalidImage, InvalidRequest
-from .fields import ImageFormat
-from .png import encode_png
+from imagefleet_shared.errors import InvalidImage, InvalidRequest
+from imagefleet_shared.field_types import ImageFormat
+from imagefleet_shared.png import encode_png
 
 MAX_SIDE_PX: dict[ImageFormat, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
 """Longest side that a file can have: PNG's header, libjpeg's and libwebp's encoders."""

@@ -17,13 +17,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from . import routing, transitions
-from .errors import ImagefleetError, JobCanceled, JobNotFound, JobTimeout
-from .fields import JobKind, Priority
-from .records import JobRecord, Lease, Wakeup, dump_error
-from .requests import Request
-from .results import JobResult
-from .status import JobStatus, Stage
+from imagefleet_shared import ledger_scripts as transitions
+from imagefleet_shared import routing
+from imagefleet_shared.errors import ImagefleetError, JobCanceled, JobNotFound, JobTimeout
+from imagefleet_shared.field_types import JobKind, Priority
+from imagefleet_shared.records import JobRecord, Lease, Wakeup, dump_error
+from imagefleet_shared.requests import Request
+from imagefleet_shared.results import JobResult
+from imagefleet_shared.status import JobStatus, Stage
 
 MAX_FAULTS = 3
 """Workers lost while they were at work on a job, before it is given up."""

@@ -5,8 +5,8 @@ from typing import cast
 
 from redis import Redis
 
-from .fields import Frozen, JobKind
-from .routing import PREFIX, QUEUES, serving_key, worker_key
+from imagefleet_shared.field_types import Frozen, JobKind
+from imagefleet_shared.routing import PREFIX, QUEUES, serving_key, worker_key
 
 ANNOUNCE_S = 5
 """How often a worker renews its announcement; it is forgotten after three times that."""

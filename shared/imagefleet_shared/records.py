@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, cast
 
-from . import errors
-from .errors import ImagefleetError
-from .fields import JobKind, Priority
-from .requests import Request, parse_request
-from .results import JobResult
-from .status import JobStatus, Progress, Stage
+from imagefleet_shared import errors
+from imagefleet_shared.errors import ImagefleetError
+from imagefleet_shared.field_types import JobKind, Priority
+from imagefleet_shared.requests import Request, parse_request
+from imagefleet_shared.results import JobResult
+from imagefleet_shared.status import JobStatus, Progress, Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self, cast
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from .errors import InvalidRequest
-from .fields import (
+from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.field_types import (
     MAX_SEED,
     PIXEL_MODES,
     Emphasis,
@@ -27,7 +27,7 @@ from .fields import (
     describe,
     split_label,
 )
-from .parts import (
+from imagefleet_shared.request_parts import (
     FaceRestore,
     HiresPass,
     ImageRef,

@@ -1,7 +1,7 @@
 """What came out of a job."""
 
-from .fields import Frozen, ImageFormat
-from .requests import Request
+from imagefleet_shared.field_types import Frozen, ImageFormat
+from imagefleet_shared.requests import Request
 
 
 class ImageResult(Frozen):

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from .fields import JobKind, Priority
+from imagefleet_shared.field_types import JobKind, Priority
 
 TASKS: Final[dict[JobKind, str]] = {
     "generate": "imagefleet.generate",

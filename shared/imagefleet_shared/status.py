@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Literal
 
-from .fields import Frozen
+from imagefleet_shared.field_types import Frozen
 
 
 class JobStatus(StrEnum):

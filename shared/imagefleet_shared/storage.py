@@ -20,8 +20,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .errors import ImagefleetError, StorageUnavailable
-from .settings import StorageSettings
+from imagefleet_shared.errors import ImagefleetError, StorageUnavailable
+from imagefleet_shared.settings import StorageSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -29,7 +29,7 @@ from tempfile import TemporaryDirectory
 from celery import Celery
 
 from imagefleet_producer import GenerateRequest
-from imagefleet_worker.models.families import NATIVE_SIZE_PX, Family
+from imagefleet_worker.weights.families import NATIVE_SIZE_PX, Family
 from localfleet.process import Process
 from localfleet.servers import child_environment
 from tests.artist import TRAINED

@@ -25,10 +25,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from imagefleet_worker.models import single_file
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.reading import sha256_of
-from imagefleet_worker.models.single_file import load_single_file
+from imagefleet_worker.catalog.read_ahead import sha256_of
+from imagefleet_worker.checkpoints import single_file
+from imagefleet_worker.checkpoints.single_file import load_single_file
+from imagefleet_worker.weights.families import Family
 from tests.benchmarks.report import report
 from tests.full_size import write_full_size
 

@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from imagefleet_worker.models.compiled import set_up_compiler, why_no_compiler
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.presets import Options
+from imagefleet_worker.device.compile import set_up_compiler, why_no_compiler
+from imagefleet_worker.device.presets import Options
+from imagefleet_worker.weights.families import Family
 from tests.benchmarks.options_trial import Trial, alternately, matmul_flops
 from tests.benchmarks.report import report
 from tests.full_size import write_full_size

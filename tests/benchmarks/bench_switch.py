@@ -36,10 +36,10 @@ from torch import Tensor
 
 from imagefleet_worker.adapters.delta import Adapter
 from imagefleet_worker.adapters.formats import load_adapter
-from imagefleet_worker.adapters.keys import Naming
+from imagefleet_worker.adapters.key_names import Naming
 from imagefleet_worker.adapters.merge import MergedState
-from imagefleet_worker.adapters.wanted import ScaledAdapter
-from imagefleet_worker.models.families import Family
+from imagefleet_worker.adapters.scaled import ScaledAdapter
+from imagefleet_worker.weights.families import Family
 from tests.benchmarks.diffusers_switch import time_diffusers
 from tests.benchmarks.report import report
 from tests.benchmarks.timing import least_cpu_s

@@ -27,9 +27,8 @@ from torch import Tensor, nn
 
 from imagefleet_worker.upscale.load import load_upscaler
 from imagefleet_worker.upscale.memory import CPU_TILE_PX
-from imagefleet_worker.upscale.models import Upscaler
-
-from .report import report
+from imagefleet_worker.upscale.upscaler import Upscaler
+from tests.benchmarks.report import report
 
 _OVERLAP = 16
 _TILES = (128, 192, CPU_TILE_PX)

@@ -14,7 +14,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imagefleet_worker.models.families import Family
+from imagefleet_worker.weights.families import Family
 from tests.benchmarks.timing import least_cpu_s
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.storage import S3Store, StoredObject
 from imagefleet_worker.app import Worker
-from imagefleet_worker.ready import ResolvedJob
+from imagefleet_worker.progress import Stages
+from imagefleet_worker.requests.resolved import ResolvedJob
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.stages import Stages
 from localfleet.servers import BUCKET
 from tests.benchmarks.photographs import photograph
 

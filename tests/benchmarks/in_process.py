@@ -10,10 +10,10 @@ from imagefleet_producer import GenerateRequest
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
 from imagefleet_worker.app import make_studio
-from imagefleet_worker.engine import Engine
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.orders import Rendered
-from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.engine.engine import Engine
+from imagefleet_worker.engine.requests import Rendered
+from imagefleet_worker.requests.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 
 

@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imagefleet_worker.adapters.delta import Component
 from imagefleet_worker.adapters.merge import MergedState
-from imagefleet_worker.adapters.wanted import ScaledAdapter
-from imagefleet_worker.models.single_file import load_single_file
-from imagefleet_worker.models.tuning import tune
-from imagefleet_worker.presets import Options
+from imagefleet_worker.adapters.scaled import ScaledAdapter
+from imagefleet_worker.checkpoints.apply_options import tune
+from imagefleet_worker.checkpoints.single_file import load_single_file
+from imagefleet_worker.device.presets import Options
 from tests.random_adapters import LowRank, linear_targets, random_lora
 
 _ROUNDS = 3

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from imagefleet_producer import GenerateRequest
-from imagefleet_worker.models.single_file import load_single_file
+from imagefleet_worker.checkpoints.single_file import load_single_file
 
 
 class PlainDiffusers:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from imagefleet_worker.models.compiled import why_no_compiler
+from imagefleet_worker.device.compile import why_no_compiler
 
 _ROOT = Path(__file__).parents[2]
 _UNCOMPILED = ("none", "channels_last", "sliced")

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from imagefleet_worker.app import Worker
-from imagefleet_worker.ready import ResolvedGenerate, ResolvedJob
+from imagefleet_worker.progress import Stages
+from imagefleet_worker.requests.resolved import ResolvedGenerate, ResolvedJob
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.stages import Stages
 from imagefleet_worker.supervisor import Seat, Supervisor
 
 STEP_S = 0.01

@@ -20,8 +20,8 @@ from imagefleet_producer import (
     PoisonJob,
 )
 from imagefleet_shared.broker import connect
-from imagefleet_shared.layout import manifest_key
 from imagefleet_shared.presence import ANNOUNCE_S, live_workers, withdraw
+from imagefleet_shared.storage_keys import manifest_key
 from localfleet.process import Process
 from tests.fleet import TestFleet, wait_for
 

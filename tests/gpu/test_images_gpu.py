@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imagefleet_worker.images import from_vae_range
+from imagefleet_worker.imaging.convert import from_vae_range
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="NOT RUN: page-locked memory needs CUDA, there is none"

@@ -13,11 +13,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from imagefleet_worker.models.graph_memory import GRAPH_MEMORY
-from imagefleet_worker.models.graphs import GraphedForward, forget_graphs, record_graphs
-from imagefleet_worker.room import CudaMemory
+from imagefleet_worker.device.cuda_graphs import GraphedForward, forget_graphs, record_graphs
+from imagefleet_worker.device.graph_memory import GRAPH_MEMORY
+from imagefleet_worker.engine.batch_limit import CudaMemory
+from imagefleet_worker.progress import Stages
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.stages import Stages
 from tests.atelier import Atelier, open_studio
 from tools.demo_models import demo_models
 

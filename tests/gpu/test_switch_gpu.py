@@ -10,8 +10,8 @@ from torch._dynamo.utils import counters
 
 from imagefleet_worker.adapters.delta import Adapter, Component, Target
 from imagefleet_worker.adapters.merge import MergedState
-from imagefleet_worker.adapters.wanted import ScaledAdapter
-from imagefleet_worker.models.families import Family
+from imagefleet_worker.adapters.scaled import ScaledAdapter
+from imagefleet_worker.weights.families import Family
 from tests.full_size import full_size_modules
 from tests.random_adapters import LowRank, linear_targets, random_lora
 from tests.weights import Modules, differing, small_modules, tensors_of

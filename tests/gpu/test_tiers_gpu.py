@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagefleet_worker.models.moves import move
+from imagefleet_worker.device.transfer import move
 from tests.weights import small_modules
 
 pytestmark = pytest.mark.skipif(

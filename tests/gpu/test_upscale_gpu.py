@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imagefleet_worker.images import to_unit_range
+from imagefleet_worker.imaging.convert import to_unit_range
 from imagefleet_worker.upscale.load import load_upscaler
-from imagefleet_worker.upscale.models import Upscaler
+from imagefleet_worker.upscale.upscaler import Upscaler
 from tests.architectures import ARCHITECTURES, random_weights
 
 pytestmark = [

@@ -3,10 +3,10 @@
 import pytest
 from redis import Redis
 
-from imagefleet_shared.backlog import Backlog, read_backlog
 from imagefleet_shared.broker import connect, make_celery, publish
-from imagefleet_shared.fields import JobKind
+from imagefleet_shared.field_types import JobKind
 from imagefleet_shared.presence import WorkerInfo, announce, withdraw
+from imagefleet_shared.queue_depth import Backlog, read_backlog
 from imagefleet_shared.records import Wakeup
 from imagefleet_shared.settings import BrokerSettings
 from tests.fleet import wait_for

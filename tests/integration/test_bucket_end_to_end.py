@@ -10,9 +10,9 @@ from imagefleet_producer import GenerateRequest, HiresPass, LoRA, StorageSetting
 from imagefleet_shared.broker import connect
 from imagefleet_shared.presence import live_workers
 from imagefleet_shared.storage import FileStore, s3_client
-from imagefleet_worker.models.remote import open_remote
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.catalog.remote import open_remote
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.requests.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 from localfleet.servers import BUCKET
 from tests.fleet import TestFleet, wait_for

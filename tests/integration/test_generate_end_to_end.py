@@ -44,11 +44,11 @@ from imagefleet_producer import (
     UpscalePass,
     UpscaleRequest,
 )
-from imagefleet_shared.fields import ImageFormat
+from imagefleet_shared.field_types import ImageFormat
 from imagefleet_shared.image_files import read_parameters
 from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.skeleton import clip_tokenizer
+from imagefleet_worker.checkpoints.empty_pipeline import clip_tokenizer
+from imagefleet_worker.weights.families import Family
 from localfleet.environment import child_environment
 from tests.fleet import REPOSITORY, TestFleet
 from tools import demo_models as tiny

@@ -11,7 +11,7 @@ from sd_parsers.data import Generators
 
 from imagefleet_producer import GenerateRequest, HiresPass, LoRA, TextualInversion, UpscalePass
 from imagefleet_producer.cli.asked import Asked, request_for
-from imagefleet_shared.fields import ImageFormat
+from imagefleet_shared.field_types import ImageFormat
 from imagefleet_shared.image_files import read_parameters
 from imagefleet_shared.infotext import parse
 from tests.fleet import TestFleet

@@ -29,12 +29,12 @@ from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore, s3_client
-from imagefleet_worker.models.bucket import PART_BYTES, ModelBucket
-from imagefleet_worker.models.disk_cache import SPARED_S, DiskCache
-from imagefleet_worker.models.listing import NamedKind
-from imagefleet_worker.models.remote import RemoteModels
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.catalog.bucket import PART_BYTES, ModelBucket
+from imagefleet_worker.catalog.disk_cache import SPARED_S, DiskCache
+from imagefleet_worker.catalog.listing import NamedKind
+from imagefleet_worker.catalog.remote import RemoteModels
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.requests.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 from localfleet.process import Process
 from localfleet.servers import BUCKET

@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 
 from imagefleet_producer import GenerateRequest, Job, JobStatus
-from imagefleet_shared.backlog import read_backlog
 from imagefleet_shared.broker import connect
 from imagefleet_shared.presence import ANNOUNCE_S
+from imagefleet_shared.queue_depth import read_backlog
 from localfleet.process import Process
 from tests.fleet import TestFleet, wait_for
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextModel
 
-from imagefleet_worker.models.ldm_keys import Component
+from imagefleet_worker.weights.ldm_keys import Component
 from tools.make_demo_checkpoint import write_checkpoint
 from tools.training.captions import Vocabulary
 from tools.training.train_autoencoder import load_wide

@@ -8,7 +8,7 @@ from random import Random
 import torch
 from transformers import CLIPTokenizer
 
-from imagefleet_worker.models.architecture import CONFIGS
+from imagefleet_worker.checkpoints.architecture import CONFIGS
 from tools.training.pictures import Scene
 from tools.training.subjects import BACKGROUNDS, SUBJECTS, TINTS
 

@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from imagefleet_worker.models.single_file import load_single_file
+from imagefleet_worker.checkpoints.single_file import load_single_file
 from tools.training.captions import LENGTH, any_caption, tokenizer
 from tools.training.loop import device, placed
 from tools.training.pictures import Scene, Style, any_pose, draw

@@ -18,7 +18,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from imagefleet_worker.models.architecture import Config, packaged_config
+from imagefleet_worker.checkpoints.architecture import Config, packaged_config
 from tools.training.companions import NARROW, WIDE, add_companions, widened
 from tools.training.loop import Plan, placed, train
 from tools.training.pictures import SIDE_PX, Scene, Style, any_pose, draw

@@ -15,7 +15,7 @@ from random import Random
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imagefleet_worker.prompts.inject import injected
+from imagefleet_worker.prompts.inject_embeddings import injected
 from tools.training.captions import tokenizer
 from tools.training.frozen import Frozen, Shown, batch_of, load, shown, tokens
 from tools.training.loop import Plan, train

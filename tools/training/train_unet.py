@@ -20,7 +20,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from imagefleet_worker.models.architecture import Config, packaged_config
+from imagefleet_worker.checkpoints.architecture import Config, packaged_config
 from tools.training.captions import Vocabulary, any_caption
 from tools.training.loop import Plan, placed, processes, train
 from tools.training.pictures import SIDE_PX, Scene, any_pose, draw

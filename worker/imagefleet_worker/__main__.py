@@ -8,9 +8,8 @@ import sys
 from imagefleet_shared.broker import connect
 from imagefleet_shared.presence import live_workers
 from imagefleet_shared.settings import BrokerSettings
-
-from .settings import WorkerSettings
-from .supervisor import Supervisor, seats, with_metrics_ports
+from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.supervisor import Supervisor, seats, with_metrics_ports
 
 
 def main() -> None:

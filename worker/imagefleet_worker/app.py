@@ -21,31 +21,30 @@ from imagefleet_shared.presence import ANNOUNCE_S, ModelInfo, WorkerInfo, announ
 from imagefleet_shared.routing import QUEUES
 from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_shared.storage import ObjectStore, open_store
-
-from . import metrics
-from .delivery import Delivery
-from .engine import Engine, Renderer
-from .faces.networks import FaceNetworks
-from .faces.restore import FaceRestorer
-from .finish import Finisher
-from .generate import Studio
-from .heartbeat import Heartbeat, die_with_parent
-from .intake import Intake
-from .lease import LeaseKeeper
-from .machine import card_bytes, options_on
-from .models.listing import NamedKind
-from .models.pipelines import PipelineCache
-from .models.remote import open_remote
-from .models.store import ModelStore
-from .pictures import Spool
-from .presets import pipeline_cache_bytes
-from .resolve import Resolver
-from .room import HOST_MEMORY, CudaMemory
-from .settings import WorkerSettings
-from .tasks import register
-from .upscale.cache import UpscalerCache
-from .upscale.enlarge import Enlarger
-from .warm_up import warm_up
+from imagefleet_worker import metrics
+from imagefleet_worker.catalog.listing import NamedKind
+from imagefleet_worker.catalog.remote import open_remote
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
+from imagefleet_worker.device.options import card_bytes, options_on
+from imagefleet_worker.device.presets import pipeline_cache_bytes
+from imagefleet_worker.diffusion.postprocess import Finisher
+from imagefleet_worker.diffusion.renderer import Studio
+from imagefleet_worker.engine.batch_limit import HOST_MEMORY, CudaMemory
+from imagefleet_worker.engine.engine import Engine, Renderer
+from imagefleet_worker.faces.networks import FaceNetworks
+from imagefleet_worker.faces.restore import FaceRestorer
+from imagefleet_worker.heartbeat import Heartbeat, die_with_parent
+from imagefleet_worker.jobs.delivery import Delivery
+from imagefleet_worker.jobs.encode import Spool
+from imagefleet_worker.jobs.leases import LeaseKeeper
+from imagefleet_worker.jobs.prefetch import Intake
+from imagefleet_worker.jobs.tasks import register
+from imagefleet_worker.requests.resolve import Resolver
+from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.upscale.cache import UpscalerCache
+from imagefleet_worker.upscale.enlarge import Enlarger
+from imagefleet_worker.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from imagefleet_shared.fields import JobKind, SizePx
+from imagefleet_shared.field_types import JobKind, SizePx
 
 _Count = Annotated[int, Field(ge=1, le=16)]
 

@@ -18,7 +18,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from time import monotonic
 
-from .heartbeat import IDLE
+from imagefleet_worker.heartbeat import IDLE
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,10 @@ from time import monotonic
 
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.status import Stage
-
-from .generate import Studio
-from .resolve import Resolver
-from .settings import WorkerSettings
-from .stages import Stages
+from imagefleet_worker.diffusion.renderer import Studio
+from imagefleet_worker.progress import Stages
+from imagefleet_worker.requests.resolve import Resolver
+from imagefleet_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 

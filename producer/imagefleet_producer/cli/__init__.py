@@ -6,12 +6,12 @@ Exit codes: 0 done; 1 the fleet failed; 2 the request was refused, or a setting;
 
 import typer
 
-from .demo import demo
-from .generate import generate
-from .jobs import cancel, status
-from .models import models
-from .shell import exits
-from .upscale import upscale
+from imagefleet_producer.cli.demo import demo
+from imagefleet_producer.cli.generate import generate
+from imagefleet_producer.cli.jobs import cancel, status
+from imagefleet_producer.cli.models import models
+from imagefleet_producer.cli.shell import exits
+from imagefleet_producer.cli.upscale import upscale
 
 app = typer.Typer(
     help="Enqueue Stable Diffusion jobs on an Imagefleet and fetch the pictures.",

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from imagefleet_producer.client import Client
 from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.image_files import read_parameters
 from imagefleet_shared.infotext import Reading, read
 from imagefleet_shared.requests import GenerateRequest
-
-from ..client import Client
 
 Fields = dict[str, object]
 

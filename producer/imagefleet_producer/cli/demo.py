@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from imagefleet_shared.fields import LANCZOS
-from imagefleet_shared.parts import HiresPass, ImageRef
+from imagefleet_producer.cli.output import prepare, report, save
+from imagefleet_producer.cli.shell import Out, err, open_client
+from imagefleet_producer.client import Client
+from imagefleet_producer.progress import follow
+from imagefleet_shared.field_types import LANCZOS
+from imagefleet_shared.request_parts import HiresPass, ImageRef
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
-
-from ..client import Client
-from ..progress import follow
-from .output import prepare, report, save
-from .shell import Out, err, open_client
 
 
 def demo(folder: Out = Path("out")) -> None:

@@ -6,12 +6,21 @@ from typing import Annotated, Literal
 import typer
 from typer import Option
 
-from imagefleet_shared.fields import Emphasis, MaskFill, ResizeMode
+from imagefleet_producer.cli.asked import Asked, request_for
+from imagefleet_producer.cli.output import finish, prepare
+from imagefleet_producer.cli.shell import (
+    AsJson,
+    Format,
+    Limit,
+    NoWait,
+    Out,
+    Preview,
+    PriorityOption,
+    err,
+    open_client,
+)
+from imagefleet_shared.field_types import Emphasis, MaskFill, ResizeMode
 from imagefleet_shared.samplers import SigmaSchedule
-
-from .asked import Asked, request_for
-from .output import finish, prepare
-from .shell import AsJson, Format, Limit, NoWait, Out, Preview, PriorityOption, err, open_client
 
 
 # Long because it is a table: every parameter is a field of the request, the names of parts' fields

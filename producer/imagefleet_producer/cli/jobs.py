@@ -4,10 +4,9 @@ from typing import Annotated
 
 import typer
 
+from imagefleet_producer.cli.shell import AsJson, Preview, err, open_client, out, print_json
+from imagefleet_producer.progress import follow
 from imagefleet_shared.status import JobStatus
-
-from ..progress import follow
-from .shell import AsJson, Preview, err, open_client, out, print_json
 
 
 def status(

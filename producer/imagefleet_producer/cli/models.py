@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 
+from imagefleet_producer.cli.shell import AsJson, open_client, out, print_json
 from imagefleet_shared.presence import ModelInfo, WorkerInfo
 from imagefleet_shared.samplers import (
     OWN_TIMESTEPS,
@@ -16,8 +17,6 @@ from imagefleet_shared.samplers import (
     SchedulerName,
     SigmaSchedule,
 )
-
-from .shell import AsJson, open_client, out, print_json
 
 
 def models(

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
+from imagefleet_producer.cli.shell import err, out, print_json
+from imagefleet_producer.job import Job
+from imagefleet_producer.progress import follow
 from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.results import JobResult
-
-from ..job import Job
-from ..progress import follow
-from .shell import err, out, print_json
 
 
 def prepare(folder: Path, *, no_wait: bool = False, preview: Path | None = None) -> None:

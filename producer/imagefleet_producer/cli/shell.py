@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from imagefleet_producer.client import Client
 from imagefleet_shared.errors import (
     ImagefleetError,
     InvalidRequest,
@@ -19,9 +20,7 @@ from imagefleet_shared.errors import (
     JobNotFound,
     JobTimeout,
 )
-from imagefleet_shared.fields import ImageFormat, Priority, describe
-
-from ..client import Client
+from imagefleet_shared.field_types import ImageFormat, Priority, describe
 
 P = ParamSpec("P")
 

@@ -6,10 +6,17 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from imagefleet_producer.cli.output import finish, prepare
+from imagefleet_producer.cli.shell import (
+    AsJson,
+    Format,
+    Limit,
+    NoWait,
+    Out,
+    PriorityOption,
+    open_client,
+)
 from imagefleet_shared.requests import UpscaleRequest
-
-from .output import finish, prepare
-from .shell import AsJson, Format, Limit, NoWait, Out, PriorityOption, open_client
 
 
 def upscale(

@@ -2,8 +2,8 @@
 
 from typing import cast
 
-from ..parts import FaceRestore
-from .lines import number
+from imagefleet_shared.infotext.lines import number
+from imagefleet_shared.request_parts import FaceRestore
 
 AFTER_UPSCALE = "Face restoration after upscale"
 _NAMES = {

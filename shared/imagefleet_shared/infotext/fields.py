@@ -6,10 +6,15 @@ Values stay text where the request's own checks read them.
 import json
 import re
 
-from ..errors import InvalidRequest
-from ..fields import LANCZOS
-from ..samplers import OWN_TIMESTEPS, SchedulerName, find_scheduler, find_sigma_schedule
-from . import labels as tables
+from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.field_types import LANCZOS
+from imagefleet_shared.infotext import labels as tables
+from imagefleet_shared.samplers import (
+    OWN_TIMESTEPS,
+    SchedulerName,
+    find_scheduler,
+    find_sigma_schedule,
+)
 
 Labels = dict[str, str]
 Fields = dict[str, object]

@@ -2,9 +2,16 @@
 
 from typing import Literal, TypeVar
 
-from ..errors import InvalidRequest
-from ..fields import LANCZOS, NEAREST, Emphasis, LatentMode, MaskFill, ResizeMode
-from ..samplers import OWN_TIMESTEPS, SchedulerName
+from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.field_types import (
+    LANCZOS,
+    NEAREST,
+    Emphasis,
+    LatentMode,
+    MaskFill,
+    ResizeMode,
+)
+from imagefleet_shared.samplers import OWN_TIMESTEPS, SchedulerName
 
 RANDOM_SOURCES: dict[Literal["cpu", "gpu"], str] = {"cpu": "CPU", "gpu": "GPU"}
 EMPHASES: dict[Emphasis, str] = {

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from json import JSONDecodeError, JSONDecoder
 
-from ..errors import InvalidRequest
+from imagefleet_shared.errors import InvalidRequest
 
 _NEGATIVE = "Negative prompt:"
 _FIRST_LABEL = "Steps:"

@@ -7,12 +7,21 @@ without them, what concerns them is ignored. Ours names both by their keys in th
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..errors import InvalidRequest
-from ..parts import ImageRef
-from ..requests import GenerateRequest
-from . import faces
-from .fields import Fields, Labels, hires, models, noise, over_a_picture, sampling, upscale
-from .lines import split_text
+from imagefleet_shared.errors import InvalidRequest
+from imagefleet_shared.infotext import faces
+from imagefleet_shared.infotext.fields import (
+    Fields,
+    Labels,
+    hires,
+    models,
+    noise,
+    over_a_picture,
+    sampling,
+    upscale,
+)
+from imagefleet_shared.infotext.lines import split_text
+from imagefleet_shared.request_parts import ImageRef
+from imagefleet_shared.requests import GenerateRequest
 
 _SAYS_NOTHING_MORE = (
     *("Version", "User", "Init image hash", "VAE hash", "Lora hashes", "TI hashes", "Hashes"),

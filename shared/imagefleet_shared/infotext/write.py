@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..parts import HiresPass, LoRA, UpscalePass
-from ..requests import GenerateRequest, UpscaleRequest
-from ..samplers import SCHEDULER_LABELS, SIGMA_SCHEDULE_LABELS
-from . import faces, labels
-from .lines import join_fields, join_text, number
+from imagefleet_shared.infotext import faces, labels
+from imagefleet_shared.infotext.lines import join_fields, join_text, number
+from imagefleet_shared.request_parts import HiresPass, LoRA, UpscalePass
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
+from imagefleet_shared.samplers import SCHEDULER_LABELS, SIGMA_SCHEDULE_LABELS
 
 _HASH_LENGTH = 10
 _ADAPTER_HASH_LENGTH = 12

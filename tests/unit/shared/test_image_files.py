@@ -8,7 +8,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from imagefleet_shared.errors import InvalidImage, InvalidRequest
-from imagefleet_shared.fields import ImageFormat
+from imagefleet_shared.field_types import ImageFormat
 from imagefleet_shared.image_files import (
     MAX_SIDE_PX,
     encode_image,

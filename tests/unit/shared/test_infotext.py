@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagefleet_shared.infotext import Models, generated, parse, read, upscaled
-from imagefleet_shared.parts import (
+from imagefleet_shared.request_parts import (
     FaceRestore,
     HiresPass,
     ImageRef,

@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imagefleet_shared.errors import InvalidRequest, UnknownScheduler
-from imagefleet_shared.fields import Emphasis, LatentMode, MaskFill, ResizeMode
+from imagefleet_shared.field_types import Emphasis, LatentMode, MaskFill, ResizeMode
 from imagefleet_shared.infotext import Models, generated, parse, read, upscaled
-from imagefleet_shared.parts import (
+from imagefleet_shared.request_parts import (
     FaceRestore,
     HiresPass,
     ImageRef,

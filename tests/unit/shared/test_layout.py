@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
-from imagefleet_shared.fields import ImageFormat
-from imagefleet_shared.layout import (
+from imagefleet_shared.field_types import ImageFormat
+from imagefleet_shared.storage_keys import (
     CONTENT_TYPES,
     image_key,
     input_key,

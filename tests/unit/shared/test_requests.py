@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from imagefleet_shared.errors import InvalidRequest, UnknownScheduler
-from imagefleet_shared.fields import LATENT_MODES, JobKind
-from imagefleet_shared.parts import HiresPass, ImageRef, Inpaint, UpscalePass
+from imagefleet_shared.field_types import LATENT_MODES, JobKind
+from imagefleet_shared.request_parts import HiresPass, ImageRef, Inpaint, UpscalePass
 from imagefleet_shared.requests import (
     GenerateRequest,
     UpscaleRequest,

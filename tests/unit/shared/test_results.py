@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from imagefleet_shared.errors import InvalidRequest, JobCanceled
-from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.records import JobRecord, dump_error
+from imagefleet_shared.request_parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, Request, UpscaleRequest
 from imagefleet_shared.results import ImageResult, JobResult, Timings
 from imagefleet_shared.status import JobStatus, Progress

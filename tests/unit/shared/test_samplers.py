@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from imagefleet_shared.errors import InvalidRequest
-from imagefleet_shared.parts import HiresPass
+from imagefleet_shared.request_parts import HiresPass
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.samplers import (
     SCHEDULER_LABELS,

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from imagefleet_shared.errors import InvalidRequest, UnknownLora
-from imagefleet_shared.parts import LoRA
-from imagefleet_worker.adapters.lookup import find_loras
-from imagefleet_worker.models.store import ModelStore
+from imagefleet_shared.request_parts import LoRA
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.requests.find_adapters import find_loras
 
 LAYER = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 

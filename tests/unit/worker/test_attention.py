@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from imagefleet_shared.errors import WorkerFailure
-from imagefleet_worker.attention import AttentionBackend, choose_attention, set_attention
+from imagefleet_worker.device.attention import AttentionBackend, choose_attention, set_attention
 from tools.demo_models import demo_models
 
 CPU = torch.device("cpu")

@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 
 from imagefleet_shared.errors import JobCanceled
-from imagefleet_shared.parts import HiresPass, ImageRef
+from imagefleet_shared.request_parts import HiresPass, ImageRef
 from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
 from imagefleet_worker.app import make_studio
-from imagefleet_worker.batching import batch_key, pixels_of, traits_of
-from imagefleet_worker.engine import Engine, Renderer
-from imagefleet_worker.line import Line
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.orders import Rendered
-from imagefleet_worker.ready import ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.engine.batch_key import batch_key, pixels_of, traits_of
+from imagefleet_worker.engine.engine import Engine, Renderer
+from imagefleet_worker.engine.requests import Rendered
+from imagefleet_worker.engine.scheduler import Line
+from imagefleet_worker.progress import Stages
+from imagefleet_worker.requests.resolved import ResolvedGenerate, ResolvedJob, ResolvedUpscale
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.stages import Stages
-from imagefleet_worker.upscale.inputs import UpscaleInput
+from imagefleet_worker.upscale.decode_input import UpscaleInput
 from tests.jobs import resolved
 
 PROMPTS = ("a red fox", "a blue house by the sea", "", "forty lanterns")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from imagefleet_worker.models.compiled import why_no_compiler
-from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.device.compile import why_no_compiler
 from imagefleet_worker.settings import WorkerSettings
 from tests.atelier import Atelier, mask, open_studio, photo
 from tests.tiny_models import write_tiny_models

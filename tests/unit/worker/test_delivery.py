@@ -11,19 +11,19 @@ from imagefleet_shared import routing
 from imagefleet_shared.broker import connect, make_celery
 from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.ledger import Ledger
-from imagefleet_shared.parts import ImageRef
+from imagefleet_shared.request_parts import ImageRef
 from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.settings import BrokerSettings
 from imagefleet_shared.status import JobStatus
 from imagefleet_shared.storage import FileStore
-from imagefleet_worker.delivery import Delivery
-from imagefleet_worker.engine import Engine, Renderer
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.engine.engine import Engine, Renderer
 from imagefleet_worker.heartbeat import Heartbeat
-from imagefleet_worker.intake import Intake
-from imagefleet_worker.lease import LeaseKeeper
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.pictures import Picture, Spool
-from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.jobs.delivery import Delivery
+from imagefleet_worker.jobs.encode import Picture, Spool
+from imagefleet_worker.jobs.leases import LeaseKeeper
+from imagefleet_worker.jobs.prefetch import Intake
+from imagefleet_worker.requests.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 
 REQUEST = UpscaleRequest(images=(ImageRef(key="inputs/gone.png"),), scale=2)

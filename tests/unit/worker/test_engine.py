@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 
 from imagefleet_shared.errors import CorruptFile, JobCanceled, OutOfMemory, WorkerFailure
-from imagefleet_shared.parts import ImageRef
+from imagefleet_shared.request_parts import ImageRef
 from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
-from imagefleet_worker.engine import Engine
-from imagefleet_worker.lease import HandBack
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.orders import Rendered
-from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale
-from imagefleet_worker.room import HOST_MEMORY, NoRoomForWeights, Room
-from imagefleet_worker.stages import NOBODY, Nobody, Stages, Tell, Viewer
-from imagefleet_worker.upscale.inputs import UpscaleInput
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.engine.batch_limit import HOST_MEMORY, NoRoomForWeights, Room
+from imagefleet_worker.engine.engine import Engine
+from imagefleet_worker.engine.requests import Rendered
+from imagefleet_worker.jobs.leases import HandBack
+from imagefleet_worker.progress import NOBODY, Nobody, Stages, Tell, Viewer
+from imagefleet_worker.requests.resolved import ResolvedJob, ResolvedUpscale
+from imagefleet_worker.upscale.decode_input import UpscaleInput
 from tests.fleet import wait_for
 from tests.jobs import resolved
 

@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from imagefleet_shared.errors import UnsupportedSize
-from imagefleet_shared.parts import UpscalePass
+from imagefleet_shared.request_parts import UpscalePass
 from imagefleet_shared.status import Stage
-from imagefleet_worker.stages import Stages
+from imagefleet_worker.progress import Stages
 from imagefleet_worker.upscale.cache import UpscalerCache
 from imagefleet_worker.upscale.enlarge import Enlarger
 from tests.architectures import random_weights

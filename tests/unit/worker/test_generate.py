@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from imagefleet_shared.fields import LATENT_MODES
+from imagefleet_shared.field_types import LATENT_MODES
 from imagefleet_shared.samplers import SCHEDULER_LABELS, SchedulerName
 from imagefleet_worker.settings import WorkerSettings
 from tests.atelier import SIDE, Atelier, mask, open_atelier, open_studio, photo

@@ -1,6 +1,6 @@
 """Memory of graphs is told apart from that of batches."""
 
-from imagefleet_worker.models.graph_memory import GraphMemory
+from imagefleet_worker.device.graph_memory import GraphMemory
 
 
 class Owner:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagefleet_shared.errors import InvalidRequest
-from imagefleet_shared.parts import HiresPass
-from imagefleet_worker.hires_size import HiresSize, hires_size
+from imagefleet_shared.request_parts import HiresPass
+from imagefleet_worker.imaging.hires_size import HiresSize, hires_size
 
 eights = st.integers(8, 128).map(lambda eighths: 8 * eighths)
 

@@ -8,7 +8,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from imagefleet_worker.images import (
+from imagefleet_worker.imaging.convert import (
     from_unit_range,
     from_vae_range,
     resize,

@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 from kombu import Connection, Consumer, Queue
 
-from imagefleet_shared.backlog import Backlog
-from imagefleet_worker.intake import share_of
-from imagefleet_worker.prefetch import read_every_reply
+from imagefleet_shared.queue_depth import Backlog
+from imagefleet_worker.jobs.kombu_patch import read_every_reply
+from imagefleet_worker.jobs.prefetch import share_of
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagefleet_worker.kept import Kept, KeptStats
+from imagefleet_worker.lru_cache import Kept, KeptStats
 
 
 class Larder:

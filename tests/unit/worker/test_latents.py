@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from imagefleet_shared.fields import LATENT_MODES, LatentMode
-from imagefleet_worker.latents import enlarge_latents
+from imagefleet_shared.field_types import LATENT_MODES, LatentMode
+from imagefleet_worker.diffusion.latents import enlarge_latents
 
 SIZES = [((8, 8), (12, 13)), ((7, 9), (14, 27)), ((8, 6), (5, 3)), ((4, 4), (4, 4))]
 Pair = tuple[int, int]

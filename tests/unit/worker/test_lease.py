@@ -15,7 +15,7 @@ from imagefleet_shared.ledger import WATCHED_S, Ledger
 from imagefleet_shared.records import Lease
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.settings import BrokerSettings
-from imagefleet_worker.lease import BEAT_S, HandBack, HeldJob, LeaseKeeper, LeaseLost
+from imagefleet_worker.jobs.leases import BEAT_S, HandBack, HeldJob, LeaseKeeper, LeaseLost
 from localfleet.process import Process
 from tests.fleet import wait_for
 
@@ -135,7 +135,7 @@ def test_a_job_that_begins_is_told_of_before_the_next_beat(
     ledger: Ledger, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Should it take its worker down, the ledger must know that it was at work."""
-    monkeypatch.setattr("imagefleet_worker.lease.BEAT_S", 3600)
+    monkeypatch.setattr("imagefleet_worker.jobs.leases.BEAT_S", 3600)
     keeper = LeaseKeeper(ledger)
     keeper.start()
     with keeper.hold(leased(ledger)) as held:

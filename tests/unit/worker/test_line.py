@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagefleet_worker.line import MAX_PASSED, Line, Place, Setup, Traits
+from imagefleet_worker.engine.scheduler import MAX_PASSED, Line, Place, Setup, Traits
 
 NORMAL, HIGH = 3, 0
 

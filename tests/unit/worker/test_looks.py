@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from imagefleet_shared.errors import InvalidRequest, PromptTooLong, UnknownLora, WorkerFailure
-from imagefleet_shared.parts import TextualInversion
-from imagefleet_worker.looks import Look, LookFinder
-from imagefleet_worker.models.facts import Facts
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.model_file import ModelFile
-from imagefleet_worker.models.store import ModelStore
+from imagefleet_shared.request_parts import TextualInversion
+from imagefleet_worker.catalog.metadata import Facts
+from imagefleet_worker.catalog.model_file import ModelFile
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.requests.pass_inputs import Look, LookFinder
+from imagefleet_worker.weights.families import Family
 
 
 def checkpoint(family: Family) -> ModelFile:

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from imagefleet_shared.errors import JobCanceled
-from imagefleet_shared.parts import ImageRef
+from imagefleet_shared.request_parts import ImageRef
 from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
-from imagefleet_worker.engine import Engine
-from imagefleet_worker.making import make
-from imagefleet_worker.pictures import Picture
-from imagefleet_worker.ready import ResolvedJob, ResolvedUpscale, Upload, UpscaleJob
-from imagefleet_worker.stages import Nobody, Stages
+from imagefleet_worker.engine.engine import Engine
+from imagefleet_worker.jobs.encode import Picture
+from imagefleet_worker.jobs.execution import make
+from imagefleet_worker.progress import Nobody, Stages
+from imagefleet_worker.requests.resolved import ResolvedJob, ResolvedUpscale, Upload, UpscaleJob
 
 SIDES = [10, 20, 10]
 

@@ -16,7 +16,7 @@ from imagefleet_shared.errors import (
     UnknownUpscaler,
     WorkerFailure,
 )
-from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.catalog.store import ModelStore
 
 SD1_KEYS = (
     "model.diffusion_model.input_blocks.0.0.weight",

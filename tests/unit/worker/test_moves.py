@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagefleet_worker.models import moves
-from imagefleet_worker.models.moves import move
+from imagefleet_worker.device import transfer as moves
+from imagefleet_worker.device.transfer import move
 
 CPU = torch.device("cpu")
 KIB = 1024

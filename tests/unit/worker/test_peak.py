@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imagefleet_worker.peak import GpuPeak
+from imagefleet_worker.device.peak_memory import GpuPeak
 
 DEVICE = torch.device("cuda")
 

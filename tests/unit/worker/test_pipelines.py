@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from imagefleet_shared.errors import CorruptFile
-from imagefleet_worker.models import pipelines
-from imagefleet_worker.models.pipelines import PipelineCache
-from imagefleet_worker.models.single_file import LoadedCheckpoint, load_single_file
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.models.warm import WarmPipeline
-from imagefleet_worker.presets import Options
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.checkpoints import pipeline_cache as pipelines
+from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
+from imagefleet_worker.checkpoints.single_file import LoadedCheckpoint, load_single_file
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.device.presets import Options
 from tests.options import PLAIN
 from tools.make_demo_checkpoint import write_demo_checkpoint
 

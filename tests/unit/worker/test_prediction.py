@@ -11,11 +11,11 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from safetensors.torch import load_file, save_file
 
 from imagefleet_shared.errors import CorruptFile
-from imagefleet_worker.models.diffusers_folder import load_diffusers_folder
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.header import Header, TensorEntry
-from imagefleet_worker.models.prediction import prediction_config
-from imagefleet_worker.models.single_file import load_single_file
+from imagefleet_worker.checkpoints.diffusers_folder import load_diffusers_folder
+from imagefleet_worker.checkpoints.prediction import prediction_config
+from imagefleet_worker.checkpoints.single_file import load_single_file
+from imagefleet_worker.weights.families import Family
+from imagefleet_worker.weights.safetensors_header import Header, TensorEntry
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
 CPU = torch.device("cpu")

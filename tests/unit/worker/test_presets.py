@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from imagefleet_shared.errors import WorkerFailure
-from imagefleet_worker.machine import options_on
-from imagefleet_worker.models.compiled import set_up_compiler
-from imagefleet_worker.presets import (
+from imagefleet_worker.device.compile import set_up_compiler
+from imagefleet_worker.device.options import options_on
+from imagefleet_worker.device.presets import (
     Machine,
     Options,
     Preset,

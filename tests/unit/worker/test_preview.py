@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from imagefleet_shared.status import Stage
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.preview import encode_sketches, sketch
-from imagefleet_worker.stages import NOBODY, Nobody, Stages
+from imagefleet_worker.diffusion.preview import encode_sketches, sketch
+from imagefleet_worker.progress import NOBODY, Nobody, Stages
+from imagefleet_worker.weights.families import Family
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from imagefleet_worker.models.model_file import ModelFile
-from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.catalog.model_file import ModelFile
+from imagefleet_worker.catalog.store import ModelStore
 
 SD1 = (
     "model.diffusion_model.input_blocks.0.0.weight",

@@ -15,21 +15,20 @@ from torch import Tensor
 
 from imagefleet_shared.errors import CorruptFile, IncompatibleAdapter
 from imagefleet_worker.adapters.formats import describe, load_adapter
-from imagefleet_worker.conditions import added_conditions
-from imagefleet_worker.models.diffusers_folder import folder_family
-from imagefleet_worker.models.pipelines import PipelineCache
-from imagefleet_worker.models.single_file import load_single_file
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.checkpoints.diffusers_folder import folder_family
+from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
+from imagefleet_worker.checkpoints.single_file import load_single_file
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.diffusion.added_cond import added_conditions
 from imagefleet_worker.prompts.cache import PromptEncoder
+from imagefleet_worker.prompts.conditioning import Guide, PlannedPicture
 from imagefleet_worker.prompts.encode import TextSettings
-from imagefleet_worker.prompts.guide import Guide, PlannedPicture
 from imagefleet_worker.prompts.plan import plan_negative, plan_prompt
 from tests.conditioning import encode
 from tests.options import PLAIN
+from tests.unit.worker.prompts import reference
 from tools.make_demo_checkpoint import write_demo_checkpoint
-
-from .prompts import reference
 
 CPU = torch.device("cpu")
 LIMIT = 1000

@@ -21,12 +21,12 @@ from imagefleet_shared.errors import (
     WorkerFailure,
 )
 from imagefleet_shared.image_files import encode_image
-from imagefleet_shared.parts import HiresPass, ImageRef, UpscalePass
+from imagefleet_shared.request_parts import HiresPass, ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import FileStore
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.ready import ResolvedGenerate, UpscaleJob
-from imagefleet_worker.resolve import Resolver
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.requests.resolve import Resolver
+from imagefleet_worker.requests.resolved import ResolvedGenerate, UpscaleJob
 from imagefleet_worker.settings import WorkerSettings
 from tests.jobs import record
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module, Sequential
 
-from imagefleet_worker.models.offload import offload_layers
-from imagefleet_worker.models.pipelines import PipelineCache
-from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
+from imagefleet_worker.device.layer_offload import offload_layers
 from imagefleet_worker.settings import WorkerSettings
 from tests.atelier import Atelier, mask, open_studio, photo
 from tests.options import PLAIN

@@ -20,11 +20,16 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
 from safetensors.torch import load_file, save_file
 
 from imagefleet_shared.errors import CorruptFile, FileUnavailable
-from imagefleet_worker.models.families import Family, family_of, native_size_px
-from imagefleet_worker.models.header import MAX_HEADER_BYTES, MAX_TENSORS, Header, TensorEntry
-from imagefleet_worker.models.ldm_keys import Component
-from imagefleet_worker.models.single_file import LoadedCheckpoint, load_single_file
-from imagefleet_worker.models.skeleton import clip_tokenizer, empty_pipeline
+from imagefleet_worker.checkpoints.empty_pipeline import clip_tokenizer, empty_pipeline
+from imagefleet_worker.checkpoints.single_file import LoadedCheckpoint, load_single_file
+from imagefleet_worker.weights.families import Family, family_of, native_size_px
+from imagefleet_worker.weights.ldm_keys import Component
+from imagefleet_worker.weights.safetensors_header import (
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    Header,
+    TensorEntry,
+)
 from tests.full_size import full_size_modules
 from tools.demo_models import demo_models
 from tools.ldm_checkpoint import ldm_state_dict

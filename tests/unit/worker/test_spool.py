@@ -9,7 +9,7 @@ from time import time
 
 import pytest
 
-from imagefleet_worker.pictures import Picture, Spool
+from imagefleet_worker.jobs.encode import Picture, Spool
 
 PICTURES = [
     Picture(b"first \0 file", "png", 64, 128, 7),
@@ -97,7 +97,7 @@ def test_a_disk_that_takes_nothing_costs_only_the_spool(
 WRITER_ON_A_FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from imagefleet_worker.pictures import Picture, Spool
+from imagefleet_worker.jobs.encode import Picture, Spool
 folder, beyond_the_limit = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.Handlers[beyond_the_limit])
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

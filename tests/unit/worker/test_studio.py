@@ -11,15 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imagefleet_shared.status import Stage
-from imagefleet_worker import generate, metrics
+from imagefleet_worker import metrics
 from imagefleet_worker.app import make_studio
-from imagefleet_worker.generate import Studio
-from imagefleet_worker.models.pipelines import PipelineCache
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.diffusion import renderer as generate
+from imagefleet_worker.diffusion.renderer import Studio
+from imagefleet_worker.diffusion.vae import decode
+from imagefleet_worker.progress import Stages
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.stages import Stages
-from imagefleet_worker.vae import decode
 from tests.jobs import resolved
 
 DAMAGED = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from imagefleet_worker.adapters.delta import Component
-from imagefleet_worker.adapters.wanted import ScaledAdapter
-from imagefleet_worker.models import tiers as tiers_module
-from imagefleet_worker.models.graph_memory import GRAPH_MEMORY
-from imagefleet_worker.models.graphs import GraphedForward
-from imagefleet_worker.models.model_file import ModelFile
-from imagefleet_worker.models.moves import move
-from imagefleet_worker.models.pipelines import PipelineCache
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.models.tiers import Tiers
-from imagefleet_worker.models.warm import WarmPipeline
-from imagefleet_worker.room import NoRoomForWeights
+from imagefleet_worker.adapters.scaled import ScaledAdapter
+from imagefleet_worker.catalog.model_file import ModelFile
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.checkpoints import memory_tiers as tiers_module
+from imagefleet_worker.checkpoints.memory_tiers import Tiers
+from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.device.cuda_graphs import GraphedForward
+from imagefleet_worker.device.graph_memory import GRAPH_MEMORY
+from imagefleet_worker.device.transfer import move
+from imagefleet_worker.engine.batch_limit import NoRoomForWeights
 from tests.options import PLAIN
 from tests.random_adapters import linear_targets, random_lora
 from tools.make_demo_checkpoint import write_demo_checkpoint

@@ -11,10 +11,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from imagefleet_worker.adapters.delta import Component
-from imagefleet_worker.models.single_file import load_single_file
-from imagefleet_worker.models.skeleton import Pipeline
-from imagefleet_worker.models.tuning import tune
-from imagefleet_worker.presets import Options
+from imagefleet_worker.checkpoints.apply_options import tune
+from imagefleet_worker.checkpoints.empty_pipeline import Pipeline
+from imagefleet_worker.checkpoints.single_file import load_single_file
+from imagefleet_worker.device.presets import Options
 from imagefleet_worker.settings import WorkerSettings
 from tests.atelier import open_studio
 from tests.options import PLAIN

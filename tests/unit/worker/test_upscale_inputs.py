@@ -9,10 +9,10 @@ from PIL import ExifTags, Image, ImageCms, ImageDraw
 
 from imagefleet_shared.errors import InvalidImage, UnsupportedSize
 from imagefleet_shared.image_files import encode_image
-from imagefleet_shared.parts import UpscalePass
+from imagefleet_shared.request_parts import UpscalePass
 from imagefleet_worker.upscale.alpha import with_alpha
-from imagefleet_worker.upscale.edges import spread_colours
-from imagefleet_worker.upscale.inputs import UpscaleInput, decode_upscale_input
+from imagefleet_worker.upscale.alpha_bleed import spread_colours
+from imagefleet_worker.upscale.decode_input import UpscaleInput, decode_upscale_input
 
 MAX_PIXELS = 1024 * 1024
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

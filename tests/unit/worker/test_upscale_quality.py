@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagefleet_shared.parts import UpscalePass
-from imagefleet_worker.images import to_unit_range
+from imagefleet_shared.request_parts import UpscalePass
+from imagefleet_worker.imaging.convert import to_unit_range
 from imagefleet_worker.upscale.load import load_upscaler
 from imagefleet_worker.upscale.memory import CPU_TILE_PX
-from imagefleet_worker.upscale.models import Upscaler
 from imagefleet_worker.upscale.tiles import Tiling, plan_axis
+from imagefleet_worker.upscale.upscaler import Upscaler
 from tests.fleet import REPOSITORY
 from tools.training.pictures import Pose, draw
 from tools.training.scenes import examination

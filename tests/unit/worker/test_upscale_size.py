@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagefleet_shared.parts import UpscalePass
+from imagefleet_shared.request_parts import UpscalePass
 from imagefleet_worker.upscale.size import UpscaleSize, upscale_size
 
 

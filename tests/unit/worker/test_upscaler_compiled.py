@@ -8,10 +8,10 @@ import torch
 import torch._dynamo as dynamo
 from torch.nn.functional import interpolate
 
-from imagefleet_worker.models.compiled import set_up_compiler, why_no_compiler
+from imagefleet_worker.device.compile import set_up_compiler, why_no_compiler
 from imagefleet_worker.upscale.architectures import build
-from imagefleet_worker.upscale.models import Upscaler
 from imagefleet_worker.upscale.tiles import Tiling
+from imagefleet_worker.upscale.upscaler import Upscaler
 from tests.architectures import random_weights
 
 pytestmark = [

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from imagefleet_shared.errors import OutOfMemory
-from imagefleet_worker.images import to_unit_range
+from imagefleet_worker.imaging.convert import to_unit_range
 from imagefleet_worker.upscale.memory import CPU_TILE_PX, fitting, ran_out, smaller
-from imagefleet_worker.upscale.models import Upscaler
 from imagefleet_worker.upscale.tiles import Tiling
+from imagefleet_worker.upscale.upscaler import Upscaler
 
 CPU = torch.device("cpu")
 # No machine has it: the allocator refuses at once.

@@ -9,9 +9,9 @@ from spandrel.architectures.SwinIR import SwinIR
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from imagefleet_worker.upscale.models import Upscaler
+from imagefleet_worker.upscale.swin_fast import speed_up
 from imagefleet_worker.upscale.tiles import Tiling
-from imagefleet_worker.upscale.windows import speed_up
+from imagefleet_worker.upscale.upscaler import Upscaler
 from tests.architectures import ARCHITECTURES, random_weights
 
 # spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from imagefleet_shared.errors import CorruptFile, JobCanceled
-from imagefleet_worker.images import to_unit_range
+from imagefleet_worker.imaging.convert import to_unit_range
 from imagefleet_worker.upscale.architectures import build
 from imagefleet_worker.upscale.load import load_upscaler, pick_dtype
-from imagefleet_worker.upscale.models import Upscaler
 from imagefleet_worker.upscale.tiles import Tiling
+from imagefleet_worker.upscale.upscaler import Upscaler
 from tests.fleet import REPOSITORY
 from tools.make_demo_upscaler import make_demo_upscaler
 

@@ -12,13 +12,13 @@ from prometheus_client import REGISTRY
 from torch import Tensor
 
 from imagefleet_shared.errors import CorruptFile, WorkerFailure
-from imagefleet_worker.images import to_vae_range
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.pipelines import PipelineCache
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.models.warm import WarmPipeline
-from imagefleet_worker.stages import Stages
-from imagefleet_worker.vae import decode, encode_images
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.diffusion.vae import decode, encode_images
+from imagefleet_worker.imaging.convert import to_vae_range
+from imagefleet_worker.progress import Stages
+from imagefleet_worker.weights.families import Family
 from tests.options import PLAIN
 from tools.demo_models import demo_models
 from tools.make_demo_checkpoint import write_checkpoint

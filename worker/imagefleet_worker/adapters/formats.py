@@ -11,23 +11,29 @@ from torch import Tensor
 
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.adapters.delta import Adapter, Delta, Target
-from imagefleet_worker.adapters.family import look_of
-from imagefleet_worker.adapters.faults import Faults
-from imagefleet_worker.adapters.file_tensors import (
+from imagefleet_worker.adapters.detect_family import look_of
+from imagefleet_worker.adapters.key_names import Naming
+from imagefleet_worker.adapters.kinds.build import weight_delta, whole_delta
+from imagefleet_worker.adapters.kinds.factors import Misfit
+from imagefleet_worker.adapters.kinds.tensors import Incomplete
+from imagefleet_worker.adapters.load_errors import Faults
+from imagefleet_worker.adapters.peft_alphas import StatedAlphas
+from imagefleet_worker.adapters.tensor_roles import (
+    BIAS_PARTS,
+    INTEGER_PARTS,
+    Part,
+    kind_of,
+    split_key,
+)
+from imagefleet_worker.adapters.trigger_words import trigger_words
+from imagefleet_worker.weights.adapter_tensors import (
     FileTensors,
     is_finite,
     is_safetensors,
     read_tensors,
 )
-from imagefleet_worker.adapters.keys import Naming
-from imagefleet_worker.adapters.kinds.build import weight_delta, whole_delta
-from imagefleet_worker.adapters.kinds.factors import Misfit
-from imagefleet_worker.adapters.kinds.given import Incomplete
-from imagefleet_worker.adapters.parts import BIAS_PARTS, INTEGER_PARTS, Part, kind_of, split_key
-from imagefleet_worker.adapters.stated_alphas import StatedAlphas
-from imagefleet_worker.adapters.trigger_words import trigger_words
-from imagefleet_worker.models.families import NATIVE_SIZE_PX, Family
-from imagefleet_worker.models.header import Header, read_header
+from imagefleet_worker.weights.families import NATIVE_SIZE_PX, Family
+from imagefleet_worker.weights.safetensors_header import Header, read_header
 
 _BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(.+)", re.DOTALL)
 

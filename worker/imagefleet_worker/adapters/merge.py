@@ -10,10 +10,15 @@ from torch import Tensor, nn
 
 from imagefleet_shared.errors import IncompatibleAdapter
 from imagefleet_worker.adapters.delta import Adapter, Component, Target, named
+from imagefleet_worker.adapters.merge_kernels import (
+    grouped,
+    rowwise_terms,
+    write_in_rows,
+    write_merged,
+)
 from imagefleet_worker.adapters.originals import Originals, SavedBytes, StateCorrupted
-from imagefleet_worker.adapters.sums import grouped, rowwise_terms, write_in_rows, write_merged
-from imagefleet_worker.adapters.wanted import ScaledAdapter, State, Terms, state_of, terms_of
-from imagefleet_worker.kept import Kept
+from imagefleet_worker.adapters.scaled import ScaledAdapter, State, Terms, state_of, terms_of
+from imagefleet_worker.lru_cache import Kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from imagefleet_shared.errors import CorruptFile, FileUnavailable, IncompatibleAdapter
-
-from ..models.header import MAX_HEADER_BYTES
+from imagefleet_worker.weights.safetensors_header import MAX_HEADER_BYTES
 
 TextEncoder = Literal["text_encoder", "text_encoder_2"]
 

@@ -1,0 +1,1 @@
+"""Faces restored: found, aligned, drawn by a network, blended back."""

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from ..images import to_unit_range
-from .regions import Region, bands
+from imagefleet_worker.faces.regions import Region, bands
+from imagefleet_worker.imaging.convert import to_unit_range
 
 FACE_PX = 512
 """Side of an aligned face."""

@@ -8,7 +8,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from .retinaface import STRIDES
+from imagefleet_worker.faces.retinaface import STRIDES
 
 _SIDES_PX = ((16, 32), (64, 128), (256, 512))
 """Of the square anchors of each feature map."""

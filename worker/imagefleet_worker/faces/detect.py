@@ -7,9 +7,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
 
-from ..images import resize, to_unit_range
-from .anchors import anchors, decode_boxes, decode_points
-from .retinaface import RetinaFace
+from imagefleet_worker.faces.anchors import anchors, decode_boxes, decode_points
+from imagefleet_worker.faces.retinaface import RetinaFace
+from imagefleet_worker.imaging.convert import resize, to_unit_range
 
 _SHORT_SIDE_PX = 640
 _LONG_SIDE_PX = 2560

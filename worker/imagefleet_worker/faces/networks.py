@@ -11,14 +11,13 @@ from spandrel import canonicalize_state_dict
 from torch import nn
 
 from imagefleet_shared.errors import CorruptFile
-
-from ..kept import Kept
-from ..models.model_file import ModelFile
-from ..room import NoRoomForWeights
-from ..upscale.weights import first_sentence, read_weights
-from .parsenet import ParseNet
-from .restorer import Restorer, load_restorer
-from .retinaface import RetinaFace
+from imagefleet_worker.catalog.model_file import ModelFile
+from imagefleet_worker.engine.batch_limit import NoRoomForWeights
+from imagefleet_worker.faces.parsenet import ParseNet
+from imagefleet_worker.faces.restorer import Restorer, load_restorer
+from imagefleet_worker.faces.retinaface import RetinaFace
+from imagefleet_worker.lru_cache import Kept
+from imagefleet_worker.weights.upscaler_tensors import first_sentence, read_weights
 
 N = TypeVar("N", bound=nn.Module)
 

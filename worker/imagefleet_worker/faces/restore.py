@@ -7,17 +7,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import deep_grey_as_rgb
-from ..stages import Stages
-from .align import Alignment, align, to_face
-from .canvas import Canvas
-from .detect import Face, detect
-from .mask import soft_mask
-from .networks import FaceNetworks
-from .parsenet import ParseNet
-from .parts import ResolvedFaces
-from .regions import joined, overlap
-from .restorer import DEFAULT_FIDELITY, Restorer
+from imagefleet_worker.faces.align import Alignment, align, to_face
+from imagefleet_worker.faces.detect import Face, detect
+from imagefleet_worker.faces.mask import soft_mask
+from imagefleet_worker.faces.networks import FaceNetworks
+from imagefleet_worker.faces.parsenet import ParseNet
+from imagefleet_worker.faces.paste import Canvas
+from imagefleet_worker.faces.regions import joined, overlap
+from imagefleet_worker.faces.resolved import ResolvedFaces
+from imagefleet_worker.faces.restorer import DEFAULT_FIDELITY, Restorer
+from imagefleet_worker.imaging.convert import deep_grey_as_rgb
+from imagefleet_worker.progress import Stages
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,8 @@ from spandrel.architectures.RestoreFormer import RestoreFormerArch
 from torch import Tensor, nn
 
 from imagefleet_shared.errors import CorruptFile
-
-from ..upscale.weights import first_sentence, read_weights
-from .architecture import Architecture, told_by
+from imagefleet_worker.weights.face_architecture import Architecture, told_by
+from imagefleet_worker.weights.upscaler_tensors import first_sentence, read_weights
 
 DEFAULT_FIDELITY = 0.5
 

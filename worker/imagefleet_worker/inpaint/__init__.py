@@ -1,0 +1,1 @@
+"""Inpainting: masks, what lies under them, the region that is drawn."""

@@ -3,7 +3,7 @@
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
-from imagefleet_shared.fields import MaskFill
+from imagefleet_shared.field_types import MaskFill
 
 _BLURS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
 """Radius in pixels, and how often that blur is laid on: thin veils are made denser."""

@@ -2,9 +2,8 @@
 
 from PIL import Image
 
-from imagefleet_shared.fields import ResizeMode
-
-from ..images import resize
+from imagefleet_shared.field_types import ResizeMode
+from imagefleet_worker.imaging.convert import resize
 
 _MAX_WHOLE_PIXELS = 2**25
 """Of a picture enlarged before its middle is cut out: a line of 8192 x 1 would take gigabytes."""

@@ -6,15 +6,14 @@ from PIL import Image
 from torch import Tensor
 
 from imagefleet_shared.errors import InvalidRequest
-from imagefleet_shared.fields import MaskFill, ResizeMode
-from imagefleet_shared.parts import Inpaint
-
-from ..hires_size import HiresSize
-from ..images import resize
-from .fill import filled, without_masked
-from .fit import fit, own_size
-from .mask import blurred, to_latent_mask, to_mask
-from .region import Box, masked_region
+from imagefleet_shared.field_types import MaskFill, ResizeMode
+from imagefleet_shared.request_parts import Inpaint
+from imagefleet_worker.imaging.convert import resize
+from imagefleet_worker.imaging.hires_size import HiresSize
+from imagefleet_worker.inpaint.fill import filled, without_masked
+from imagefleet_worker.inpaint.fit import fit, own_size
+from imagefleet_worker.inpaint.mask import blurred, to_latent_mask, to_mask
+from imagefleet_worker.inpaint.region import Box, masked_region
 
 
 # Compared by identity: jobs of a batch may differ in their pictures and masks, not in `fill`.

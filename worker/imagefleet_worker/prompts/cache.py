@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..adapters.wanted import Terms
-from ..kept import Kept, KeptStats
-from ..models.model_file import ModelFile
-from ..models.warm import WarmPipeline
-from .chunks import inversions_in
-from .encode import TextSettings, encode_windows, windows_of
-from .encoded import EncodedText
-from .triggers import TextualInversion
+from imagefleet_worker.adapters.scaled import Terms
+from imagefleet_worker.catalog.model_file import ModelFile
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.lru_cache import Kept, KeptStats
+from imagefleet_worker.prompts.encode import TextSettings, encode_windows, windows_of
+from imagefleet_worker.prompts.encoded import EncodedText
+from imagefleet_worker.prompts.triggers import TextualInversion
+from imagefleet_worker.prompts.windows import inversions_in
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from imagefleet_shared.fields import Emphasis
-
-from ..adapters.textual_inversion import TextEncoder, check_fit
-from ..models.warm import WarmPipeline
-from .chunks import Place, check_length, inversions_in, token_ids, weights
-from .emphasis import emphasise
-from .encoded import EncodedText
-from .inject import injected
-from .layout import lay_out
-from .triggers import TextualInversion
+from imagefleet_shared.field_types import Emphasis
+from imagefleet_worker.adapters.textual_inversion import TextEncoder, check_fit
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.prompts.apply_weights import emphasise
+from imagefleet_worker.prompts.encoded import EncodedText
+from imagefleet_worker.prompts.inject_embeddings import injected
+from imagefleet_worker.prompts.lay_out import lay_out
+from imagefleet_worker.prompts.triggers import TextualInversion
+from imagefleet_worker.prompts.windows import Place, check_length, inversions_in, token_ids, weights
 
 
 @dataclass(frozen=True)

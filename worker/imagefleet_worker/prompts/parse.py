@@ -10,8 +10,7 @@ import re
 import numpy as np
 
 from imagefleet_shared.errors import InvalidRequest
-
-from .schedule import parse_schedule
+from imagefleet_worker.prompts.schedule import parse_schedule
 
 __all__ = ["BREAK", "parse_attention", "parse_schedule"]
 

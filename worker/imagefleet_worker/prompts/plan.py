@@ -7,8 +7,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .compose import split_and
-from .schedule import parse_schedule
+from imagefleet_worker.prompts.compose import split_and
+from imagefleet_worker.prompts.schedule import parse_schedule
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from transformers import CLIPTokenizer
 
 from imagefleet_shared.errors import ImagefleetError, InvalidRequest
-
-from ..adapters.textual_inversion import Embedding
-from .tokens import tokenized
+from imagefleet_worker.adapters.textual_inversion import Embedding
+from imagefleet_worker.prompts.tokens import tokenized
 
 
 @dataclass(frozen=True)

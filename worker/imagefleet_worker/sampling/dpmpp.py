@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .steps import Denoise, StepNoise, ancestral, renoised, towards
+from imagefleet_worker.sampling.steps import Denoise, StepNoise, ancestral, renoised, towards
 
 
 def dpmpp_2s_ancestral(

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .brownian import brownian_path
-from .philox import PhiloxGenerator
-from .steps import StepNoise
+from imagefleet_worker.sampling.brownian import brownian_path
+from imagefleet_worker.sampling.philox import PhiloxGenerator
+from imagefleet_worker.sampling.steps import StepNoise
 
 RandomSource = Literal["cpu", "gpu"]
 Shape = tuple[int, int, int]

@@ -5,9 +5,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .schedules import karras
-from .solvers import heun_step
-from .steps import Denoise, StepNoise, renoised
+from imagefleet_worker.sampling.schedules import karras
+from imagefleet_worker.sampling.solvers import heun_step
+from imagefleet_worker.sampling.steps import Denoise, StepNoise, renoised
 
 _FEWEST_STEPS = 20
 _TWICE_FROM_STEPS = 36

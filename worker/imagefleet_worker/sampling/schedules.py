@@ -8,7 +8,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from .levels import NoiseLevels
+from imagefleet_worker.sampling.noise_levels import NoiseLevels
 
 Spacing = Literal["normal", "karras", "exponential", "beta", "sgm_uniform"]
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from .steps import Denoise, StepNoise, ancestral, renoised, towards
+from imagefleet_worker.sampling.steps import Denoise, StepNoise, ancestral, renoised, towards
 
 _LMS_ORDER = 4
 

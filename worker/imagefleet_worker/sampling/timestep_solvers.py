@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from .solvers import euler_ancestral
-from .steps import Denoise, StepNoise, towards
+from imagefleet_worker.sampling.solvers import euler_ancestral
+from imagefleet_worker.sampling.steps import Denoise, StepNoise, towards
 
 _UNIPC_ORDER = 3
 _ADAMS_BASHFORTH = {

@@ -1,0 +1,1 @@
+"""Pictures enlarged by networks, in tiles."""

@@ -2,10 +2,9 @@
 
 from PIL import Image
 
-from imagefleet_shared.fields import NEAREST
-from imagefleet_shared.parts import UpscalePass
-
-from .size import upscale_size
+from imagefleet_shared.field_types import NEAREST
+from imagefleet_shared.request_parts import UpscalePass
+from imagefleet_worker.upscale.size import upscale_size
 
 
 def with_alpha(

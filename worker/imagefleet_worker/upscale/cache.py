@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from imagefleet_shared.errors import FileUnavailable
-
-from .load import load_upscaler
-from .models import Upscaler
+from imagefleet_worker.upscale.load import load_upscaler
+from imagefleet_worker.upscale.upscaler import Upscaler
 
 
 class UpscalerCache:

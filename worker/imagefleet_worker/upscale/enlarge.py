@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from PIL import Image
 
 from imagefleet_shared.errors import UnsupportedSize
-from imagefleet_shared.fields import LANCZOS, NEAREST
-from imagefleet_shared.parts import UpscalePass
-
-from ..images import deep_grey_as_rgb, resize, to_unit_range
-from ..stages import Stages
-from .cache import UpscalerCache
-from .models import Upscaler
-from .size import upscale_size
+from imagefleet_shared.field_types import LANCZOS, NEAREST
+from imagefleet_shared.request_parts import UpscalePass
+from imagefleet_worker.imaging.convert import deep_grey_as_rgb, resize, to_unit_range
+from imagefleet_worker.progress import Stages
+from imagefleet_worker.upscale.cache import UpscalerCache
+from imagefleet_worker.upscale.size import upscale_size
+from imagefleet_worker.upscale.upscaler import Upscaler
 
 _DEFAULT_OVERLAP: int = UpscalePass.model_fields["tile_overlap"].default
 # A network that is applied twice, or whose factor is larger than the one asked for, passes the

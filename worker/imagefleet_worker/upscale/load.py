@@ -9,10 +9,9 @@ from spandrel import ImageModelDescriptor
 from torch import nn
 
 from imagefleet_shared.errors import CorruptFile
-
-from .architectures import UnknownArchitecture, build
-from .models import Upscaler
-from .weights import first_sentence, read_weights
+from imagefleet_worker.upscale.architectures import UnknownArchitecture, build
+from imagefleet_worker.upscale.upscaler import Upscaler
+from imagefleet_worker.weights.upscaler_tensors import first_sentence, read_weights
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..peak import GPU_PEAK
-from .tiles import Tiling
+from imagefleet_worker.device.peak_memory import GPU_PEAK
+from imagefleet_worker.upscale.tiles import Tiling
 
 CPU_TILE_PX = 272
 """Largest tile on a CPU, where SwinIR-M x4 needs about 1 GB for it: no step is told within a call,

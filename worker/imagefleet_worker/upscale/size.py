@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from imagefleet_shared.parts import UpscalePass
+from imagefleet_shared.request_parts import UpscalePass
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from imagefleet_worker.adapters.delta import Component
 from imagefleet_worker.adapters.formats import load_adapter
-from imagefleet_worker.adapters.keys import Naming
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.single_file import load_single_file
+from imagefleet_worker.adapters.key_names import Naming
+from imagefleet_worker.checkpoints.single_file import load_single_file
+from imagefleet_worker.weights.families import Family
 
 if os.environ.get("CI"):
     import peft

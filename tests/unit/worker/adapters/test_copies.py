@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imagefleet_worker.adapters.merge import MergedState
-from imagefleet_worker.adapters.wanted import ScaledAdapter
+from imagefleet_worker.adapters.scaled import ScaledAdapter
 from tests.random_adapters import Fuse, linear_targets, random_mixture
 from tests.weights import differing, small_modules, tensors_of
 

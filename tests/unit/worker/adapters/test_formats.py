@@ -18,11 +18,11 @@ from torch import Tensor
 
 from imagefleet_shared.errors import CorruptFile, FileUnavailable, IncompatibleAdapter
 from imagefleet_worker.adapters.delta import Component, Target
-from imagefleet_worker.adapters.file_tensors import MAX_PICKLE_BYTES, is_finite
 from imagefleet_worker.adapters.formats import AdapterFile, describe, load_adapter
-from imagefleet_worker.adapters.keys import Naming
+from imagefleet_worker.adapters.key_names import Naming
 from imagefleet_worker.adapters.kinds.factors import Factors
-from imagefleet_worker.models.families import Family
+from imagefleet_worker.weights.adapter_tensors import MAX_PICKLE_BYTES, is_finite
+from imagefleet_worker.weights.families import Family
 from tests.full_size import full_size_modules
 from tests.unit.worker.adapters.key_tables import TABLES, key_table, write_table
 

@@ -9,9 +9,9 @@ from diffusers.loaders import lora_conversion_utils
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from imagefleet_worker.adapters.delta import Component, Target
-from imagefleet_worker.adapters.keys import Naming
-from imagefleet_worker.adapters.parts import split_key
-from imagefleet_worker.models.families import Family
+from imagefleet_worker.adapters.key_names import Naming
+from imagefleet_worker.adapters.tensor_roles import split_key
+from imagefleet_worker.weights.families import Family
 from tests.full_size import full_size_modules
 from tests.unit.worker.adapters.key_tables import TABLES, key_table, sources
 

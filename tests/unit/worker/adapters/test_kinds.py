@@ -8,9 +8,9 @@ from torch import Tensor
 
 from imagefleet_worker.adapters.kinds.build import AnyDelta, weight_delta
 from imagefleet_worker.adapters.kinds.factors import Misfit
-from imagefleet_worker.adapters.kinds.given import Incomplete, StatedAlpha
 from imagefleet_worker.adapters.kinds.low_rank import RowwiseLoRA
 from imagefleet_worker.adapters.kinds.product import Product
+from imagefleet_worker.adapters.kinds.tensors import Incomplete, StatedAlpha
 
 MATRIX = (24, 40)
 KERNEL = (24, 40, 3, 3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imagefleet_worker.adapters.kinds.build import weight_delta
-from imagefleet_worker.adapters.parts import split_key
+from imagefleet_worker.adapters.tensor_roles import split_key
 
 if os.environ.get("CI"):
     import lycoris.modules as lycoris

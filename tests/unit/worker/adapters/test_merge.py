@@ -16,9 +16,9 @@ from torch._dynamo.utils import counters
 from imagefleet_shared.errors import IncompatibleAdapter
 from imagefleet_worker.adapters.delta import Adapter, Component, Target
 from imagefleet_worker.adapters.merge import MergedState, applied
+from imagefleet_worker.adapters.merge_kernels import grouped, write_merged
 from imagefleet_worker.adapters.originals import Originals, StateCorrupted
-from imagefleet_worker.adapters.sums import grouped, write_merged
-from imagefleet_worker.adapters.wanted import ScaledAdapter, Terms
+from imagefleet_worker.adapters.scaled import ScaledAdapter, Terms
 from tests.random_adapters import (
     Fuse,
     LowRank,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from imagefleet_worker.adapters.delta import Adapter, Component, Target
 from imagefleet_worker.adapters.merge import MergedState, applied
-from imagefleet_worker.adapters.wanted import ScaledAdapter
-from imagefleet_worker.models.families import Family
+from imagefleet_worker.adapters.scaled import ScaledAdapter
+from imagefleet_worker.weights.families import Family
 from tests.random_adapters import Fuse, linear_targets, random_mixture, targets_of
 from tests.weights import differing, layout, off, small_modules, tensors_of
 

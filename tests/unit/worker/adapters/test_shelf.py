@@ -2,9 +2,9 @@
 
 import torch
 
+from imagefleet_worker.adapters.cache import AdapterShelf, mapped
 from imagefleet_worker.adapters.delta import Adapter, Target
-from imagefleet_worker.adapters.kinds.plain import Full
-from imagefleet_worker.adapters.shelf import AdapterShelf, mapped
+from imagefleet_worker.adapters.kinds.elementwise import Full
 
 TARGET = Target("unet", "conv_in.weight")
 

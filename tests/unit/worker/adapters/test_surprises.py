@@ -13,8 +13,8 @@ from torch import Tensor
 from imagefleet_shared.errors import CorruptFile, IncompatibleAdapter
 from imagefleet_worker.adapters.delta import Component, Target
 from imagefleet_worker.adapters.formats import AdapterFile, describe, load_adapter
-from imagefleet_worker.adapters.keys import Naming
-from imagefleet_worker.models.families import Family
+from imagefleet_worker.adapters.key_names import Naming
+from imagefleet_worker.weights.families import Family
 from tests.full_size import full_size_modules
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.catalog.store import ModelStore
 from tests.face_models import model_store
 
 

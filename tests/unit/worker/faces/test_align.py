@@ -15,7 +15,7 @@ from imagefleet_worker.faces.align import (
     to_face,
     to_picture,
 )
-from imagefleet_worker.images import from_unit_range, to_unit_range
+from imagefleet_worker.imaging.convert import from_unit_range, to_unit_range
 
 WIDTH, HEIGHT = 400, 300
 RIM_PX = 4

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from imagefleet_worker.faces.align import FACE_PX, TEMPLATE, Alignment, align, to_face, to_picture
-from imagefleet_worker.faces.canvas import Canvas
+from imagefleet_worker.faces.paste import Canvas
 from imagefleet_worker.faces.regions import joined, overlap
-from imagefleet_worker.images import from_unit_range, to_unit_range
+from imagefleet_worker.imaging.convert import from_unit_range, to_unit_range
 
 MIDDLE = complex(FACE_PX, FACE_PX) / 2
 

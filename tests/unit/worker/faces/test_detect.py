@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
+from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.faces.detect import Face, detect
 from imagefleet_worker.faces.networks import FaceNetworks
 from imagefleet_worker.faces.retinaface import RetinaFace
-from imagefleet_worker.models.store import ModelStore
 from tests.face_models import portrait
 from tools.training.faces import DrawnFace, draw_faces
 

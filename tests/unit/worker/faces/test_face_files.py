@@ -13,11 +13,11 @@ from imagefleet_shared.errors import (
     UnknownFaceRestorer,
     WorkerFailure,
 )
-from imagefleet_shared.parts import FaceRestore
-from imagefleet_worker.faces.architecture import architecture_of
+from imagefleet_shared.request_parts import FaceRestore
+from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.faces.networks import FaceNetworks
-from imagefleet_worker.faces.parts import resolve_faces
-from imagefleet_worker.models.store import ModelStore
+from imagefleet_worker.faces.resolved import resolve_faces
+from imagefleet_worker.weights.face_architecture import architecture_of
 
 GFPGAN = ("toRGB.0.weight", "stylegan_decoder.style_mlp.1.weight")
 RESTOREFORMER = ("quantize.embedding.weight", "quant_conv.weight", "encoder.conv_in.weight")

@@ -11,15 +11,15 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 from imagefleet_shared.errors import CorruptFile, JobCanceled
-from imagefleet_shared.parts import FaceRestore
+from imagefleet_shared.request_parts import FaceRestore
 from imagefleet_shared.status import Stage
+from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.faces.align import align
 from imagefleet_worker.faces.detect import detect
 from imagefleet_worker.faces.networks import FaceNetworks
-from imagefleet_worker.faces.parts import ResolvedFaces, resolve_faces
+from imagefleet_worker.faces.resolved import ResolvedFaces, resolve_faces
 from imagefleet_worker.faces.restore import FaceRestorer
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.stages import AllEnded, Stages
+from imagefleet_worker.progress import AllEnded, Stages
 from tests.face_models import model_store, one_label, portrait
 
 CPU = torch.device("cpu")

@@ -13,12 +13,12 @@ import re, sys
 from pathlib import Path
 import torch
 from PIL import Image
-from imagefleet_shared.parts import FaceRestore
+from imagefleet_shared.request_parts import FaceRestore
 from imagefleet_worker.faces.networks import FaceNetworks
-from imagefleet_worker.faces.parts import resolve_faces
+from imagefleet_worker.faces.resolved import resolve_faces
 from imagefleet_worker.faces.restore import FaceRestorer
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.stages import Stages
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.progress import Stages
 
 def peak_bytes():
     # Not by getrusage: that begins with the parent's memory.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from imagefleet_shared.fields import MaskFill
+from imagefleet_shared.field_types import MaskFill
 from imagefleet_worker.inpaint.fill import fill_latents, filled, without_masked
 
 RED, BLUE = (200, 10, 20), (20, 10, 200)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from imagefleet_shared.fields import ResizeMode
+from imagefleet_shared.field_types import ResizeMode
 from imagefleet_worker.inpaint.fit import fit, own_size
 
 sides = st.integers(1, 90)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagefleet_shared.errors import InvalidRequest
-from imagefleet_shared.fields import MaskFill, ResizeMode
-from imagefleet_shared.parts import HiresPass, ImageRef, Inpaint
-from imagefleet_worker.hires_size import HiresSize, hires_size
+from imagefleet_shared.field_types import MaskFill, ResizeMode
+from imagefleet_shared.request_parts import HiresPass, ImageRef, Inpaint
+from imagefleet_worker.imaging.hires_size import HiresSize, hires_size
 from imagefleet_worker.inpaint.fill import filled
 from imagefleet_worker.inpaint.fit import fit
 from imagefleet_worker.inpaint.mask import blurred

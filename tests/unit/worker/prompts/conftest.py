@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagefleet_worker.models.families import Family
-from imagefleet_worker.models.pipelines import PipelineCache
-from imagefleet_worker.models.store import ModelStore
-from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.weights.families import Family
 from tests.options import PLAIN
 
 

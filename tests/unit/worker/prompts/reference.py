@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 from transformers.utils.generic import ModelOutput
 
-from imagefleet_worker.models.warm import WarmPipeline
-
-from .reference_parser import pieces
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from tests.unit.worker.prompts.reference_parser import pieces
 
 START, END, COMMA = 49406, 49407, 267
 _ENCODERS = {"sd1": ("",), "sdxl": ("", "_2"), "sdxl_refiner": ("_2",)}

@@ -11,14 +11,13 @@ from torch import Tensor
 from imagefleet_shared.errors import PromptTooLong
 from imagefleet_worker.adapters.delta import Component, Target
 from imagefleet_worker.adapters.merge import applied
-from imagefleet_worker.adapters.wanted import ScaledAdapter
-from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.adapters.scaled import ScaledAdapter
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.prompts.cache import PromptEncoder
 from imagefleet_worker.prompts.encode import TextSettings
 from imagefleet_worker.prompts.encoded import EncodedText
 from tests.random_adapters import adapter_of
-
-from .test_inject import hooks, inversion
+from tests.unit.worker.prompts.test_inject import hooks, inversion
 
 SETTINGS = TextSettings(clip_skip=None, max_tokens=1000)
 TEXTS = ["", "a cat", "a (dog:1.3) by the sea", "a cat BREAK " + "very " * 90 + "long"]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from imagefleet_shared.errors import InvalidRequest, PromptTooLong
-from imagefleet_shared.fields import Emphasis
-from imagefleet_worker.models.warm import WarmPipeline
-from imagefleet_worker.prompts.emphasis import emphasise
+from imagefleet_shared.field_types import Emphasis
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.prompts.apply_weights import emphasise
 from tests.conditioning import Conditioning, encode
-
-from . import reference
+from tests.unit.worker.prompts import reference
 
 LIMIT = 1000
 WEIGHTED = [

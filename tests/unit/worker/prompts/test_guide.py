@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from imagefleet_shared.errors import PromptTooLong
-from imagefleet_worker.models.warm import WarmPipeline
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.prompts.cache import PromptEncoder
+from imagefleet_worker.prompts.conditioning import Guide, PlannedPicture, Steering
 from imagefleet_worker.prompts.encode import TextSettings
 from imagefleet_worker.prompts.encoded import EncodedText, stacked, zeroed
-from imagefleet_worker.prompts.guide import Guide, PlannedPicture, Steering
 from imagefleet_worker.prompts.plan import plan_negative, plan_prompt
 from imagefleet_worker.prompts.triggers import TextualInversion
-
-from .test_inject import hooks, inversion, state
+from tests.unit.worker.prompts.test_inject import hooks, inversion, state
 
 STEPS = 6
 SETTINGS = TextSettings(clip_skip=None, max_tokens=1000)

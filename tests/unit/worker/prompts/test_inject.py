@@ -10,12 +10,11 @@ from torch import Tensor
 
 from imagefleet_shared.errors import IncompatibleAdapter
 from imagefleet_worker.adapters.textual_inversion import Embedding, TextEncoder
-from imagefleet_worker.models.warm import WarmPipeline
-from imagefleet_worker.prompts.inject import injected
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.prompts.inject_embeddings import injected
 from imagefleet_worker.prompts.triggers import TextualInversion
 from tests.conditioning import Conditioning, encode
-
-from . import reference
+from tests.unit.worker.prompts import reference
 
 LIMIT = 1000
 

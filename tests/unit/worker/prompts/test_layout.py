@@ -8,13 +8,12 @@ from transformers import CLIPTokenizer
 
 from imagefleet_shared.errors import InvalidRequest, WorkerFailure
 from imagefleet_worker.adapters.textual_inversion import Embedding
-from imagefleet_worker.models.skeleton import clip_tokenizer
-from imagefleet_worker.prompts.chunks import Place, token_count, token_ids, weights
-from imagefleet_worker.prompts.layout import lay_out, letters_in
+from imagefleet_worker.checkpoints.empty_pipeline import clip_tokenizer
+from imagefleet_worker.prompts.lay_out import lay_out, letters_in
 from imagefleet_worker.prompts.tokens import letters_of
 from imagefleet_worker.prompts.triggers import TextualInversion, Unusable
-
-from . import reference
+from imagefleet_worker.prompts.windows import Place, token_count, token_ids, weights
+from tests.unit.worker.prompts import reference
 
 COMMA = reference.COMMA
 WORDS = "a cat, , ( :1.3) ) [ ] BREAK blue style stork red dog \\( hat of a very small"

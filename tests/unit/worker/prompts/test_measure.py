@@ -5,8 +5,8 @@ import torch
 
 from imagefleet_shared.errors import PromptTooLong
 from imagefleet_worker.adapters.textual_inversion import Embedding
-from imagefleet_worker.models.warm import WarmPipeline
-from imagefleet_worker.prompts.measure import measure
+from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.prompts.count_tokens import measure
 from imagefleet_worker.prompts.plan import plan_negative, plan_prompt, texts_of
 from imagefleet_worker.prompts.triggers import TextualInversion
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from imagefleet_shared.errors import InvalidRequest
 from imagefleet_worker.prompts.parse import BREAK, parse_attention
-
-from .reference_parser import pieces as reference_pieces
+from tests.unit.worker.prompts.reference_parser import pieces as reference_pieces
 
 _WORDS = (
     "( ( [ [ ) ) ] ] ( ) : , . \\ \\( \\) \\[ \\] \\\\ a b cat dog é 日本 _ - + 1 1.3 :1.3) :0.5) "

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagefleet_worker.prompts.schedule import parse_schedule
-
-from .reference_schedule import Reference
+from tests.unit.worker.prompts.reference_schedule import Reference
 
 _FRAGMENTS = st.sampled_from(
     [

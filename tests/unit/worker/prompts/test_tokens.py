@@ -3,7 +3,7 @@
 import pytest
 from transformers import CLIPTokenizer
 
-from imagefleet_worker.models.skeleton import clip_tokenizer
+from imagefleet_worker.checkpoints.empty_pipeline import clip_tokenizer
 from imagefleet_worker.prompts.tokens import letters_of, tokenized
 
 

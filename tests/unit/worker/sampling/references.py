@@ -12,9 +12,8 @@ from torch import Tensor
 
 from imagefleet_shared.samplers import SchedulerName
 from imagefleet_worker.sampling.steps import Denoise, StepNoise
-
-from .oracle import k_diffusion
-from .toys import SD1
+from tests.unit.worker.sampling.oracle import k_diffusion
+from tests.unit.worker.sampling.toys import SD1
 
 UNIPC = SD1 | {"solver_order": 3, "solver_type": "bh1", "final_sigmas_type": "sigma_min"}
 """A1111's settings, for diffusers."""

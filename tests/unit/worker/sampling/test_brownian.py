@@ -9,13 +9,12 @@ from torch import Tensor
 
 from imagefleet_shared.samplers import SchedulerName
 from imagefleet_worker.sampling.brownian import brownian_path
-from imagefleet_worker.sampling.course import make_sigmas
 from imagefleet_worker.sampling.noise import Seeds, brownian
+from imagefleet_worker.sampling.pass_schedule import make_sigmas
+from imagefleet_worker.sampling.registry import SOLVERS
 from imagefleet_worker.sampling.steps import StepNoise
-from imagefleet_worker.sampling.table import SOLVERS
-
-from .oracle import k_diffusion
-from .toys import LEVELS, SHAPE, two_clusters, unit_noise
+from tests.unit.worker.sampling.oracle import k_diffusion
+from tests.unit.worker.sampling.toys import LEVELS, SHAPE, two_clusters, unit_noise
 
 SEEDS = Seeds(seeds=(3, 2**32 - 1))
 SIGMAS = make_sigmas("dpmpp_sde", "automatic", LEVELS, 20)

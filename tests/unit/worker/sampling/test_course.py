@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from imagefleet_shared.samplers import OWN_TIMESTEPS, SchedulerName
-from imagefleet_worker.sampling.course import levels_for, make_course, make_sigmas, tail
+from imagefleet_worker.sampling.pass_schedule import levels_for, make_course, make_sigmas, tail
+from imagefleet_worker.sampling.registry import SOLVERS
 from imagefleet_worker.sampling.schedules import sigmas
-from imagefleet_worker.sampling.table import SOLVERS
-
-from .references import UNIPC, diffusers_scheduler
-from .toys import LEVELS, SD1, counted_noise, two_clusters, unit_noise
+from tests.unit.worker.sampling.references import UNIPC, diffusers_scheduler
+from tests.unit.worker.sampling.toys import LEVELS, SD1, counted_noise, two_clusters, unit_noise
 
 NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 BY_TIMESTEPS = [name for name in NAMES if SOLVERS[name].by_timesteps]

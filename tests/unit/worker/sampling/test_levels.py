@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagefleet_worker.sampling.levels import ConsistencyLevels, NoiseLevels, Prediction
-
-from .oracle import k_diffusion
-from .references import diffusers_scheduler
-from .toys import LEVELS, SD1, unit_noise
+from imagefleet_worker.sampling.noise_levels import ConsistencyLevels, NoiseLevels, Prediction
+from tests.unit.worker.sampling.oracle import k_diffusion
+from tests.unit.worker.sampling.references import diffusers_scheduler
+from tests.unit.worker.sampling.toys import LEVELS, SD1, unit_noise
 
 CONFIGS = [
     SD1,

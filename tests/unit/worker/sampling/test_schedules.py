@@ -6,11 +6,10 @@ import pytest
 import torch
 from scipy import stats
 
-from imagefleet_worker.sampling.levels import ConsistencyLevels, NoiseLevels
+from imagefleet_worker.sampling.noise_levels import ConsistencyLevels, NoiseLevels
 from imagefleet_worker.sampling.schedules import Spacing, karras, sigmas
-
-from .oracle import k_diffusion
-from .toys import LEVELS, SD1
+from tests.unit.worker.sampling.oracle import k_diffusion
+from tests.unit.worker.sampling.toys import LEVELS, SD1
 
 STEPS = [1, 2, 7, 20, 50]
 ENDS = (LEVELS.sigma_min, LEVELS.sigma_max)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
-from imagefleet_worker.sampling.course import levels_for, make_course
+from imagefleet_worker.sampling.pass_schedule import levels_for, make_course
+from imagefleet_worker.sampling.registry import SOLVERS
 from imagefleet_worker.sampling.schedules import Spacing, karras, sigmas
-from imagefleet_worker.sampling.table import SOLVERS
-
-from .references import REFERENCES
-from .toys import (
+from tests.unit.worker.sampling.references import REFERENCES
+from tests.unit.worker.sampling.toys import (
     LEVELS,
     Counted,
     counted_noise,

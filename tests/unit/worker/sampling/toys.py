@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from imagefleet_worker.sampling.levels import NoiseLevels
+from imagefleet_worker.sampling.noise_levels import NoiseLevels
 from imagefleet_worker.sampling.steps import Denoise, StepNoise
 
 SD1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -6,14 +6,14 @@ from math import prod
 from torch import Tensor
 
 from imagefleet_worker.adapters.kinds.dora import DoRA
+from imagefleet_worker.adapters.kinds.elementwise import IA3, Full, SparseRest
 from imagefleet_worker.adapters.kinds.factors import Misfit, Shape, fits
-from imagefleet_worker.adapters.kinds.given import Given, Incomplete, StatedAlpha
 from imagefleet_worker.adapters.kinds.glora import GLoRA
 from imagefleet_worker.adapters.kinds.low_rank import LoHa, LoKr, LoRA, LowRank, RowwiseLoRA
 from imagefleet_worker.adapters.kinds.orthogonal import BOFT, OFT
-from imagefleet_worker.adapters.kinds.plain import IA3, Full, SparseRest
 from imagefleet_worker.adapters.kinds.product import Product, Whole
-from imagefleet_worker.adapters.parts import Part
+from imagefleet_worker.adapters.kinds.tensors import Given, Incomplete, StatedAlpha
+from imagefleet_worker.adapters.tensor_roles import Part
 
 AnyDelta = LowRank | DoRA | SparseRest | GLoRA | Full | IA3 | OFT | BOFT
 

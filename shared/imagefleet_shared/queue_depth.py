@@ -1,0 +1,40 @@
+"""How much waits in the queues, and how many workers there are for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from redis import Redis
+
+from imagefleet_shared.field_types import JobKind
+from imagefleet_shared.routing import PRIORITIES, QUEUES, queue_list, serving_key
+
+# KEYS: the workers of a kind, the lists of its queue. ARGV: who asks. By Redis's clock.
+_COUNT: Final = """
+local waiting = 0
+for place = 2, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[place]) end
+local now, mine = redis.call('TIME')[1], redis.call('ZSCORE', KEYS[1], ARGV[1])
+local workers = redis.call('ZCOUNT', KEYS[1], now, '+inf')
+if not mine or tonumber(mine) < tonumber(now) then workers = workers + 1 end
+return {waiting, workers}
+"""
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What waits of a kind of job."""
+
+    waiting: int
+    """Messages that no worker has taken."""
+    workers: int
+    """Live ones that take this kind, the one that asks included."""
+
+
+def read_backlog(redis: Redis, kinds: Sequence[JobKind], worker: str) -> dict[JobKind, Backlog]:
+    """What waits of each kind that a worker takes, announced or not yet."""
+    count = redis.register_script(_COUNT)
+    pipeline = redis.pipeline(transaction=False)
+    for kind in kinds:
+        lists = [queue_list(QUEUES[kind], priority) for priority in PRIORITIES]
+        count(keys=[serving_key(kind), *lists], args=[worker], client=pipeline)
+    return {kind: Backlog(*counts) for kind, counts in zip(kinds, pipeline.execute(), strict=True)}

@@ -1,0 +1,84 @@
+"""Parsed adapters at hand for an engine: in host memory, and as far as they fit on the device."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from imagefleet_worker.adapters.delta import Adapter
+from imagefleet_worker.adapters.kinds.factors import Factors
+from imagefleet_worker.lru_cache import Kept, KeptStats
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class ShelfStats:
+    """Counters of both places; a device hit asks nothing of the host."""
+
+    host: KeptStats
+    device: KeptStats
+
+
+class AdapterShelf(Generic[K]):
+    """Keeps adapters least recently used out first; for the engine's thread.
+
+    Args:
+        load: parses the adapter that a key names. A key must change when its file does.
+        device: of the weights that adapters are merged into. For a GPU, host copies are
+            page-locked, so that they travel at full speed; for the CPU there is one place only.
+        host_bytes: for adapters in host memory.
+        device_bytes: for adapters on a GPU.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[K], Adapter],
+        device: torch.device,
+        *,
+        host_bytes: int,
+        device_bytes: int,
+    ) -> None:
+        self._load = load
+        self._device = device
+        self._host: Kept[K, Adapter] = Kept(_size, host_bytes)
+        self._on_device: Kept[K, Adapter] = Kept(_size, device_bytes)
+
+    @property
+    def stats(self) -> ShelfStats:
+        return ShelfStats(self._host.stats, self._on_device.stats)
+
+    def get(self, key: K) -> Adapter:
+        """The adapter of that key; raises what `load` raises."""
+        if self._device.type == "cpu":
+            return self._on_host(key)
+        return self._on_device.get(key, lambda: self._moved(key))
+
+    def _on_host(self, key: K) -> Adapter:
+        return self._host.get(key, lambda: self._read(key))
+
+    def _read(self, key: K) -> Adapter:
+        adapter = self._load(key)
+        if self._device.type != "cuda":
+            return adapter
+        return mapped(adapter, lambda tensor: tensor.pin_memory())
+
+    def _moved(self, key: K) -> Adapter:
+        return mapped(self._on_host(key), lambda tensor: tensor.to(self._device, non_blocking=True))
+
+
+def mapped(adapter: Adapter, change: Callable[[Tensor], Tensor]) -> Adapter:
+    """The adapter with each of its tensors changed: pinned, or moved."""
+    deltas = {
+        target: delta.mapped(change)
+        for target, delta in adapter.deltas.items()
+        if isinstance(delta, Factors)
+    }
+    assert len(deltas) == len(adapter.deltas), "adapters of files are made of factors"
+    return replace(adapter, deltas=deltas)
+
+
+def _size(adapter: Adapter) -> int:
+    return adapter.size_bytes

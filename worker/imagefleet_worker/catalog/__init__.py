@@ -1,0 +1,1 @@
+"""Model files of every kind: listed, described, fetched, looked up by name."""

@@ -1,0 +1,105 @@
+"""Which files and folders under a model folder count as models of a kind."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from imagefleet_shared.errors import FileUnavailable
+from imagefleet_worker.checkpoints.diffusers_folder import INDEX
+
+NamedKind = Literal["checkpoint", "lora", "embedding", "upscaler", "face"]
+"""What requests ask for by name; `face`: a face restorer."""
+Kind = NamedKind | Literal["face_part"]
+"""And what these need beside them: `face_part`, a face detector or parser."""
+
+_FOLDERS: dict[str, Kind] = {
+    "checkpoints": "checkpoint",
+    "stable-diffusion": "checkpoint",
+    "loras": "lora",
+    "lora": "lora",
+    "lycoris": "lora",
+    "embeddings": "embedding",
+    "upscalers": "upscaler",
+    "esrgan": "upscaler",
+    "realesrgan": "upscaler",
+    "swinir": "upscaler",
+    "dat": "upscaler",
+    "hat": "upscaler",
+    "scunet": "upscaler",
+    "faces": "face",
+    "gfpgan": "face",
+    "codeformer": "face",
+    "restoreformer": "face",
+}
+_SUFFIXES: dict[Kind, set[str]] = {
+    # Pickles are listed so that asking for one says why it is refused.
+    "checkpoint": {".safetensors", ".ckpt", ".pt", ".pth"},
+    "lora": {".safetensors", ".pt", ".bin"},
+    "embedding": {".safetensors", ".pt", ".bin"},
+    "upscaler": {".safetensors", ".pth"},
+    "face": {".safetensors", ".pth"},
+    "face_part": {".safetensors", ".pth"},
+}
+_FACE_PARTS = ("detection_", "parsing_")
+"""How facexlib names those files, which A1111 keeps among its restorers."""
+
+
+def model_paths(root: Path, kind: Kind) -> list[Path]:
+    """The models of a kind: files, and for checkpoints diffusers folders too; resolved, each once.
+
+    Hidden entries, links to folders, and links that lead out of the root are left out.
+
+    Raises:
+        FileUnavailable: the root or a folder in it cannot be read.
+    """
+    home = root.resolve()
+    found: set[Path] = set()
+    try:
+        for folder in home.iterdir():
+            known = _FOLDERS.get(folder.name.lower())
+            if known == ("face" if kind == "face_part" else kind) and _is_real_folder(folder):
+                found.update(path.resolve() for path in _walk(folder, kind))
+    except OSError as exc:
+        raise FileUnavailable(f"the model folder {root} cannot be read: {exc}") from exc
+    return sorted(path for path in found if path.is_relative_to(home))
+
+
+def kind_of(path: PurePosixPath) -> Kind | None:
+    """What a file is for by its path below a model folder; None where it is no model."""
+    kind = _FOLDERS.get(path.parts[0].lower())
+    hidden = any(part.startswith(".") for part in path.parts)
+    if kind is None or hidden or len(path.parts) < 2:
+        return None
+    if kind == "face" and path.name.lower().startswith(_FACE_PARTS):
+        kind = "face_part"
+    return kind if path.suffix.lower() in _SUFFIXES[kind] else None
+
+
+def diffusers_folders(paths: Iterable[PurePosixPath]) -> set[PurePosixPath]:
+    """The diffusers folders among the checkpoints, by the files below a model folder."""
+    return {
+        path.parent
+        for path in paths
+        if path.name == INDEX
+        and len(path.parts) > 2
+        and _FOLDERS.get(path.parts[0].lower()) == "checkpoint"
+    }
+
+
+def _walk(folder: Path, kind: Kind) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if _is_real_folder(entry):
+            if kind == "checkpoint" and (entry / INDEX).is_file():
+                yield entry
+            else:
+                yield from _walk(entry, kind)
+        elif entry.suffix.lower() in _SUFFIXES[kind] and entry.is_file():
+            is_part = entry.name.lower().startswith(_FACE_PARTS)
+            if kind not in ("face", "face_part") or is_part == (kind == "face_part"):
+                yield entry
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

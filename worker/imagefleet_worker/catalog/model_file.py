@@ -1,0 +1,53 @@
+"""A model that requests can name."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagefleet_shared.errors import ImagefleetError
+from imagefleet_worker.catalog.bucket import RemoteFile
+from imagefleet_worker.catalog.listing import Kind
+from imagefleet_worker.catalog.metadata import Facts
+from imagefleet_worker.weights.families import Family
+
+Version = tuple[Path, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """A model; two are equal only if the file was not replaced in between.
+
+    Attributes:
+        name: what requests call it.
+        kind: what it is for.
+        path: the file, or the diffusers folder. One of the bucket lies there once it is fetched.
+        size_bytes: of the file, or of the folder's weights.
+        modified_ns: last change, nanoseconds since the epoch.
+        facts: what it says of itself; None for what cannot be loaded, or not now.
+        fault: why it may be good and yet is not used: it could not be read just now, or another
+            has its name.
+        remote: where it is in the bucket; None for a local one.
+    """
+
+    name: str
+    kind: Kind
+    path: Path
+    size_bytes: int
+    modified_ns: int
+    facts: Facts | None
+    fault: ImagefleetError | None = field(default=None, compare=False)
+    remote: RemoteFile | None = None
+
+    @property
+    def family(self) -> Family | None:
+        """The architecture that it has or is for; None where that cannot be told."""
+        return self.facts.family if self.facts else None
+
+    @property
+    def native_size_px(self) -> int:
+        """Picture side that a checkpoint was trained at; 0 for anything else."""
+        return self.facts.native_size_px if self.facts else 0
+
+    @property
+    def version(self) -> Version:
+        """Equal for equal content, as far as can be told without reading it."""
+        return (self.path, self.modified_ns, self.size_bytes)

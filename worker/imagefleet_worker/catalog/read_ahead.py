@@ -1,0 +1,80 @@
+"""Whole files read: for their hash, and so that a load which follows waits for no disk."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from imagefleet_shared.errors import FileUnavailable, ImagefleetError
+from imagefleet_worker.catalog.model_file import ModelFile
+
+log = logging.getLogger(__name__)
+
+
+class ReadAhead:
+    """Brings checkpoints into the page cache on the threads of jobs that wait for their turn.
+
+    It reads and hashes, which takes nothing from the engine's thread; it computes no tensors.
+
+    Args:
+        sha256: hashes a file, unless that was done before.
+    """
+
+    def __init__(self, sha256: Callable[[ModelFile], str | None]) -> None:
+        self._sha256 = sha256
+        self._loaded: set[ModelFile] = set()
+        self._being_read: set[ModelFile] = set()
+
+    def loaded(self, file: ModelFile) -> None:
+        """Take note that a checkpoint is in memory: nobody need read it."""
+        self._loaded.add(file)
+
+    def unloaded(self, file: ModelFile) -> None:
+        """Take note that it is no more."""
+        self._loaded.discard(file)
+
+    def read(self, files: Iterable[ModelFile]) -> None:
+        """Read the checkpoints among the files that are not loaded; what cannot be read is left."""
+        for file in files:
+            if file.kind == "checkpoint" and file not in self._loaded | self._being_read:
+                self._being_read.add(file)
+                try:
+                    self._read(file)
+                except ImagefleetError as exc:
+                    # Whoever loads it says the same, if it matters.
+                    log.warning("%s is not read ahead: %s", file.name, exc)
+                finally:
+                    self._being_read.discard(file)
+
+    def _read(self, file: ModelFile) -> None:
+        weights = file.path.rglob("*.safetensors") if file.path.is_dir() else [file.path]
+        for path in weights:
+            will_need(path)
+        self._sha256(file)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 in hexadecimal.
+
+    Raises:
+        FileUnavailable: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as exc:
+        raise FileUnavailable(f"{path.name} cannot be read: {exc.strerror}") from exc
+
+
+def will_need(path: Path) -> None:
+    """Have the operating system read a file into its page cache; returns before it is there.
+
+    Raises:
+        FileUnavailable: the file cannot be opened.
+    """
+    try:
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    except OSError as exc:
+        raise FileUnavailable(f"{path.name} cannot be read: {exc.strerror}") from exc

@@ -1,0 +1,1 @@
+"""Checkpoint files loaded as pipelines that stay warm."""

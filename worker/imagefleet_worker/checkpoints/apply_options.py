@@ -1,0 +1,43 @@
+"""A loaded pipeline made to run as the worker's options say."""
+
+import torch
+from torch.nn import Module
+
+from imagefleet_worker.checkpoints.empty_pipeline import Pipeline
+from imagefleet_worker.device.attention import set_attention
+from imagefleet_worker.device.compile import compile_blocks
+from imagefleet_worker.device.cuda_graphs import record_graphs
+from imagefleet_worker.device.layer_offload import offload_layers
+from imagefleet_worker.device.presets import Options
+from imagefleet_worker.device.transfer import move
+
+
+def tune(pipeline: Pipeline, options: Options, device: torch.device) -> None:
+    """Have the pipeline run on the device by these options; before anything is merged into it.
+
+    Args:
+        pipeline: freshly loaded: onto the device, or with `offload` into host memory.
+        options: of the worker.
+        device: where passes run.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    unet, vae = pipeline.unet, pipeline.vae
+    if options.channels_last:
+        unet.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)
+    set_attention(unet, vae, options.attention)
+    if options.vae_tiling:
+        vae.enable_tiling()
+    if options.compile:
+        compile_blocks(unet)
+        compile_blocks(vae.decoder)
+    if options.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    if options.offload == "sequential":
+        for network in pipeline.components.values():
+            if isinstance(network, Module):
+                weights = [*network.parameters(), *network.buffers()]
+                move(weights, torch.device("cpu"), pinned=device.type == "cuda")
+                offload_layers(network, device)
+    if options.cuda_graphs:
+        record_graphs(unet)

@@ -1,0 +1,1 @@
+"""What depends on the device: options, memory, compilation, transfers."""

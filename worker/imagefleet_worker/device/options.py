@@ -1,0 +1,51 @@
+"""The options of this machine's engine: what is set, else what suits its device."""
+
+import logging
+from dataclasses import asdict
+
+import torch
+
+from imagefleet_shared.errors import WorkerFailure
+from imagefleet_worker.device.attention import choose_attention
+from imagefleet_worker.device.compile import set_up_compiler, why_no_compiler
+from imagefleet_worker.device.presets import (
+    Machine,
+    Options,
+    attention_asked,
+    choose_options,
+    choose_preset,
+)
+from imagefleet_worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+
+def card_bytes(device: torch.device) -> int | None:
+    """Memory of the whole card; None: the device is the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def options_on(device: torch.device, dtype: torch.dtype, settings: WorkerSettings) -> Options:
+    """Choose them, log them, and where they compile set the compiler up.
+
+    Raises:
+        WorkerFailure: an option that is set cannot be had here, or no attention backend works.
+    """
+    machine = Machine(accelerator_bytes=card_bytes(device), why_no_compiler=why_no_compiler)
+    choice = choose_preset(settings.preset, machine)
+    asked = attention_asked(settings, choice.preset, machine)
+    attention = choose_attention(asked, device, dtype)
+    options = choose_options(settings, choice.preset, machine, attention)
+    chosen = ", ".join(f"{name} {value}" for name, value in asdict(options).items())
+    log.info(
+        "device %s, %s, preset %s (%s): %s", device, dtype, choice.preset, choice.reason, chosen
+    )
+    if settings.upscaler_compile and (reason := why_no_compiler()):
+        raise WorkerFailure(
+            f"IMAGEFLEET_UPSCALER_COMPILE=true, but {reason}; unset it or install g++"
+        )
+    if options.compile or settings.upscaler_compile:
+        set_up_compiler(settings.compile_cache_dir)
+    return options

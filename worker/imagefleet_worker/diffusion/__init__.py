@@ -1,0 +1,1 @@
+"""Pictures drawn by diffusion: the passes of a batch, from prompts to pixels."""

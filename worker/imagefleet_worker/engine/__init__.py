@@ -1,0 +1,1 @@
+"""The thread that owns the device: which jobs wait, which run together, how many at once."""

@@ -1,0 +1,1 @@
+"""Pictures as PIL images and as tensors, and their sizes."""

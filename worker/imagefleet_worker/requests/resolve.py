@@ -1,0 +1,233 @@
+"""A request, the worker's defaults and the files on disk made into a job with nothing optional."""
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import replace
+
+from PIL import Image
+
+from imagefleet_shared.errors import InvalidRequest, UnknownCheckpoint
+from imagefleet_shared.field_types import LATENT_MODES, PIXEL_MODES
+from imagefleet_shared.records import JobRecord
+from imagefleet_shared.request_parts import ImageRef
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
+from imagefleet_shared.storage import ObjectStore
+from imagefleet_worker.catalog.model_file import ModelFile
+from imagefleet_worker.catalog.remote import Tell, unheard
+from imagefleet_worker.catalog.store import ModelStore
+from imagefleet_worker.faces.resolved import resolve_faces
+from imagefleet_worker.imaging.convert import decode_image, decode_mask
+from imagefleet_worker.imaging.hires_size import hires_size
+from imagefleet_worker.inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
+from imagefleet_worker.jobs.encode import check_text
+from imagefleet_worker.requests.defaults import filled, first_steps, hires_steps, seeds_of
+from imagefleet_worker.requests.limits import UploadChecker, check_pixels
+from imagefleet_worker.requests.pass_inputs import Look, LookFinder
+from imagefleet_worker.requests.resolved import Hires, Refiner, ResolvedGenerate, UpscaleJob
+from imagefleet_worker.settings import WorkerSettings
+
+
+class Resolver:
+    """Decides what a request leaves open, and refuses what cannot be done, before the device."""
+
+    def __init__(self, settings: WorkerSettings, models: ModelStore, store: ObjectStore) -> None:
+        self._settings = settings
+        self._models = models
+        self._store = store
+        self._uploads = UploadChecker(models, self._fetch, settings.max_output_pixels)
+        self._looks = LookFinder(models, settings.max_prompt_tokens)
+
+    def resolve(self, job: JobRecord) -> ResolvedGenerate | UpscaleJob:
+        """Make a job ready.
+
+        Raises:
+            InvalidRequest: something asked for does not exist, does not fit, or cannot be read.
+            StorageUnavailable: an input picture or a model cannot be fetched.
+            CorruptFile: a model is not what is published of it.
+        """
+        request = job.request()
+        if isinstance(request, UpscaleRequest):
+            return self._uploads.check(request)
+        return self.generate(request, job.id)
+
+    @contextmanager
+    def on_disk(
+        self, job: JobRecord, tell: Tell = unheard
+    ) -> Generator[ResolvedGenerate | UpscaleJob]:
+        """A job made ready, with all its models on local disk until the context ends.
+
+        Args:
+            job: to be made ready.
+            tell: hears how far models are fetched; what it raises ends that.
+
+        Raises as `resolve`.
+        """
+        ready = self.resolve(job)
+        # Now, so that gigabytes are fetched only for what can be done.
+        with self.kept(ready, tell):
+            yield ready
+
+    @contextmanager
+    def kept(self, ready: ResolvedGenerate | UpscaleJob, tell: Tell = unheard) -> Generator[None]:
+        """Have all models of a job on local disk until the context ends; raises as `resolve`."""
+        upscalers = [file for file in map(self._upscaler, ready.upscalers) if file]
+        with self._models.kept((*ready.files, *upscalers), tell):
+            yield
+
+    def default_checkpoint(self) -> str | None:
+        """What a request that names no checkpoint gets; None where there is no such choice."""
+        checkpoints = [
+            file for file in self._models.named("checkpoint") if file.family != "sdxl_refiner"
+        ]
+        return self._settings.default_checkpoint or (
+            checkpoints[0].name if len(checkpoints) == 1 else None
+        )
+
+    def generate(self, asked: GenerateRequest, job_id: str) -> ResolvedGenerate:
+        """Make a request to draw ready; raises as `resolve`."""
+        checkpoint = self._checkpoint(asked.checkpoint)
+        source = self._picture(asked.image) if asked.image else None
+        request = filled(asked, checkpoint, source, job_id)
+        width, height = request.width or 0, request.height or 0
+        check_pixels("picture", width, height, self._settings.max_pixels)
+        hires = self._hires(request, checkpoint, width, height) if request.hires else None
+        start = self._start(request, source, hires) if source else None
+        size = (hires.size.width, hires.size.height) if hires else (width, height)
+        whole = start.overlay if start and start.region else None
+        self._uploads.check_drawn(request, *(whole.size if whole else size))
+        look = self._look(request, checkpoint)
+        job = ResolvedGenerate(
+            request=request,
+            look=look,
+            width=width,
+            height=height,
+            seeds=seeds_of(request),
+            steps=first_steps(request),
+            start=start,
+            refiner=self._refiner(request, look),
+            hires=hires,
+            upscale=request.upscale,
+            faces=resolve_faces(request.face_restore, self._models)
+            if request.face_restore
+            else None,
+        )
+        _require_used(request, job.looks)
+        check_text(job)
+        return job
+
+    def _checkpoint(self, name: str | None) -> ModelFile:
+        name = name or self.default_checkpoint()
+        if name is None:
+            known = self._models.named("checkpoint")
+            faults = [file.fault for file in known if file.fault]
+            if faults and len(known) - len(faults) < 2:
+                # With that file, another might be the only one.
+                raise faults[0]
+            names = [file.name for file in known]
+            raise UnknownCheckpoint("(none given, and this worker has no default)", names)
+        checkpoint = self._models.find("checkpoint", name)
+        if checkpoint.family == "sdxl_refiner":
+            raise InvalidRequest(
+                f"checkpoint {name!r} is an SDXL refiner, which only goes on with a picture that "
+                "another checkpoint began: give it as refiner_checkpoint"
+            )
+        return checkpoint
+
+    def _upscaler(self, name: str) -> ModelFile | None:
+        """Its file; None for what needs none."""
+        if name in (*LATENT_MODES, *PIXEL_MODES):
+            return None
+        return self._models.find("upscaler", name)
+
+    def _picture(self, image: ImageRef) -> Image.Image:
+        return decode_image(self._fetch(image), self._settings.max_output_pixels)
+
+    def _fetch(self, image: ImageRef) -> bytes:
+        content = self._store.find(image.key)
+        if content is None:
+            raise InvalidRequest(f"input image {image.key!r} is not in the store")
+        return content
+
+    def _look(self, request: GenerateRequest, checkpoint: ModelFile) -> Look:
+        return self._looks.find(
+            checkpoint,
+            request.prompt,
+            request.negative_prompt,
+            loras=request.loras,
+            inversions=request.textual_inversions,
+            emphasis=request.emphasis,
+            steps=first_steps(request).counted(),
+        )
+
+    def _refiner(self, request: GenerateRequest, look: Look) -> Refiner | None:
+        if request.refiner_checkpoint is None:
+            return None
+        checkpoint = self._models.find("checkpoint", request.refiner_checkpoint)
+        _require_same_latents("refiner_checkpoint", checkpoint, look.checkpoint)
+        if checkpoint.family == look.checkpoint.family:
+            own = replace(look, checkpoint=checkpoint)
+        else:
+            # SDXL's refiner is another network: no LoRA is for it, A1111 gives it no embeddings.
+            own = self._looks.bare(look, checkpoint, request.emphasis)
+        return Refiner(own, request.refiner_switch_at)
+
+    def _hires(
+        self, request: GenerateRequest, checkpoint: ModelFile, width: int, height: int
+    ) -> Hires:
+        hires = request.hires
+        assert hires is not None, "called where there is a hires pass"
+        size = hires_size(width, height, hires)
+        check_pixels("hires picture", size.width, size.height, self._settings.max_pixels)
+        self._upscaler(hires.upscaler)
+        if hires.checkpoint:
+            first, checkpoint = checkpoint, self._checkpoint(hires.checkpoint)
+            if hires.upscaler in LATENT_MODES:
+                _require_same_latents("hires.checkpoint", checkpoint, first)
+        look = self._looks.find(
+            checkpoint,
+            request.prompt if hires.prompt is None else hires.prompt,
+            request.negative_prompt if hires.negative_prompt is None else hires.negative_prompt,
+            loras=request.loras if hires.loras is None else hires.loras,
+            inversions=request.textual_inversions,
+            emphasis=request.emphasis,
+            steps=hires_steps(request, hires).counted(),
+            first_pass_steps=first_steps(request).counted(),
+        )
+        return Hires(look, size, hires.upscaler, hires_steps(request, hires))
+
+    def _start(
+        self, request: GenerateRequest, source: Image.Image, hires: Hires | None
+    ) -> PreparedImage:
+        width, height = request.width or 0, request.height or 0
+        if request.inpaint is None:
+            prepared = prepare_image(source, width, height, request.resize_mode)
+        else:
+            content = self._fetch(request.inpaint.mask_image)
+            mask = decode_mask(content, self._settings.max_output_pixels)
+            prepared = prepare_inpaint(
+                *(source, mask, request.inpaint, width, height, request.resize_mode),
+                hires.size if hires else None,
+            )
+        # To be stretched as latents, a picture is encoded at its own size.
+        check_pixels("image to encode", *prepared.image.size, self._settings.max_pixels)
+        return prepared
+
+
+def _require_used(request: GenerateRequest, looks: Iterable[Look]) -> None:
+    """Every embedding that the request has as a field stands in some text."""
+    used = {(one.embedding.name, one.token) for look in looks for one in look.inversions}
+    for asked in request.textual_inversions:
+        token = asked.token or asked.name
+        if (asked.name, token) not in used:
+            raise InvalidRequest(
+                f"embedding {asked.name!r} is asked for, but its token {token!r} stands in neither "
+                "prompt nor negative_prompt"
+            )
+
+
+def _require_same_latents(field: str, checkpoint: ModelFile, first: ModelFile) -> None:
+    if (checkpoint.family == "sd1") != (first.family == "sd1"):
+        raise InvalidRequest(
+            f"{field} {checkpoint.name!r} is {checkpoint.family}; it cannot go on with the latents "
+            f"of {first.name!r}, which is {first.family}"
+        )

@@ -1,0 +1,120 @@
+"""Jobs with nothing left open: what the engine draws and enlarges."""
+
+from dataclasses import dataclass
+
+from imagefleet_shared.request_parts import UpscalePass
+from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
+from imagefleet_worker.catalog.model_file import ModelFile
+from imagefleet_worker.faces.resolved import ResolvedFaces
+from imagefleet_worker.imaging.hires_size import HiresSize
+from imagefleet_worker.inpaint.prepare import PreparedImage
+from imagefleet_worker.requests.pass_inputs import Look
+from imagefleet_worker.sampling.noise import Seeds
+from imagefleet_worker.sampling.sample import Steps
+from imagefleet_worker.upscale.decode_input import UpscaleInput, decode_upscale_input
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """The checkpoint that takes over in the first pass."""
+
+    look: Look
+    switch_at: float
+    """Share of the training timesteps passed."""
+
+
+@dataclass(frozen=True)
+class Hires:
+    """The second pass, everything decided."""
+
+    look: Look
+    size: HiresSize
+    upscaler: str
+    steps: Steps
+
+
+@dataclass(frozen=True)
+class ResolvedGenerate:
+    """A generate job, ready to be drawn."""
+
+    request: GenerateRequest
+    """The request with what was decided filled in; guidance, clip_skip, emphasis are read here."""
+    look: Look
+    width: int
+    height: int
+    seeds: Seeds
+    steps: Steps
+    start: PreparedImage | None
+    """None: txt2img."""
+    refiner: Refiner | None
+    hires: Hires | None
+    upscale: UpscalePass | None
+    faces: ResolvedFaces | None
+
+    @property
+    def looks(self) -> list[Look]:
+        """Of every pass."""
+        return [self.look, *(part.look for part in (self.refiner, self.hires) if part)]
+
+    @property
+    def files(self) -> list[ModelFile]:
+        """Checkpoints and LoRAs of every pass, and what faces need; embeddings are read already."""
+        loras = (lora.file for look in self.looks for lora in look.loras)
+        faces = self.faces.files if self.faces else ()
+        return [*(look.checkpoint for look in self.looks), *loras, *faces]
+
+    @property
+    def upscalers(self) -> list[str]:
+        """Names of those that it asks for; some are no models."""
+        hires = [self.hires.upscaler] if self.hires else []
+        return [*hires, *(self.upscale.upscalers if self.upscale else ())]
+
+
+@dataclass(frozen=True)
+class ResolvedUpscale:
+    """A picture of an upscale job, ready to be enlarged."""
+
+    request: UpscaleRequest
+    picture: UpscaleInput
+    faces: ResolvedFaces | None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture of an upscale job, as it came and was found good."""
+
+    content: bytes
+    width: int
+    height: int
+    decoded: UpscaleInput | None
+    """None: too much to be kept decoded until its turn."""
+
+
+@dataclass(frozen=True)
+class UpscaleJob:
+    """An upscale job whose pictures were all checked; they are enlarged one after the other."""
+
+    request: UpscaleRequest
+    uploads: tuple[Upload, ...]
+    faces: ResolvedFaces | None
+
+    def ready(self, place: int) -> ResolvedUpscale:
+        """The picture at that place, decoded."""
+        upload = self.uploads[place]
+        pixels = upload.width * upload.height
+        picture = upload.decoded or decode_upscale_input(upload.content, pixels)
+        return ResolvedUpscale(self.request, picture, self.faces)
+
+    @property
+    def files(self) -> list[ModelFile]:
+        """What faces need."""
+        return list(self.faces.files) if self.faces else []
+
+    @property
+    def upscalers(self) -> list[str]:
+        """Names of those that it asks for; some are no models."""
+        return list(self.request.upscalers)
+
+
+ResolvedJob = ResolvedGenerate | ResolvedUpscale
+"""What the engine takes."""

@@ -1,0 +1,1 @@
+"""Weight files as they are: which tensors there are, under which names."""
