@@ -25,7 +25,7 @@ _WORKER_START_TIMEOUT_S = 300  # the first import of torch from a cold disk take
 _WORKER_STOP_TIMEOUT_S = 75  # more than the worker's own drain_timeout_s
 _SERVER_STOP_TIMEOUT_S = 15
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Fleet(BaseModel, frozen=True):
@@ -125,7 +125,7 @@ def _start(home: Home) -> Fleet:
         for process in stage:
             if process is worker:
                 _forget_workers(redis.url)
-            _logger.info("starting %s, log in %s", process.name, process.log)
+            logger.info("starting %s, log in %s", process.name, process.log)
             process.launch()
             fleet = fleet.with_process(process)
             home.keep(fleet)
@@ -184,7 +184,7 @@ def stop(home: Home) -> bool:
     stopped = False
     for process in reversed(fleet.processes):
         if process.alive:
-            _logger.info("stopping %s", process.name)
+            logger.info("stopping %s", process.name)
             patient = process.name == "worker"
             process.stop(_WORKER_STOP_TIMEOUT_S if patient else _SERVER_STOP_TIMEOUT_S)
             stopped = True

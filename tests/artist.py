@@ -10,7 +10,7 @@ from PIL import Image
 from imagefleet_producer import GenerateRequest
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
-from imagefleet_worker.app import make_studio
+from imagefleet_worker.build import make_studio
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.progress import Stages
 from imagefleet_worker.requests.resolve import Resolver

@@ -12,7 +12,7 @@ from PIL import Image
 from imagefleet_shared.request_parts import ImageRef
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
-from imagefleet_worker.app import make_studio
+from imagefleet_worker.build import make_studio
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline

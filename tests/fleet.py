@@ -51,12 +51,15 @@ class TestFleet:
         self.workers.append(process)
         return process.start()
 
-    def start_sleeper(self, supervised: bool = False, **settings: str) -> Process:
+    def start_sleeper(
+        self, supervised: bool = False, models: bool = False, **settings: str
+    ) -> Process:
         """Start a worker whose engine sleeps; its renderings are in `runs`.
 
-        It takes one job at a time, unless `max_batch_pixels` says otherwise.
+        It takes one job at a time, unless `max_batch_pixels` says otherwise, and looks for no
+        models, unless `models` says so.
         """
-        options = ["--supervised"] if supervised else []
+        options = [*(["--supervised"] if supervised else []), *(["--models"] if models else [])]
         arguments = ["-m", "tests.chaos.sleeping_worker", str(self.runs_file), *options]
         return self.start_worker(arguments, **{"max_batch_pixels": "0", **settings})
 

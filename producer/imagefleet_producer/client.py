@@ -24,7 +24,7 @@ from imagefleet_shared.settings import BrokerSettings, StorageSettings
 from imagefleet_shared.storage import open_store
 from imagefleet_shared.storage_keys import CONTENT_TYPES, input_key
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _RETRIES = 2
 """An app hears of a lost Redis after about 150 ms of trying, or the connect timeout."""
@@ -155,7 +155,7 @@ class Client:
             publish(self._celery, wakeup)
         except OperationalError:
             # The job is in the ledger, hence enqueued; the fleet finds that its message is missing.
-            log.warning("job %s is entered, its message was not published", job.id)
+            logger.warning("job %s is entered, its message was not published", job.id)
         return job
 
 

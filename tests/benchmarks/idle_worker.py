@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.storage import S3Store, StoredObject
-from imagefleet_worker.app import Worker
 from imagefleet_worker.progress import Stages
 from imagefleet_worker.requests.resolved import ResolvedJob
 from imagefleet_worker.settings import WorkerSettings
+from imagefleet_worker.worker import Worker
 from localfleet.servers import BUCKET
 from tests.benchmarks.photographs import photograph
+from tests.light_worker import light_parts
 
 STEPS = 25
 
@@ -67,10 +67,9 @@ def main() -> None:
     Worker(
         f"idle-{os.getpid()}",
         WorkerSettings(),
-        torch.device("cpu"),
+        light_parts(gpu, Path(runs).parent),
+        LateStore(StorageSettings(), float(store_s)),
         beat_fd=None,
-        renderer=gpu,
-        store=LateStore(StorageSettings(), float(store_s)),
     ).run()
 
 

@@ -9,7 +9,7 @@ import torch
 from imagefleet_producer import GenerateRequest
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
-from imagefleet_worker.app import make_studio
+from imagefleet_worker.build import make_studio
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.engine.engine import Engine
 from imagefleet_worker.engine.requests import Rendered

@@ -1,10 +1,11 @@
 """A worker whose engine sleeps in place of the GPU; everything around the engine is the real thing.
 
-    python -m tests.chaos.sleeping_worker RUNS [--supervised]
+    python -m tests.chaos.sleeping_worker RUNS [--models] [--supervised]
 
 A prompt is a name and what to do: "fox 0.5" sleeps half a second, "fox hang" hangs the engine, and
 "fox die" kills the process. Each rendering appends the name to the file RUNS. A batch takes as long
-as its longest job.
+as its longest job. With --models what a job asks for is looked up and fetched; else torch is not
+loaded.
 """
 
 import os
@@ -12,16 +13,19 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from imagefleet_worker.app import Worker
+from imagefleet_shared.settings import StorageSettings
+from imagefleet_shared.storage import open_store
 from imagefleet_worker.progress import Stages
 from imagefleet_worker.requests.resolved import ResolvedGenerate, ResolvedJob
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.supervisor import Seat, Supervisor
+from imagefleet_worker.worker import Worker
+from tests.light_worker import light_parts
 
 STEP_S = 0.01
 
@@ -62,8 +66,17 @@ def main() -> None:
         Supervisor([seat], settings.stall_timeout_s, settings.drain_timeout_s, command).run()
         return
     beat_fd = int(options[options.index("--beat-fd") + 1]) if "--beat-fd" in options else None
-    name = f"sleeper-{os.getpid()}"
-    Worker(name, settings, torch.device("cpu"), beat_fd, Sleeper(Path(runs))).run()
+    store, sleeper = open_store(StorageSettings()), Sleeper(Path(runs))
+    if "--models" in options:
+        import torch
+
+        from imagefleet_worker.build import build_parts
+
+        parts = build_parts(settings, torch.device("cpu"), store)
+        parts = replace(parts, make_renderer=lambda: sleeper)
+    else:
+        parts = light_parts(sleeper, Path(runs).parent)
+    Worker(f"sleeper-{os.getpid()}", settings, parts, store, beat_fd).run()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from imagefleet_worker.device.cuda_graphs import GraphedForward, forget_graphs, record_graphs
 from imagefleet_worker.device.graph_memory import GRAPH_MEMORY
-from imagefleet_worker.engine.batch_limit import CudaMemory
+from imagefleet_worker.device.memory import CudaMemory
 from imagefleet_worker.progress import Stages
 from imagefleet_worker.settings import WorkerSettings
 from tests.atelier import Atelier, open_studio

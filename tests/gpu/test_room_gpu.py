@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imagefleet_worker.engine.batch_limit import CudaMemory
+from imagefleet_worker.device.memory import CudaMemory
 from imagefleet_worker.upscale.memory import bytes_per_pixel
 
 pytestmark = pytest.mark.skipif(

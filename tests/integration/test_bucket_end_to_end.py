@@ -83,7 +83,7 @@ def test_a_job_has_all_its_models_on_local_disk_and_no_others(
 
 def test_models_of_a_job_that_waits_stay_on_disk(fleet: TestFleet, tmp_path: Path) -> None:
     """They were evicted after two minutes in the line, and the job then failed."""
-    fleet.start_sleeper(slots="3", model_disk_gb="1e-9")
+    fleet.start_sleeper(models=True, slots="3", model_disk_gb="1e-9")
 
     def enqueue(name: str, checkpoint: str, *loras: LoRA) -> None:
         fleet.client.generate(

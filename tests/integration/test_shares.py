@@ -19,7 +19,6 @@ from tests.fleet import TestFleet, wait_for
 def fleet(
     redis_url: str,
     s3_settings_env: dict[str, str],
-    demo_models: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[TestFleet]:
@@ -28,7 +27,6 @@ def fleet(
     environment = {
         **s3_settings_env,
         "IMAGEFLEET_REDIS_URL": redis_url,
-        "IMAGEFLEET_MODELS_DIR": str(demo_models),
         "IMAGEFLEET_SPOOL_DIR": str(tmp_path / "spool"),
         "IMAGEFLEET_LEASE_S": "2",
     }

@@ -20,7 +20,7 @@ from time import monotonic
 
 from imagefleet_worker.heartbeat import IDLE
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TICK_S = 0.5
 RESTART_PAUSE_S = (1, 30)
@@ -73,7 +73,7 @@ class Child:
         if self._process.poll() is not None:
             self._bury(self._process.returncode)
         elif self._busy and monotonic() > self._last_beat + self._stall_timeout_s:
-            log.error(
+            logger.error(
                 "worker %s has taken no step for %g s: killed",
                 self._seat.name,
                 self._stall_timeout_s,
@@ -101,7 +101,7 @@ class Child:
         os.close(theirs)
         self._started = self._last_beat = monotonic()
         self._busy = False
-        log.info("worker %s started, pid %d", self._seat.name, self._process.pid)
+        logger.info("worker %s started, pid %d", self._seat.name, self._process.pid)
 
     def _listen(self) -> None:
         ready, _, _ = select.select([self._beats], [], [], 0)
@@ -114,7 +114,7 @@ class Child:
         self._process = None
         if monotonic() - self._started > HEALTHY_S:
             self._pause_s = RESTART_PAUSE_S[0]
-        log.error("worker %s ended with %d; again in %g s", self._seat.name, code, self._pause_s)
+        logger.error("worker %s ended with %d; again in %g s", self._seat.name, code, self._pause_s)
         self._start_at = monotonic() + self._pause_s
         self._pause_s = min(self._pause_s * 2, RESTART_PAUSE_S[1])
 

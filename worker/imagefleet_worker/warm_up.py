@@ -11,7 +11,7 @@ from imagefleet_worker.progress import Stages
 from imagefleet_worker.requests.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Of a shape, the first call compiles, the second records a graph, the third is like all others.
 _STEPS = 3
@@ -35,7 +35,7 @@ def warm_up(studio: Studio, resolver: Resolver, settings: WorkerSettings) -> Non
         job = resolver.generate(request, "warm-up")
         with resolver.kept(job):
             studio.render([job], Stages([_quietly]))
-        log.info(
+        logger.info(
             "warmed up %s at %dx%d, batch %d, in %.1f s",
             request.checkpoint,
             job.width,

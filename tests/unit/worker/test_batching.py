@@ -15,7 +15,7 @@ from imagefleet_shared.errors import JobCanceled
 from imagefleet_shared.request_parts import HiresPass, ImageRef
 from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
-from imagefleet_worker.app import make_studio
+from imagefleet_worker.build import make_studio
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.engine.batch_key import batch_key, pixels_of, traits_of
 from imagefleet_worker.engine.engine import Engine, Renderer

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from imagefleet_shared.errors import InvalidImage, UnsupportedSize
 from imagefleet_shared.image_files import encode_image
-from imagefleet_worker.imaging.convert import decode_image, decode_mask
+from imagefleet_worker.imaging.decode import decode_image, decode_mask
 
 Format = Literal["png", "jpeg", "webp"]
 FORMATS: list[Format] = ["png", "jpeg", "webp"]

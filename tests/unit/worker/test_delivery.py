@@ -1,6 +1,7 @@
 """What a worker does at the end of a job, on a real Redis; the chaos tests have the rest."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.engine.engine import Engine, Renderer
 from imagefleet_worker.heartbeat import Heartbeat
 from imagefleet_worker.jobs.delivery import Delivery
-from imagefleet_worker.jobs.encode import Picture, Spool
+from imagefleet_worker.jobs.encode import Picture, encode_pictures
 from imagefleet_worker.jobs.leases import LeaseKeeper
 from imagefleet_worker.jobs.prefetch import Intake
+from imagefleet_worker.jobs.publish import Publisher
+from imagefleet_worker.jobs.spool import Spool
 from imagefleet_worker.requests.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 
@@ -70,13 +73,13 @@ class Fleet:
             celery=make_celery(self._broker),
             ledger=self.ledger,
             keeper=LeaseKeeper(self.ledger),
-            models=models,
             resolver=Resolver(settings, models, store),
             engine=Engine(no_renderer, Heartbeat(None), 0),
             intake=Intake(self._redis, "worker", ("upscale",), 1),
-            store=store,
+            publisher=Publisher(store, self.spool),
             spool=self.spool,
-            png_level=1,
+            encode=partial(encode_pictures, sha256_of=models.sha256, png_level=1),
+            read_ahead=models.ahead.read,
         )
         delivery.deliver("job")
 

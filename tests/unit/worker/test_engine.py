@@ -18,7 +18,9 @@ from imagefleet_shared.request_parts import ImageRef
 from imagefleet_shared.requests import UpscaleRequest
 from imagefleet_shared.status import Stage
 from imagefleet_worker.catalog.store import ModelStore
-from imagefleet_worker.engine.batch_limit import HOST_MEMORY, NoRoomForWeights, Room
+from imagefleet_worker.device.errors import NoRoomForWeights
+from imagefleet_worker.device.memory import CPU_MEMORY
+from imagefleet_worker.engine.batch_limit import Room, UnmeasuredMemory
 from imagefleet_worker.engine.engine import Engine
 from imagefleet_worker.engine.requests import Rendered
 from imagefleet_worker.jobs.leases import HandBack
@@ -68,7 +70,7 @@ def beats() -> list[bool]:
 
 @pytest.fixture
 def engine(renderer: Scripted, beats: list[bool]) -> Iterator[Engine]:
-    engine = Engine(lambda: renderer, beats.append, max_batch_pixels=0)
+    engine = Engine(lambda: renderer, beats.append, max_batch_pixels=0, memory=CPU_MEMORY)
     engine.start()
     yield engine
     engine.close()
@@ -213,7 +215,9 @@ def test_a_job_that_waits_hears_of_its_end_and_leaves_the_line(
 
 def test_on_a_broken_device_no_job_fails_and_the_process_is_to_end() -> None:
     renderer, aborted, ended = Scripted(), Event(), list[str]()
-    engine = Engine(lambda: renderer, lambda _: None, max_batch_pixels=0, abort=aborted.set)
+    engine = Engine(
+        lambda: renderer, lambda _: None, max_batch_pixels=0, memory=CPU_MEMORY, abort=aborted.set
+    )
     renderer.script["a"] = raising(torch.AcceleratorError("an illegal memory access"))
 
     def give(name: str) -> None:
@@ -329,7 +333,7 @@ class Host:
             lambda _: None,
             max_batch_pixels=most * 64 * 64,
             gather_s=gather_s,
-            memory=HOST_MEMORY,
+            memory=CPU_MEMORY,
             abort=self.broken.set,
         )
         self._pool = ThreadPoolExecutor(32)
@@ -453,19 +457,19 @@ def test_a_checkpoint_that_does_not_fit_is_loaded_once_for_its_batch(generate: R
 
 
 def test_what_does_not_fit_for_one_family_says_nothing_of_another() -> None:
-    room = Room(1000, HOST_MEMORY)
+    room = Room(1000, CPU_MEMORY)
     with suppress(torch.OutOfMemoryError), room.watched("sdxl", 800):
         raise torch.OutOfMemoryError("no room")
     assert (room.pixels("sdxl"), room.pixels("sd1")) == (400, 1000)
 
 
-class Counted:
+class Counted(UnmeasuredMemory):
     """A device of 1000 bytes on which a batch takes 100 and 2 for each pixel."""
 
     def __init__(self) -> None:
         self.free, self.pixels, self.hidden = 1000, 0, False
 
-    def free_bytes(self) -> int:
+    def free_bytes(self) -> int | None:
         return self.free
 
     def begin(self) -> None:

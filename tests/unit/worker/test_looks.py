@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 
 from imagefleet_shared.errors import InvalidRequest, PromptTooLong, UnknownLora, WorkerFailure
 from imagefleet_shared.request_parts import TextualInversion
-from imagefleet_worker.catalog.metadata import Facts
-from imagefleet_worker.catalog.model_file import ModelFile
+from imagefleet_worker.catalog.model_file import Facts, ModelFile
 from imagefleet_worker.catalog.store import ModelStore
-from imagefleet_worker.requests.pass_inputs import Look, LookFinder
+from imagefleet_worker.requests.pass_inputs import LookFinder
+from imagefleet_worker.requests.resolved import Look
 from imagefleet_worker.weights.families import Family
 
 

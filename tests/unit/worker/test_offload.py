@@ -14,12 +14,12 @@ from torch import Tensor
 
 from imagefleet_shared.errors import JobCanceled
 from imagefleet_shared.status import Stage
-from imagefleet_worker.app import make_studio
+from imagefleet_worker.build import make_studio
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.diffusion.lora_switcher import AdapterSwitcher
 from imagefleet_worker.progress import AllEnded, Stages
-from imagefleet_worker.requests.find_adapters import WantedLora
+from imagefleet_worker.requests.resolved import WantedLora
 from imagefleet_worker.settings import WorkerSettings
 from tests.jobs import resolved
 from tests.options import PLAIN

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from imagefleet_shared.status import Stage
-from imagefleet_worker.diffusion.preview import encode_sketches, sketch
+from imagefleet_worker.diffusion.preview import sketch
+from imagefleet_worker.jobs.encode import encode_sketches
 from imagefleet_worker.progress import NOBODY, Nobody, Stages
 from imagefleet_worker.weights.families import Family
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from imagefleet_shared.errors import CorruptFile, IncompatibleAdapter
 from imagefleet_worker.adapters.formats import describe, load_adapter
 from imagefleet_worker.catalog.store import ModelStore
-from imagefleet_worker.checkpoints.diffusers_folder import folder_family
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.single_file import load_single_file
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
@@ -25,6 +24,7 @@ from imagefleet_worker.prompts.cache import PromptEncoder
 from imagefleet_worker.prompts.conditioning import Guide, PlannedPicture
 from imagefleet_worker.prompts.encode import TextSettings
 from imagefleet_worker.prompts.plan import plan_negative, plan_prompt
+from imagefleet_worker.weights.diffusers_index import folder_family
 from tests.conditioning import encode
 from tests.options import PLAIN
 from tests.unit.worker.prompts import reference

@@ -9,7 +9,8 @@ from time import time
 
 import pytest
 
-from imagefleet_worker.jobs.encode import Picture, Spool
+from imagefleet_worker.jobs.encode import Picture
+from imagefleet_worker.jobs.spool import Spool
 
 PICTURES = [
     Picture(b"first \0 file", "png", 64, 128, 7),

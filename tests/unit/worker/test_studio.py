@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imagefleet_shared.status import Stage
 from imagefleet_worker import metrics
-from imagefleet_worker.app import make_studio
+from imagefleet_worker.build import make_studio
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline

@@ -17,9 +17,9 @@ from imagefleet_worker.checkpoints.memory_tiers import Tiers
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.device.cuda_graphs import GraphedForward
+from imagefleet_worker.device.errors import NoRoomForWeights
 from imagefleet_worker.device.graph_memory import GRAPH_MEMORY
 from imagefleet_worker.device.transfer import move
-from imagefleet_worker.engine.batch_limit import NoRoomForWeights
 from tests.options import PLAIN
 from tests.random_adapters import linear_targets, random_lora
 from tools.make_demo_checkpoint import write_demo_checkpoint

@@ -29,11 +29,10 @@ from imagefleet_worker.adapters.trigger_words import trigger_words
 from imagefleet_worker.weights.adapter_tensors import (
     FileTensors,
     is_finite,
-    is_safetensors,
     read_tensors,
 )
 from imagefleet_worker.weights.families import NATIVE_SIZE_PX, Family
-from imagefleet_worker.weights.safetensors_header import Header, read_header
+from imagefleet_worker.weights.safetensors_header import Header, is_safetensors, read_header
 
 _BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(.+)", re.DOTALL)
 

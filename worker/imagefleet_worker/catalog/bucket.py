@@ -23,7 +23,7 @@ from imagefleet_worker.weights.safetensors_header import MAX_HEADER_BYTES
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LISTING_S = 10
 """A listing is believed for so long: a file that is replaced is noticed this late at most."""
@@ -89,7 +89,7 @@ class ModelBucket:
                 except StorageUnavailable as exc:
                     if self._listing is None:
                         raise
-                    log.warning("models as last seen: %s", exc, extra={"action": "list_models"})
+                    logger.warning("models as last seen: %s", exc, extra={"action": "list_models"})
                 self._listed_s = monotonic()
             return self._listing
 

@@ -11,11 +11,10 @@ from imagefleet_shared.errors import (
     ImagefleetError,
     StorageUnavailable,
 )
-from imagefleet_worker.catalog.metadata import Facts, facts_of
-from imagefleet_worker.catalog.model_file import ModelFile, Version
+from imagefleet_worker.catalog.model_file import Facts, ModelFile, Version
 from imagefleet_worker.catalog.remote import RemoteModels
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Describer:
@@ -71,10 +70,13 @@ class Describer:
     def _warn(self, file: ModelFile, error: ImagefleetError) -> None:
         if file.version not in self._warned:
             self._warned.add(file.version)
-            log.warning("%s left out: %s", file.kind, error, extra={"action": "list_model"})
+            logger.warning("%s left out: %s", file.kind, error, extra={"action": "list_model"})
 
 
 def _facts_of(peeked: Path | ImagefleetError, file: ModelFile) -> Facts:
     if isinstance(peeked, ImagefleetError):
         raise peeked
+    # Imported for the first file: it loads torch, and a worker without model files needs none.
+    from imagefleet_worker.catalog.metadata import facts_of
+
     return facts_of(peeked, file.kind)

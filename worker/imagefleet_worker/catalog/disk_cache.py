@@ -13,7 +13,7 @@ from typing import TextIO
 from imagefleet_shared.errors import FileUnavailable
 from imagefleet_worker import metrics
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LOCK_POLL_S = 0.1
 SPARED_S = 120
@@ -132,7 +132,7 @@ class DiskCache:
             if not _taken(lock) or _last_use(folder) > time() - SPARED_S:
                 return False
             rmtree(folder, ignore_errors=True)
-        log.info("removed %s from disk", folder.name, extra={"action": "evict_model"})
+        logger.info("removed %s from disk", folder.name, extra={"action": "evict_model"})
         return True
 
     def _lock_file(self, name: str) -> TextIO:

@@ -12,7 +12,7 @@ from imagefleet_worker import metrics
 from imagefleet_worker.catalog.bucket import ModelBucket, RemoteFile
 from imagefleet_worker.catalog.checksums import Published, published_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _REREAD_BYTES = 2**20
 
@@ -61,7 +61,7 @@ def download(bucket: ModelBucket, file: RemoteFile, part: Path, step: Callable[[
     metrics.MODEL_FETCHES.inc()
     metrics.MODEL_FETCHED_BYTES.inc(size_bytes - resumed_at)
     seconds = monotonic() - started_s
-    log.info(
+    logger.info(
         "fetched %s (%.2f GB) in %.1f s",
         file.path,
         size_bytes / 1e9,

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from imagefleet_shared.errors import FileUnavailable
-from imagefleet_worker.checkpoints.diffusers_folder import INDEX
+from imagefleet_worker.weights.diffusers_index import INDEX
 
 NamedKind = Literal["checkpoint", "lora", "embedding", "upscaler", "face"]
 """What requests ask for by name; `face`: a face restorer."""

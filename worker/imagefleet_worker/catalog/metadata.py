@@ -1,34 +1,15 @@
-"""What can be told of a model file without loading it for use."""
+"""Reads what a model file says of itself, without loading it for use."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from imagefleet_worker.adapters.formats import describe
 from imagefleet_worker.adapters.textual_inversion import load_embedding
 from imagefleet_worker.catalog.listing import Kind
-from imagefleet_worker.checkpoints.diffusers_folder import folder_family, folder_native_size_px
+from imagefleet_worker.catalog.model_file import Facts
+from imagefleet_worker.weights.diffusers_index import folder_family, folder_native_size_px
 from imagefleet_worker.weights.face_architecture import architecture_of
-from imagefleet_worker.weights.families import Family, family_of, native_size_px
+from imagefleet_worker.weights.families import family_of, native_size_px
 from imagefleet_worker.weights.safetensors_header import read_header
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """A file's own word on itself."""
-
-    family: Family | None = None
-    """A checkpoint's architecture, or the one that an adapter is for, where it can be told."""
-    native_size_px: int = 0
-    """Picture side that a checkpoint was trained at."""
-    forms: tuple[str, ...] = ()
-    """A LoRA's kinds (`lora`, `loha`, ...), an embedding's number of vectors, or a face restorer's
-    architecture."""
-    trigger_words: tuple[str, ...] = ()
-    """What to put into the prompt for it."""
-    alias: str | None = None
-    """What a LoRA was called when it was trained, whatever its file is called now."""
-    bundles_embeddings: bool = False
-    """Whether a LoRA's file carries textual inversions too."""
 
 
 def facts_of(path: Path, kind: Kind) -> Facts:

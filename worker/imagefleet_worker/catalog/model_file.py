@@ -6,10 +6,28 @@ from pathlib import Path
 from imagefleet_shared.errors import ImagefleetError
 from imagefleet_worker.catalog.bucket import RemoteFile
 from imagefleet_worker.catalog.listing import Kind
-from imagefleet_worker.catalog.metadata import Facts
 from imagefleet_worker.weights.families import Family
 
 Version = tuple[Path, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """A file's own word on itself."""
+
+    family: Family | None = None
+    """A checkpoint's architecture, or the one that an adapter is for, where it can be told."""
+    native_size_px: int = 0
+    """Picture side that a checkpoint was trained at."""
+    forms: tuple[str, ...] = ()
+    """A LoRA's kinds (`lora`, `loha`, ...), an embedding's number of vectors, or a face restorer's
+    architecture."""
+    trigger_words: tuple[str, ...] = ()
+    """What to put into the prompt for it."""
+    alias: str | None = None
+    """What a LoRA was called when it was trained, whatever its file is called now."""
+    bundles_embeddings: bool = False
+    """Whether a LoRA's file carries textual inversions too."""
 
 
 @dataclass(frozen=True, kw_only=True)

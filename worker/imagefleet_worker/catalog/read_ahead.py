@@ -9,7 +9,7 @@ from pathlib import Path
 from imagefleet_shared.errors import FileUnavailable, ImagefleetError
 from imagefleet_worker.catalog.model_file import ModelFile
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ReadAhead:
@@ -43,7 +43,7 @@ class ReadAhead:
                     self._read(file)
                 except ImagefleetError as exc:
                     # Whoever loads it says the same, if it matters.
-                    log.warning("%s is not read ahead: %s", file.name, exc)
+                    logger.warning("%s is not read ahead: %s", file.name, exc)
                 finally:
                     self._being_read.discard(file)
 

@@ -16,7 +16,7 @@ from imagefleet_worker.catalog.download import bytes_there, download
 from imagefleet_worker.catalog.listing import Kind, diffusers_folders, kind_of
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.weights.adapter_tensors import is_safetensors
+from imagefleet_worker.weights.safetensors_header import is_safetensors
 
 Tell = Callable[[Stage, int, int], None]
 """Takes the stage, and the megabytes that are there and that there will be; raises to give up."""

@@ -13,12 +13,13 @@ from imagefleet_worker.adapters.originals import StateCorrupted
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.device.cuda_graphs import forget_graphs
+from imagefleet_worker.device.errors import NoRoomForWeights
+from imagefleet_worker.device.memory import free_after
 from imagefleet_worker.device.transfer import give_back_unused, move
-from imagefleet_worker.engine.batch_limit import NoRoomForWeights, free_after
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Tiers:
@@ -101,7 +102,7 @@ class Tiers:
                 if not self._on_device:
                     raise NoRoomForWeights(f"{self._device} has no room for {file.name}") from exc
                 free_after(exc)
-            log.warning("%s has no room for %s beside others", self._device, file.name)
+            logger.warning("%s has no room for %s beside others", self._device, file.name)
             self._to_host(next(iter(self._on_device)))
 
     def relieve(self) -> bool:
@@ -164,10 +165,10 @@ class Tiers:
             move(warm.tensors(), self._host)
         except StateCorrupted as exc:
             metrics.CORRUPTED.inc()
-            log.error("checkpoint %s is not kept: %s", warm.file.name, exc)
+            logger.error("checkpoint %s is not kept: %s", warm.file.name, exc)
             return False
         except (RuntimeError, MemoryError) as exc:
-            log.warning("host memory has no room for %s: %s", warm.file.name, exc)
+            logger.warning("host memory has no room for %s: %s", warm.file.name, exc)
             return False
         _log("lowered", "to host memory", warm, started_s)
         return True
@@ -175,7 +176,7 @@ class Tiers:
     def _forget(self, file: ModelFile) -> None:
         self._dropped(file)
         self._free()
-        log.info("unloaded %s", file.name, extra={"action": "unload_checkpoint"})
+        logger.info("unloaded %s", file.name, extra={"action": "unload_checkpoint"})
 
     def _free(self) -> None:
         give_back_unused(self._device)
@@ -191,7 +192,7 @@ def _bytes(tier: OrderedDict[ModelFile, WarmPipeline]) -> int:
 
 
 def _log(action: str, whither: str, warm: WarmPipeline, started_s: float) -> None:
-    log.info(
+    logger.info(
         "%s %s %s (%.1f GB) in %.2f s",
         *(action, warm.file.name, whither, warm.size_bytes / 1e9, time.monotonic() - started_s),
         extra={"action": f"{action}_checkpoint", "checkpoint": warm.file.name},

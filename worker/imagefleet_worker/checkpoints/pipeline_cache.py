@@ -20,8 +20,9 @@ from imagefleet_worker.checkpoints.empty_pipeline import Pipeline
 from imagefleet_worker.checkpoints.memory_tiers import Tiers
 from imagefleet_worker.checkpoints.single_file import load_single_file
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.device.errors import NoRoomForWeights
+from imagefleet_worker.device.memory import free_after
 from imagefleet_worker.device.presets import Options
-from imagefleet_worker.engine.batch_limit import NoRoomForWeights, free_after
 
 T = TypeVar("T")
 
@@ -125,7 +126,7 @@ class PipelineCache:
         """
         try:
             return run()
-        except torch.OutOfMemoryError as exc:
+        except (torch.OutOfMemoryError, NoRoomForWeights) as exc:
             if divisible and not isinstance(exc, NoRoomForWeights):
                 raise
             free_after(exc)

@@ -17,7 +17,7 @@ from imagefleet_worker.device.presets import (
 )
 from imagefleet_worker.settings import WorkerSettings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def card_bytes(device: torch.device) -> int | None:
@@ -39,7 +39,7 @@ def options_on(device: torch.device, dtype: torch.dtype, settings: WorkerSetting
     attention = choose_attention(asked, device, dtype)
     options = choose_options(settings, choice.preset, machine, attention)
     chosen = ", ".join(f"{name} {value}" for name, value in asdict(options).items())
-    log.info(
+    logger.info(
         "device %s, %s, preset %s (%s): %s", device, dtype, choice.preset, choice.reason, chosen
     )
     if settings.upscaler_compile and (reason := why_no_compiler()):

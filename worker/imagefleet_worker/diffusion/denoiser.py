@@ -15,7 +15,8 @@ from imagefleet_worker.progress import Stages
 from imagefleet_worker.prompts.conditioning import Guide, Steering
 from imagefleet_worker.sampling.noise_levels import NoiseLevels
 from imagefleet_worker.sampling.pass_schedule import Course
-from imagefleet_worker.sampling.sample import Steps
+from imagefleet_worker.sampling.sample import evaluations, model_levels, plan_schedule
+from imagefleet_worker.sampling.step_plan import Steps
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,17 @@ class Artist:
     @cached_property
     def course(self) -> Course:
         """The noise levels of the steps."""
-        return self.steps.course(self._trained)
+        return plan_schedule(self.steps, self._trained)
 
     @cached_property
     def levels(self) -> NoiseLevels:
         """At which the UNet is asked."""
-        return self.steps.seen(self._trained)
+        return model_levels(self.steps, self._trained)
 
     @property
     def evaluations(self) -> int:
         """How often the UNet is asked."""
-        return self.steps.evaluations(self.course)
+        return evaluations(self.steps, self.course)
 
     def passed(self, sigma: Tensor) -> float:
         """Share of the training timesteps that are passed at a level, counted as A1111 does."""

@@ -13,10 +13,10 @@ from imagefleet_worker.adapters.scaled import ScaledAdapter
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.requests.find_adapters import WantedLora
+from imagefleet_worker.requests.resolved import WantedLora
 from imagefleet_worker.settings import WorkerSettings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class AdapterSwitcher:
@@ -58,7 +58,7 @@ class AdapterSwitcher:
         try:
             report = warm.merged.switch(wanted)
         except StateCorrupted as exc:
-            log.error("checkpoint %s is loaded anew: %s", warm.file.name, exc)
+            logger.error("checkpoint %s is loaded anew: %s", warm.file.name, exc)
             metrics.CORRUPTED.inc()
             self._pipelines.drop(warm)
             self._forget_encoded()

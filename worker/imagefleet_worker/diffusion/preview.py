@@ -1,8 +1,5 @@
 """Rough pictures of latents, for those who watch a job: a linear map of the channels to colours."""
 
-from collections.abc import Sequence
-from io import BytesIO
-
 import torch
 from PIL import Image
 from torch import Tensor
@@ -36,7 +33,6 @@ _COLOURS: dict[Family, tuple[Tensor, Tensor]] = {
     "sdxl": _SDXL,
     "sdxl_refiner": _SDXL,
 }
-_QUALITY = 90
 
 
 def sketch(latents: Tensor, family: Family) -> list[Image.Image]:
@@ -49,14 +45,3 @@ def sketch(latents: Tensor, family: Family) -> list[Image.Image]:
     factors, offsets = _COLOURS[family]
     colours = torch.einsum("bchw,cr->brhw", latents.float().cpu(), factors)
     return from_unit_range((colours + offsets[:, None, None]).clamp(0, 1))
-
-
-def encode_sketches(sketches: Sequence[Image.Image]) -> bytes:
-    """Sketches of one size side by side, as a JPEG."""
-    width, height = sketches[0].size
-    strip = Image.new("RGB", (width * len(sketches), height))
-    for place, one in enumerate(sketches):
-        strip.paste(one, (place * width, 0))
-    file = BytesIO()
-    strip.save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()

@@ -10,12 +10,12 @@ from torch import Tensor
 from imagefleet_shared.field_types import LATENT_MODES, LatentMode
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
+from imagefleet_worker.diffusion.batch import Batch
 from imagefleet_worker.diffusion.denoiser import Artist, Denoiser, Handover
 from imagefleet_worker.diffusion.latents import enlarge_latents
 from imagefleet_worker.diffusion.lora_switcher import AdapterSwitcher
 from imagefleet_worker.diffusion.postprocess import Finisher
 from imagefleet_worker.diffusion.vae import decode, encode_images
-from imagefleet_worker.engine.batch_key import Batch
 from imagefleet_worker.imaging.convert import from_vae_range
 from imagefleet_worker.inpaint.blend import LatentMask
 from imagefleet_worker.inpaint.fill import fill_latents
@@ -23,16 +23,17 @@ from imagefleet_worker.progress import Stages
 from imagefleet_worker.prompts.cache import PromptEncoder
 from imagefleet_worker.prompts.conditioning import Guide, PlannedPicture
 from imagefleet_worker.prompts.encode import TextSettings
-from imagefleet_worker.requests.pass_inputs import Look
 from imagefleet_worker.requests.resolved import (
     Hires,
+    Look,
     Refiner,
     ResolvedGenerate,
     ResolvedJob,
     ResolvedUpscale,
 )
 from imagefleet_worker.sampling.noise import Noise
-from imagefleet_worker.sampling.sample import Steps, draw
+from imagefleet_worker.sampling.sample import draw
+from imagefleet_worker.sampling.step_plan import Steps
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.upscale.alpha import with_alpha
 

@@ -1,21 +1,12 @@
-"""Batches: which waiting jobs run together, and what each of them has of its own."""
+"""Which waiting jobs may run together: those of equal key."""
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
-from itertools import islice
-from typing import TypeVar
-
-from PIL import Image
+from collections.abc import Hashable
 
 from imagefleet_shared.field_types import Priority
 from imagefleet_shared.routing import PRIORITIES
 from imagefleet_worker.engine.scheduler import Setup, Traits
 from imagefleet_worker.prompts.plan import needs_negative
-from imagefleet_worker.requests.pass_inputs import Look
-from imagefleet_worker.requests.resolved import ResolvedGenerate, ResolvedJob, ResolvedUpscale
-from imagefleet_worker.sampling.noise import Seeds
-
-T = TypeVar("T")
+from imagefleet_worker.requests.resolved import Look, ResolvedGenerate, ResolvedJob, ResolvedUpscale
 
 
 def batch_key(job: ResolvedJob) -> Hashable:
@@ -71,40 +62,3 @@ def pixels_of(job: ResolvedJob) -> int:
 def _largest(job: ResolvedGenerate) -> int:
     hires = job.hires.size.width * job.hires.size.height if job.hires else 0
     return max(job.width * job.height, hires)
-
-
-class Batch:
-    """Jobs that run together: what they share, and what each picture has of its own."""
-
-    def __init__(self, jobs: Sequence[ResolvedGenerate]) -> None:
-        self._jobs = jobs
-        self.shared = jobs[0]
-        """Any of the jobs, for the settings that are equal in all of them."""
-        self.seeds = _joined([job.seeds for job in jobs])
-        """One per picture."""
-
-    def per_picture(self, value: Callable[[ResolvedGenerate], T]) -> list[T]:
-        """Something of each picture's job."""
-        return [value(job) for job in self._jobs for _ in job.seeds.seeds]
-
-    def finished(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-        """Drawn pictures, with what masks keep of the initial ones."""
-        starts = self.per_picture(lambda job: job.start)
-        return [
-            start.finish(picture) if start else picture
-            for start, picture in zip(starts, pictures, strict=True)
-        ]
-
-    def by_job(self, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
-        """Pictures of the batch, put to their jobs."""
-        left = iter(pictures)
-        return [list(islice(left, len(job.seeds.seeds))) for job in self._jobs]
-
-
-def _joined(parts: Sequence[Seeds]) -> Seeds:
-    """The seeds of a batch; their jobs differ in nothing but the numbers."""
-    return replace(
-        parts[0],
-        seeds=tuple(seed for part in parts for seed in part.seeds),
-        variation_seeds=tuple(seed for part in parts for seed in part.variation_seeds or ()),
-    )

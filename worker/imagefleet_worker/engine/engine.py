@@ -9,26 +9,20 @@ from threading import Condition, Thread
 from time import monotonic
 from typing import Protocol
 
-import torch
 from PIL import Image
 
 from imagefleet_shared.field_types import Priority
 from imagefleet_shared.status import Stage
 from imagefleet_worker import metrics
+from imagefleet_worker.device.errors import NoRoomForWeights
 from imagefleet_worker.engine.batch_key import traits_of
-from imagefleet_worker.engine.batch_limit import (
-    HOST_MEMORY,
-    DeviceMemory,
-    NoRoomForWeights,
-    Room,
-    translated,
-)
+from imagefleet_worker.engine.batch_limit import UNMEASURED_MEMORY, DeviceMemory, Room
 from imagefleet_worker.engine.requests import Order, Rendered, seated
 from imagefleet_worker.engine.scheduler import Line, Place
 from imagefleet_worker.progress import NOBODY, AllEnded, Stages, Tell, Viewer
 from imagefleet_worker.requests.resolved import ResolvedJob
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 HEED_S = 0.25
 """A job that waits for its turn is asked this often whether it is to go on."""
@@ -77,7 +71,7 @@ class Engine(Thread):
         beat: Callable[[bool], None],
         max_batch_pixels: int,
         gather_s: float = 0,
-        memory: DeviceMemory = HOST_MEMORY,
+        memory: DeviceMemory = UNMEASURED_MEMORY,
         abort: Callable[[], object] = end_process,
     ) -> None:
         super().__init__(name="engine", daemon=True)
@@ -85,6 +79,7 @@ class Engine(Thread):
         """Done once the renderer is made, or with what kept it from being made."""
         self._make_renderer = make_renderer
         self._beat = beat
+        self._memory = memory
         self._room = Room(max_batch_pixels, memory)
         self._gather_s = gather_s
         self._abort = abort
@@ -175,7 +170,7 @@ class Engine(Thread):
         try:
             self._serve(renderer)
         except BaseException:  # Else the jobs that wait would wait for ever, their leases renewed.
-            log.critical("the engine is broken; this process ends", exc_info=True)
+            logger.critical("the engine is broken; this process ends", exc_info=True)
             self._abort()
 
     def _serve(self, renderer: Renderer) -> None:
@@ -220,18 +215,18 @@ class Engine(Thread):
         except AllEnded:
             self._line.forget()
             pictures = [[] for _ in orders]
-        except torch.AcceleratorError:
-            # Nothing runs on a CUDA context after its first such error: no job is to fail of it.
-            raise
         except BaseException as exc:
+            if self._memory.is_lost(exc):
+                # No job is to fail of it.
+                raise
             self._line.forget()
-            error = translated(exc)
+            error = self._memory.as_worker_error(exc)
             if len(orders) == 1 or isinstance(exc, NoRoomForWeights):
                 for order in orders:
                     order.done.set_exception(error)
                 return
             # One of them cannot be done, or all are too many at once: halves find out which.
-            log.warning("a batch of %d failed, its halves again apart: %s", len(orders), error)
+            logger.warning("a batch of %d failed, its halves again apart: %s", len(orders), error)
             metrics.BATCHES_SPLIT.labels(type(error).__name__).inc()
             middle = len(orders) // 2
             self._run(renderer, orders[:middle])

@@ -12,7 +12,7 @@ from torch import nn
 
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.catalog.model_file import ModelFile
-from imagefleet_worker.engine.batch_limit import NoRoomForWeights
+from imagefleet_worker.device.errors import NoRoomForWeights
 from imagefleet_worker.faces.parsenet import ParseNet
 from imagefleet_worker.faces.restorer import Restorer, load_restorer
 from imagefleet_worker.faces.retinaface import RetinaFace

@@ -16,10 +16,10 @@ from imagefleet_worker.faces.paste import Canvas
 from imagefleet_worker.faces.regions import joined, overlap
 from imagefleet_worker.faces.resolved import ResolvedFaces
 from imagefleet_worker.faces.restorer import DEFAULT_FIDELITY, Restorer
-from imagefleet_worker.imaging.convert import deep_grey_as_rgb
+from imagefleet_worker.imaging.decode import deep_grey_as_rgb
 from imagefleet_worker.progress import Stages
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class FaceRestorer:
@@ -52,7 +52,7 @@ class FaceRestorer:
         device = self._networks.device
         found = [detect(detector, device, deep_grey_as_rgb(picture)) for picture in pictures]
         total = sum(len(own) for own in found)
-        log.info(
+        logger.info(
             "%d faces in %d pictures",
             total,
             len(pictures),

@@ -13,9 +13,9 @@ from imagefleet_shared.errors import JobCanceled, JobTimeout
 from imagefleet_shared.ledger import Held, Ledger
 from imagefleet_shared.records import JobRecord, Lease
 from imagefleet_shared.status import Stage
-from imagefleet_worker.diffusion.preview import encode_sketches
+from imagefleet_worker.jobs.encode import encode_sketches
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BEAT_S = 0.25
 """Progress is told, and cancels are heard, this often, for all jobs held at once."""
@@ -180,7 +180,7 @@ class LeaseKeeper(Thread):
                 one.pass_on_sketches()
             verdicts = self._ledger.renew([one.beat() for one in held])
         except RedisError as exc:  # away, or refusing to write: the next beat may get through
-            log.warning("leases not renewed: %s", exc)
+            logger.warning("leases not renewed: %s", exc)
             return
         for one, verdict in zip(held, verdicts, strict=True):
             one.hear(verdict)

@@ -23,7 +23,7 @@ from imagefleet_shared.queue_depth import Backlog, read_backlog
 from imagefleet_worker import metrics
 from imagefleet_worker.jobs.kombu_patch import read_every_reply
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 """The queues are looked at this often, and whenever a job is taken or drawn."""
@@ -135,7 +135,7 @@ class Intake(Thread):
             try:
                 backlog = read_backlog(self._redis, self._kinds, self._worker)
             except RedisError as exc:
-                log.warning("the queues were not looked at: %s", exc)
+                logger.warning("the queues were not looked at: %s", exc)
                 continue
             share = share_of(backlog, held, self._slots)
             metrics.SHARE.set(share)

@@ -1,14 +1,12 @@
 """What a request leaves open, decided."""
 
-from hashlib import sha256
-
 from PIL import Image
 
 from imagefleet_shared.request_parts import HiresPass
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_worker.catalog.model_file import ModelFile
-from imagefleet_worker.sampling.noise import Seeds
-from imagefleet_worker.sampling.sample import Steps
+from imagefleet_worker.sampling.seeds import seed_of
+from imagefleet_worker.sampling.step_plan import Steps
 
 _DEFAULT_STRENGTH = 0.75
 # With strength 1, A1111 too leaves a thousandth of the picture.
@@ -26,10 +24,10 @@ def filled(
         width, height = (max(64, side // 8 * 8) for side in size)
     decided: dict[str, object] = {
         **{"checkpoint": checkpoint.name, "width": width, "height": height},
-        "seed": _seed_of(job_id) if request.seed is None else request.seed,
+        "seed": seed_of(job_id) if request.seed is None else request.seed,
     }
     if request.variation_strength and request.variation_seed is None:
-        decided["variation_seed"] = _seed_of(f"{job_id} variation")
+        decided["variation_seed"] = seed_of(f"{job_id} variation")
     if source and request.strength is None:
         decided["strength"] = _DEFAULT_STRENGTH
     if request.hires and request.hires.num_inference_steps is None:
@@ -37,20 +35,6 @@ def filled(
         decided["hires"] = request.hires.model_copy(update=steps)
     # What is decided must be allowed too: a picture's side may be longer than any width.
     return GenerateRequest.model_validate(dict(request) | decided)
-
-
-def seeds_of(request: GenerateRequest) -> Seeds:
-    """One per picture; with a variation it is the variation's seed that counts on, as in A1111."""
-    places = range(request.num_images)
-    first, variation = request.seed or 0, request.variation_seed or 0
-    varied = request.variation_strength > 0
-    return Seeds(
-        seeds=tuple(first if varied else first + place for place in places),
-        variation_seeds=tuple(variation + place for place in places),
-        variation_strength=request.variation_strength,
-        resize_from=request.seed_resize_from,
-        rng=request.rng,
-    )
 
 
 def first_steps(request: GenerateRequest) -> Steps:
@@ -76,11 +60,3 @@ def hires_steps(request: GenerateRequest, hires: HiresPass) -> Steps:
         executed=executed,
         eta=request.eta,
     )
-
-
-def _seed_of(text: str) -> int:
-    """The same on every attempt, so that a second worker draws the same picture.
-
-    In 31 bits: other pictures' seeds count on from there.
-    """
-    return int.from_bytes(sha256(text.encode()).digest()[:4]) >> 1

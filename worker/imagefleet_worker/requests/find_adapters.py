@@ -1,7 +1,6 @@
 """Which adapters a request asks for, by its fields and by its prompts, found in the model store."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from imagefleet_shared.errors import ImagefleetError, IncompatibleAdapter, InvalidRequest
@@ -17,16 +16,8 @@ from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.prompts.extra_networks import LoRARef, extract_loras
 from imagefleet_worker.prompts.tokens import letters_of
 from imagefleet_worker.prompts.triggers import Offer, TextualInversion, Unusable
+from imagefleet_worker.requests.resolved import WantedLora
 from imagefleet_worker.weights.adapter_tensors import read_tensors
-
-
-@dataclass(frozen=True)
-class WantedLora:
-    """A LoRA file and how much of it is wanted."""
-
-    file: ModelFile
-    unet_scale: float
-    text_encoder_scale: float
 
 
 def find_loras(

@@ -1,7 +1,7 @@
 """What a pass draws with: checkpoint, texts, adapters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Lock
 
 from imagefleet_shared.field_types import Emphasis
@@ -13,24 +13,10 @@ from imagefleet_worker.checkpoints.empty_pipeline import clip_tokenizer
 from imagefleet_worker.prompts.comments import without_comments
 from imagefleet_worker.prompts.count_tokens import Measure, measure
 from imagefleet_worker.prompts.lay_out import letters_in
-from imagefleet_worker.prompts.plan import Part, plan_negative, plan_prompt, texts_of
-from imagefleet_worker.prompts.triggers import Offer, TextualInversion
-from imagefleet_worker.requests.find_adapters import WantedLora, find_inversions, find_loras
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a pass draws with, everything found and checked."""
-
-    checkpoint: ModelFile
-    loras: tuple[WantedLora, ...]
-    """By name."""
-    prompt: tuple[Part, ...]
-    negative: Part
-    inversions: tuple[TextualInversion, ...]
-    """That stand in a text."""
-    windows: int
-    """Windows of 75 tokens that the longest of its texts takes."""
+from imagefleet_worker.prompts.plan import plan_negative, plan_prompt, texts_of
+from imagefleet_worker.prompts.triggers import Offer
+from imagefleet_worker.requests.find_adapters import find_inversions, find_loras
+from imagefleet_worker.requests.resolved import Look
 
 
 class LookFinder:

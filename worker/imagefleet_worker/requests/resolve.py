@@ -16,14 +16,16 @@ from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.catalog.remote import Tell, unheard
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.faces.resolved import resolve_faces
-from imagefleet_worker.imaging.convert import decode_image, decode_mask
+from imagefleet_worker.imaging.decode import decode_image, decode_mask
 from imagefleet_worker.imaging.hires_size import hires_size
 from imagefleet_worker.inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
-from imagefleet_worker.jobs.encode import check_text
-from imagefleet_worker.requests.defaults import filled, first_steps, hires_steps, seeds_of
+from imagefleet_worker.requests.defaults import filled, first_steps, hires_steps
+from imagefleet_worker.requests.infotext import check_text
 from imagefleet_worker.requests.limits import UploadChecker, check_pixels
-from imagefleet_worker.requests.pass_inputs import Look, LookFinder
-from imagefleet_worker.requests.resolved import Hires, Refiner, ResolvedGenerate, UpscaleJob
+from imagefleet_worker.requests.pass_inputs import LookFinder
+from imagefleet_worker.requests.resolved import Hires, Look, Refiner, ResolvedGenerate, UpscaleJob
+from imagefleet_worker.sampling.sample import schedule_steps
+from imagefleet_worker.sampling.seeds import seeds_of
 from imagefleet_worker.settings import WorkerSettings
 
 
@@ -156,7 +158,7 @@ class Resolver:
             loras=request.loras,
             inversions=request.textual_inversions,
             emphasis=request.emphasis,
-            steps=first_steps(request).counted(),
+            steps=schedule_steps(first_steps(request)),
         )
 
     def _refiner(self, request: GenerateRequest, look: Look) -> Refiner | None:
@@ -190,8 +192,8 @@ class Resolver:
             loras=request.loras if hires.loras is None else hires.loras,
             inversions=request.textual_inversions,
             emphasis=request.emphasis,
-            steps=hires_steps(request, hires).counted(),
-            first_pass_steps=first_steps(request).counted(),
+            steps=schedule_steps(hires_steps(request, hires)),
+            first_pass_steps=schedule_steps(first_steps(request)),
         )
         return Hires(look, size, hires.upscaler, hires_steps(request, hires))
 

@@ -1,17 +1,48 @@
 """Jobs with nothing left open: what the engine draws and enlarges."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from imagefleet_shared.request_parts import UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_worker.catalog.model_file import ModelFile
-from imagefleet_worker.faces.resolved import ResolvedFaces
-from imagefleet_worker.imaging.hires_size import HiresSize
-from imagefleet_worker.inpaint.prepare import PreparedImage
-from imagefleet_worker.requests.pass_inputs import Look
-from imagefleet_worker.sampling.noise import Seeds
-from imagefleet_worker.sampling.sample import Steps
+from imagefleet_worker.prompts.plan import Part
+from imagefleet_worker.sampling.seeds import Seeds
+from imagefleet_worker.sampling.step_plan import Steps
 from imagefleet_worker.upscale.decode_input import UpscaleInput, decode_upscale_input
+
+if TYPE_CHECKING:
+    # They import torch, which what delivers jobs does without.
+    from imagefleet_worker.faces.resolved import ResolvedFaces
+    from imagefleet_worker.imaging.hires_size import HiresSize
+    from imagefleet_worker.inpaint.prepare import PreparedImage
+    from imagefleet_worker.prompts.triggers import TextualInversion
+
+
+@dataclass(frozen=True)
+class WantedLora:
+    """A LoRA file and how much of it is wanted."""
+
+    file: ModelFile
+    unet_scale: float
+    text_encoder_scale: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a pass draws with, everything found and checked."""
+
+    checkpoint: ModelFile
+    loras: tuple[WantedLora, ...]
+    """By name."""
+    prompt: tuple[Part, ...]
+    negative: Part
+    inversions: tuple[TextualInversion, ...]
+    """That stand in a text."""
+    windows: int
+    """Windows of 75 tokens that the longest of its texts takes."""
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,19 @@
 """What a seed means: the noise that a pass starts from and that its steps add."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from imagefleet_worker.sampling.brownian import brownian_path
 from imagefleet_worker.sampling.philox import PhiloxGenerator
+from imagefleet_worker.sampling.seeds import RandomSource, Seeds
 from imagefleet_worker.sampling.steps import StepNoise
 
-RandomSource = Literal["cpu", "gpu"]
 Shape = tuple[int, int, int]
 """Of one picture's latents: `(C, h, w)`."""
 
 _SAME_DIRECTION = 0.9995
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seeds:
-    """The seeds of a batch, one per picture. A picture's noise depends on nothing but its own."""
-
-    seeds: tuple[int, ...]
-    variation_seeds: tuple[int, ...] | None = None
-    """Seeds that the first noise is turned towards; None: it is not."""
-    variation_strength: float = 0.0
-    """How far: 0 leaves the first noise, 1 makes it the variation seed's."""
-    resize_from: tuple[int, int] | None = None
-    """Width and height in pixels of the picture whose noise goes in the middle; None: as it is."""
-    rng: RandomSource = "cpu"
-    """Numbers as torch draws them on a CPU, or as on a CUDA device (A1111's "GPU" and "NV")."""
 
 
 class Noise:

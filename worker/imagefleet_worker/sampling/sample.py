@@ -1,50 +1,34 @@
 """A diffusion pass: from noise, or from a picture's latents, to latents `(B, 4, H/8, W/8)`."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
 from imagefleet_worker.sampling.noise import Noise, brownian
 from imagefleet_worker.sampling.noise_levels import NoiseLevels
 from imagefleet_worker.sampling.pass_schedule import Course, levels_for, make_course
 from imagefleet_worker.sampling.registry import SOLVERS
+from imagefleet_worker.sampling.step_plan import Steps
 from imagefleet_worker.sampling.steps import Denoise
 
 
-@dataclass(frozen=True, kw_only=True)
-class Steps:
-    """Which steps a pass takes."""
+def schedule_steps(plan: Steps) -> int:
+    """What a prompt's schedule counts, as in A1111: two a step for solvers of second order."""
+    return plan.asked * (2 if SOLVERS[plan.scheduler].second_order else 1)
 
-    scheduler: SchedulerName
-    sigma_schedule: SigmaSchedule
-    asked: int
-    """By the request."""
-    scheduled: int
-    """From pure noise to none."""
-    executed: int | None
-    """How many of them, from the end, where a picture is drawn over; None: all, from noise."""
-    eta: float | None
-    """None: the solver's own."""
 
-    def counted(self) -> int:
-        """What a prompt's schedule counts, as in A1111: two a step for solvers of second order."""
-        return self.asked * (2 if SOLVERS[self.scheduler].second_order else 1)
+def model_levels(plan: Steps, levels: NoiseLevels) -> NoiseLevels:
+    """A checkpoint's levels, as the UNet is evaluated at them under the plan's solver."""
+    return levels_for(plan.scheduler, levels)
 
-    def seen(self, levels: NoiseLevels) -> NoiseLevels:
-        """A checkpoint's levels, as the UNet is asked at them under this solver."""
-        return levels_for(self.scheduler, levels)
 
-    def course(self, levels: NoiseLevels) -> Course:
-        """The noise levels that the pass goes through, of a checkpoint with these."""
-        return make_course(
-            self.scheduler, self.sigma_schedule, levels, self.scheduled, self.executed
-        )
+def plan_schedule(plan: Steps, levels: NoiseLevels) -> Course:
+    """The noise levels that a pass goes through, of a checkpoint with these."""
+    return make_course(plan.scheduler, plan.sigma_schedule, levels, plan.scheduled, plan.executed)
 
-    def evaluations(self, course: Course) -> int:
-        """How often the UNet is asked."""
-        return SOLVERS[self.scheduler].evaluations(course.sigmas)
+
+def evaluations(plan: Steps, schedule: Course) -> int:
+    """How often the UNet is evaluated."""
+    return SOLVERS[plan.scheduler].evaluations(schedule.sigmas)
 
 
 def draw(

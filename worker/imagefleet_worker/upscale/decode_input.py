@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from imagefleet_shared.image_files import read_parameters
-from imagefleet_worker.imaging.convert import decode
+from imagefleet_worker.imaging.decode import decode
 from imagefleet_worker.upscale.alpha_bleed import spread_colours
 
 _DEEP_WHITE = 65535

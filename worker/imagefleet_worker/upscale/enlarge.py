@@ -8,7 +8,8 @@ from PIL import Image
 from imagefleet_shared.errors import UnsupportedSize
 from imagefleet_shared.field_types import LANCZOS, NEAREST
 from imagefleet_shared.request_parts import UpscalePass
-from imagefleet_worker.imaging.convert import deep_grey_as_rgb, resize, to_unit_range
+from imagefleet_worker.imaging.convert import resize, to_unit_range
+from imagefleet_worker.imaging.decode import deep_grey_as_rgb
 from imagefleet_worker.progress import Stages
 from imagefleet_worker.upscale.cache import UpscalerCache
 from imagefleet_worker.upscale.size import upscale_size

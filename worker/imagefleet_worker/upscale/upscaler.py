@@ -11,7 +11,7 @@ from spandrel.architectures.SwinIR import SwinIR
 from torch import Tensor, nn
 
 from imagefleet_shared.errors import CorruptFile, OutOfMemory
-from imagefleet_worker.engine.batch_limit import CudaMemory
+from imagefleet_worker.device.memory import CudaMemory
 from imagefleet_worker.imaging.convert import from_unit_range
 from imagefleet_worker.upscale import memory
 from imagefleet_worker.upscale.swin_fast import speed_up

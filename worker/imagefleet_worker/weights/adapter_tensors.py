@@ -15,12 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from imagefleet_shared.errors import CorruptFile, FileUnavailable
-from imagefleet_worker.weights.safetensors_header import MAX_HEADER_BYTES
+from imagefleet_worker.weights.safetensors_header import is_safetensors, starts_as_safetensors
 
 MAX_PICKLE_BYTES = 2 * 2**30
 """Of a pickle no header says what is in it; all that are known are far smaller."""
 
-_LENGTH_BYTES = 8
 _EXPONENT_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 _ALL_BUT_SIGN = 0x7FFF
 
@@ -55,7 +54,7 @@ def read_tensors(path: Path) -> FileTensors:
         content = path.read_bytes()
     except OSError as exc:
         raise FileUnavailable(f"{path.name} cannot be read: {exc.strerror}") from exc
-    if _is_header_length(content[:_LENGTH_BYTES]):
+    if starts_as_safetensors(content):
         try:
             tensors = safetensors.torch.load(content)
         except (SafetensorError, KeyError, ValueError) as exc:
@@ -65,15 +64,6 @@ def read_tensors(path: Path) -> FileTensors:
     sha256 = hashlib.sha256(content).hexdigest()
     # Sorted: safetensors gives another order with every run, and messages list the first keys.
     return FileTensors(sha256=sha256, tensors={key: tensors[key] for key in sorted(tensors)})
-
-
-def is_safetensors(path: Path) -> bool:
-    """Whether the file starts as .safetensors files do; `FileUnavailable` if it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return _is_header_length(stream.read(_LENGTH_BYTES))
-    except OSError as exc:
-        raise FileUnavailable(f"{path.name} cannot be read: {exc.strerror}") from exc
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -87,12 +77,6 @@ def is_finite(tensor: Tensor) -> bool:
         bits = tensor.view(torch.int16).numpy() & _ALL_BUT_SIGN
         return bool(bits.max() < _EXPONENT_BITS[tensor.dtype])
     return bool(np.isfinite(tensor.float().numpy()).all())
-
-
-def _is_header_length(start: bytes) -> bool:
-    # As in models/header.py: neither a zip nor a pickle starts with a number that small. (A first
-    # byte of 0x80 alone starts a pickle and also a file whose header has 128 bytes.)
-    return len(start) == _LENGTH_BYTES and 0 < int.from_bytes(start, "little") <= MAX_HEADER_BYTES
 
 
 def _pickled(content: bytes, name: str) -> dict[str, Tensor]:

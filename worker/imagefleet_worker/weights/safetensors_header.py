@@ -12,7 +12,7 @@ from imagefleet_shared.errors import CorruptFile, FileUnavailable
 
 MAX_HEADER_BYTES = 64 * 2**20
 """LoRA trainers write every tag of the training set into the header: tens of megabytes for hundreds
-of thousands of pictures. Above this a zip's first bytes could be a length (`_header_text`)."""
+of thousands of pictures. Above this a zip's first bytes could be a length."""
 # Full SDXL has 2 515 tensors; a file with far more is no checkpoint and would cost memory to
 # describe.
 MAX_TENSORS = 20_000
@@ -91,12 +91,30 @@ def read_header(path: Path) -> Header:
     return header
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether the file starts as .safetensors files do; `FileUnavailable` if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return starts_as_safetensors(stream.read(_LENGTH_BYTES))
+    except OSError as exc:
+        raise FileUnavailable(f"{path.name} cannot be read: {exc.strerror}") from exc
+
+
+def starts_as_safetensors(content: bytes) -> bool:
+    """Whether a file's first bytes are the length of a header.
+
+    Read as a length a zip's first bytes are 67 324 752 or more, and so are those of a pickle that
+    holds a table: a real header's length is never mistaken for one of them. (A first byte of 0x80
+    alone starts a pickle and also a file whose header has 128 bytes.)
+    """
+    start = content[:_LENGTH_BYTES]
+    return len(start) == _LENGTH_BYTES and 0 < int.from_bytes(start, "little") <= MAX_HEADER_BYTES
+
+
 def _header_text(stream: BinaryIO, name: str) -> bytes:
     start = stream.read(_LENGTH_BYTES)
-    length = int.from_bytes(start, "little")
-    # Read as a length a zip's first bytes are 67 324 752 or more, and so are those of a pickle that
-    # holds a table: a real header's length is never mistaken for one of them.
-    if len(start) == _LENGTH_BYTES and 0 < length <= MAX_HEADER_BYTES:
+    if starts_as_safetensors(start):
+        length = int.from_bytes(start, "little")
         text = stream.read(length)
         if len(text) < length:
             raise CorruptFile(f"{name} ends inside its header: truncated")

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from imagefleet_shared.samplers import SchedulerName
 from imagefleet_worker.sampling.brownian import brownian_path
-from imagefleet_worker.sampling.noise import Seeds, brownian
+from imagefleet_worker.sampling.noise import brownian
 from imagefleet_worker.sampling.pass_schedule import make_sigmas
 from imagefleet_worker.sampling.registry import SOLVERS
+from imagefleet_worker.sampling.seeds import Seeds
 from imagefleet_worker.sampling.steps import StepNoise
 from tests.unit.worker.sampling.oracle import k_diffusion
 from tests.unit.worker.sampling.toys import LEVELS, SHAPE, two_clusters, unit_noise

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagefleet_worker.sampling.noise import Noise, RandomSource, Seeds
+from imagefleet_worker.sampling.noise import Noise
 from imagefleet_worker.sampling.philox import PhiloxGenerator
+from imagefleet_worker.sampling.seeds import RandomSource, Seeds
 
 SHAPE = (4, 6, 8)
 SEEDS = Seeds(seeds=(11, 12))

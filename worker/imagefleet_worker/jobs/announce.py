@@ -1,0 +1,88 @@
+"""Tells the fleet, and `imagefleet workers`, what this worker is and which models it has."""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Event, Thread
+from typing import get_args
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from imagefleet_shared.errors import ImagefleetError
+from imagefleet_shared.presence import ANNOUNCE_S, ModelInfo, WorkerInfo, announce, withdraw
+from imagefleet_worker.catalog.listing import NamedKind
+from imagefleet_worker.catalog.store import ModelStore
+
+logger = logging.getLogger(__name__)
+
+
+class Announcer(Thread):
+    """Announces a worker until closed, and then withdraws it.
+
+    Args:
+        redis: where workers are announced.
+        worker: what stays the same; its models and default checkpoint are read anew each time.
+        models: of the worker.
+        default_checkpoint: what a request that names no checkpoint gets now.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        worker: WorkerInfo,
+        models: ModelStore,
+        default_checkpoint: Callable[[], str | None],
+    ) -> None:
+        super().__init__(name="announce", daemon=True)
+        self._redis = redis
+        self._worker = worker
+        self._models = models
+        self._default_checkpoint = default_checkpoint
+        self._closed = Event()
+        self._hashing = Thread(target=self._hash_adapters, name="hash", daemon=True)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+
+    def run(self) -> None:
+        self._hashing.start()
+        while not self._closed.is_set():
+            try:
+                announce(self._redis, self._info())
+            except (RedisError, ImagefleetError) as exc:
+                logger.warning("not announced: %s", exc)
+            self._closed.wait(ANNOUNCE_S)
+        # Before the jobs held have ended: the others' shares of what waits grow at once.
+        with suppress(RedisError):
+            withdraw(self._redis, self._worker.name)
+
+    def _info(self) -> WorkerInfo:
+        files = [file for kind in get_args(NamedKind) for file in self._models.listed(kind)]
+        models = tuple(
+            ModelInfo(
+                name=file.name,
+                kind=file.kind,
+                family=file.family,
+                forms=file.facts.forms if file.facts else (),
+                trigger_words=file.facts.trigger_words if file.facts else (),
+                size_bytes=file.size_bytes,
+                sha256=self._models.known_sha256(file),
+            )
+            for file in files
+        )
+        return self._worker.model_copy(
+            update={"models": models, "default_checkpoint": self._default_checkpoint()}
+        )
+
+    def _hash_adapters(self) -> None:
+        """Read local adapters for `_info`; what is large or far is hashed once somebody uses it."""
+        while not self._closed.is_set():
+            try:
+                for file in (*self._models.listed("lora"), *self._models.listed("embedding")):
+                    if file.remote is None:
+                        self._models.sha256(file)
+            except ImagefleetError as exc:
+                logger.warning("not all adapters are hashed: %s", exc)
+            self._closed.wait(ANNOUNCE_S)
