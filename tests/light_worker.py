@@ -29,7 +29,7 @@ def light_parts(renderer: Renderer, folder: Path) -> WorkerParts:
     return WorkerParts(
         device="none",
         models=ModelStore(models_dir),
-        resolver=LightResolver(),
+        resolver=LightResolver(models_dir),
         default_checkpoint=lambda: None,
         make_renderer=lambda: renderer,
     )
@@ -37,6 +37,10 @@ def light_parts(renderer: Renderer, folder: Path) -> WorkerParts:
 
 class LightResolver:
     """Takes every text for its prompt's only part and every checkpoint for one that is there."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """`checkpoint` is a folder without files, of which there is no hash."""
+        self._checkpoint = checkpoint
 
     @contextmanager
     def on_disk(
@@ -48,7 +52,7 @@ class LightResolver:
         checkpoint = ModelFile(
             name=request.checkpoint or "demo",
             kind="checkpoint",
-            path=Path("/"),  # a folder, of which there is no hash
+            path=self._checkpoint,
             size_bytes=0,
             modified_ns=0,
             facts=None,
