@@ -8,8 +8,8 @@ from torch import Tensor
 from imagefleet_shared.field_types import Emphasis
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.prompts.encode import TextSettings, encode_windows, windows_of
-from imagefleet_worker.prompts.encoded import filled_up, stacked
-from imagefleet_worker.prompts.triggers import TextualInversion
+from imagefleet_worker.prompts.encoded import pad_windows, stacked
+from imagefleet_worker.prompts.triggers import PromptEmbedding
 from imagefleet_worker.prompts.windows import inversions_in
 
 
@@ -21,7 +21,7 @@ class Conditioning:
     """`(B, windows x 77, width)`; the text encoders' widths side by side."""
     pooled: Tensor | None
     """`(B, width)`, SDXL and its refiner: OpenCLIP's summary of the first window."""
-    inversions: tuple[TextualInversion, ...] = ()
+    inversions: tuple[PromptEmbedding, ...] = ()
     """Textual inversions that the texts triggered, in order of first appearance."""
 
 
@@ -30,7 +30,7 @@ def encode(
     texts: Sequence[str],
     clip_skip: int | None,
     max_tokens: int,
-    inversions: Sequence[Sequence[TextualInversion]] = (),
+    inversions: Sequence[Sequence[PromptEmbedding]] = (),
     emphasis: Emphasis = "original",
 ) -> Conditioning:
     """Encode texts; the shorter ones are filled up with empty windows.
@@ -55,5 +55,5 @@ def encode(
     triggered = dict.fromkeys(found for windows in layouts for found in inversions_in(windows))
     encoded = [encode_windows(warm, windows, settings) for windows in layouts]
     empty = encode_windows(warm, [[]], settings)
-    filled = filled_up(encoded, empty, max(len(windows) for windows in layouts))
+    filled = pad_windows(encoded, empty, max(len(windows) for windows in layouts))
     return Conditioning(*stacked(filled), tuple(triggered))

@@ -9,7 +9,7 @@ from PIL import Image
 from imagefleet_producer import LoRA
 from imagefleet_worker.imaging.convert import to_unit_range
 from imagefleet_worker.upscale.load import load_upscaler
-from tests.artist import TRAINED, Artist
+from tests.demo_renderer import TRAINED, DemoRenderer
 from tools.training.captions import caption
 from tools.training.judge import features, judge
 from tools.training.pictures import Pose, Scene, Style, draw
@@ -25,10 +25,12 @@ FIRST_SEED = 5000
 """No training draws its noise from seeds of pictures, so every seed is new to the model."""
 
 
-def drawn_right(artist: Artist, scenes: Sequence[Scene], **fields: object) -> tuple[float, float]:
+def drawn_right(
+    renderer: DemoRenderer, scenes: Sequence[Scene], **fields: object
+) -> tuple[float, float]:
     """The shares of the scenes whose picture shows the right subject, the right background."""
     prompts = [caption(scene) for scene in scenes]
-    pictures = artist.draw(prompts, range(FIRST_SEED, FIRST_SEED + len(scenes)), **fields)
+    pictures = renderer.draw(prompts, range(FIRST_SEED, FIRST_SEED + len(scenes)), **fields)
     return right(pictures, scenes)
 
 
@@ -53,7 +55,7 @@ def lean(picture: Image.Image, scene: Scene, style: Style) -> float:
     return distance(style) - distance("plain")
 
 
-def styled_shares(artist: Artist, name: Style, count: int) -> dict[str, float]:
+def styled_shares(renderer: DemoRenderer, name: Style, count: int) -> dict[str, float]:
     """Shares of pictures: nearer to the style than to the plain scene, at scale 0 and at scale 1;
     and moved towards the style, from scale 0 to scale 1.
 
@@ -64,7 +66,7 @@ def styled_shares(artist: Artist, name: Style, count: int) -> dict[str, float]:
     leans: dict[float, list[float]] = {}
     for scale in (0.0, 1.0):
         loras = [LoRA(name=f"demo-{name}", scale=scale)]
-        pictures = artist.draw(prompts, range(FIRST_SEED, FIRST_SEED + count), loras=loras)
+        pictures = renderer.draw(prompts, range(FIRST_SEED, FIRST_SEED + count), loras=loras)
         leans[scale] = [lean(*pair, name) for pair in zip(pictures, scenes, strict=True)]
     pairs = list(zip(leans[0.0], leans[1.0], strict=True))
     return {
@@ -74,23 +76,23 @@ def styled_shares(artist: Artist, name: Style, count: int) -> dict[str, float]:
     }
 
 
-def snowman_share(artist: Artist, scale: float, count: int) -> float:
+def snowman_share(renderer: DemoRenderer, scale: float, count: int) -> float:
     """The share of pictures that show a snowman on the right background."""
     scenes = [
         Scene(subject="snowman", background=list(BACKGROUNDS)[number % len(BACKGROUNDS)])
         for number in range(count)
     ]
-    return drawn_right(artist, scenes, loras=[LoRA(name="demo-snowman", scale=scale)])[0]
+    return drawn_right(renderer, scenes, loras=[LoRA(name="demo-snowman", scale=scale)])[0]
 
 
-def embedding_share(artist: Artist, count: int) -> float:
+def embedding_share(renderer: DemoRenderer, count: int) -> float:
     """The share of pictures with the embedding's word that show its subject, in its tint."""
     backgrounds = [background for background in BACKGROUNDS if background != TINT]
     prompts = [
         f"a demo-owl on a {backgrounds[number % len(backgrounds)]} background"
         for number in range(count)
     ]
-    pictures = artist.draw(prompts, range(FIRST_SEED, FIRST_SEED + count))
+    pictures = renderer.draw(prompts, range(FIRST_SEED, FIRST_SEED + count))
     verdicts = [judge(picture) for picture in pictures]
     return sum((v.subject, v.tint) == (SUBJECT, TINT) for v in verdicts) / count
 

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from imagefleet_worker.checkpoints.architecture import Config, packaged_config
 from imagefleet_worker.weights.families import NATIVE_SIZE_PX, Family
-from imagefleet_worker.weights.ldm_keys import Component
+from imagefleet_worker.weights.ldm_keys import LdmComponent
 from tools.ldm_checkpoint import ldm_state_dict
 
 _HEADER_ALIGNMENT = 8
@@ -77,11 +77,11 @@ _OPEN_CLIP_BIGG: Config = {
 }
 
 
-def full_size_modules(family: Family) -> dict[Component, torch.nn.Module]:
+def full_size_modules(family: Family) -> dict[LdmComponent, torch.nn.Module]:
     """The family's components as they were released, parameters on the meta device."""
     sample = NATIVE_SIZE_PX[family] // 8
     with init_empty_weights():
-        modules: dict[Component, torch.nn.Module] = {
+        modules: dict[LdmComponent, torch.nn.Module] = {
             "unet": UNet2DConditionModel(
                 **packaged_config(family, "unet"), **_UNETS[family], sample_size=sample
             ),

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.atelier import Atelier, mask, open_atelier, photo
+from tests.local_renderer import LocalRenderer, mask, open_local_renderer, photo
 from tools.make_demo_adapters import write_demo_adapters
 from tools.make_demo_checkpoint import write_demo_checkpoint
 from tools.make_demo_upscaler import write_demo_upscalers
@@ -51,15 +51,15 @@ REQUESTS: Mapping[str, Mapping[str, Any]] = {
 """Beside the fields of requests: `image` and `mask` are pictures, `fill` is the mask's."""
 
 
-def draw(atelier: Atelier, name: str) -> Image.Image:
+def draw(renderer: LocalRenderer, name: str) -> Image.Image:
     """The picture of that name, as the code draws it now."""
     fields: dict[str, Any] = {"prompt": "a red fox in the snow", **REQUESTS[name]}
     if "mask" in fields:
-        inpaint = {"mask_image": atelier.put(fields.pop("mask")), "fill": fields.pop("fill")}
+        inpaint = {"mask_image": renderer.put(fields.pop("mask")), "fill": fields.pop("fill")}
         fields["inpaint"] = inpaint
     if "image" in fields:
-        fields["image"] = atelier.put(fields["image"])
-    return atelier.draw(**fields)
+        fields["image"] = renderer.put(fields["image"])
+    return renderer.draw(**fields)
 
 
 def main() -> None:
@@ -72,9 +72,9 @@ def main() -> None:
         write_demo_adapters(models)
         write_demo_upscalers(models / "upscalers")
         (Path(folder) / "atelier").mkdir()
-        atelier = open_atelier(models, Path(folder) / "atelier")
+        renderer = open_local_renderer(models, Path(folder) / "atelier")
         for name in REQUESTS:
-            draw(atelier, name).save(FOLDER / f"{name}.png", optimize=True)
+            draw(renderer, name).save(FOLDER / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.engine.engine import Renderer
 from imagefleet_worker.prompts.plan import Part
-from imagefleet_worker.requests.resolved import Look, ResolvedGenerate
+from imagefleet_worker.requests.resolved import PassInputs, ResolvedGenerate
 from imagefleet_worker.sampling.seeds import seeds_of
-from imagefleet_worker.sampling.step_plan import Steps
+from imagefleet_worker.sampling.step_plan import StepPlan
 from imagefleet_worker.worker import WorkerParts
 
 
@@ -44,7 +44,7 @@ class LightResolver:
 
     @contextmanager
     def on_disk(
-        self, job: JobRecord, tell: Callable[[Stage, int, int], None]
+        self, job: JobRecord, report: Callable[[Stage, int, int], None]
     ) -> Generator[ResolvedGenerate]:
         request = job.request()
         assert isinstance(request, GenerateRequest)
@@ -55,12 +55,12 @@ class LightResolver:
             path=self._checkpoint,
             size_bytes=0,
             modified_ns=0,
-            facts=None,
+            metadata=None,
         )
         steps = request.num_inference_steps
         yield ResolvedGenerate(
             request=request,
-            look=Look(
+            pass_inputs=PassInputs(
                 checkpoint=checkpoint,
                 loras=(),
                 prompt=(Part(1.0, ((steps, request.prompt),)),),
@@ -71,15 +71,15 @@ class LightResolver:
             width=request.width or 64,
             height=request.height or 64,
             seeds=seeds_of(request),
-            steps=Steps(
+            step_plan=StepPlan(
                 scheduler=request.scheduler,
                 sigma_schedule=request.sigma_schedule,
-                asked=steps,
+                requested=steps,
                 scheduled=steps,
                 executed=None,
                 eta=None,
             ),
-            start=None,
+            initial_image=None,
             refiner=None,
             hires=None,
             upscale=None,

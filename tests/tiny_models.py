@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from imagefleet_worker.checkpoints.architecture import Config, packaged_config
-from imagefleet_worker.weights.ldm_keys import Component
+from imagefleet_worker.weights.ldm_keys import LdmComponent
 from tests.random_adapters import linear_targets
 from tools.make_demo_checkpoint import write_checkpoint
 
@@ -54,7 +54,7 @@ def write_tiny_models(root: Path) -> None:
     save_file({"emb_params": vectors}, root / "embeddings/demo-token.safetensors")
 
 
-def _modules(seed: int) -> dict[Component, torch.nn.Module]:
+def _modules(seed: int) -> dict[LdmComponent, torch.nn.Module]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         return {

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from imagefleet_worker.adapters.textual_inversion import TextEncoder
 from imagefleet_worker.checkpoints.architecture import Config, packaged_config
 from imagefleet_worker.weights.families import Family
-from imagefleet_worker.weights.ldm_keys import Component
+from imagefleet_worker.weights.ldm_keys import LdmComponent
 
 SIZE_PX = 128
 _LATENT = SIZE_PX // 8
@@ -61,11 +61,11 @@ _PROMPT_GAIN = 6
 _PICTURE_SPREAD = 0.4
 
 
-def demo_models(family: Family, seed: int) -> dict[Component, torch.nn.Module]:
+def demo_models(family: Family, seed: int) -> dict[LdmComponent, torch.nn.Module]:
     """The family's components, float32, on the CPU, in eval mode; native size 128x128 pixels."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        encoders: dict[Component, CLIPTextModel | CLIPTextModelWithProjection] = {
+        encoders: dict[LdmComponent, CLIPTextModel | CLIPTextModelWithProjection] = {
             name: _ENCODERS[name](_clip_config(family, name, width))
             for name, width in _CLIP_WIDTHS[family].items()
         }

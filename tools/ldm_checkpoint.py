@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 
 from imagefleet_worker.weights.families import Family
-from imagefleet_worker.weights.ldm_keys import Component, inverted, ldm_names
+from imagefleet_worker.weights.ldm_keys import LdmComponent, inverted, ldm_names
 
 
 def ldm_state_dict(
-    family: Family, modules: Mapping[Component, torch.nn.Module], dtype: torch.dtype
+    family: Family, modules: Mapping[LdmComponent, torch.nn.Module], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """The modules' weights as a checkpoint has them, in contiguous copies.
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from imagefleet_worker.weights.families import Family
-from imagefleet_worker.weights.ldm_keys import Component
+from imagefleet_worker.weights.ldm_keys import LdmComponent
 from tools.demo_models import SIZE_PX, demo_models
 from tools.ldm_checkpoint import ldm_state_dict
 
@@ -35,7 +35,7 @@ def write_demo_checkpoint(out: Path, family: Family, seed: int) -> None:
 def write_checkpoint(
     out: Path,
     family: Family,
-    modules: Mapping[Component, torch.nn.Module],
+    modules: Mapping[LdmComponent, torch.nn.Module],
     title: str,
     description: str = _RANDOM,
 ) -> None:

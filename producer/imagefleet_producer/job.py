@@ -54,7 +54,7 @@ class Job:
             JobNotFound: there is no such job, or its record has expired.
         """
         with broker_errors():
-            return self._ledger.look(self.id).progress
+            return self._ledger.read_or_expire(self.id).progress
 
     def events(self, timeout: float | None = None) -> Iterator[Progress]:
         """The job's progress now and after every change, until it has ended.

@@ -69,10 +69,10 @@ class RequestPart(Frozen):
         try:
             return build(value)
         except ValidationError as exc:
-            raise InvalidRequest(describe(cls.__name__, exc)) from None
+            raise InvalidRequest(describe_error(cls.__name__, exc)) from None
 
 
-def describe(model: str, exc: ValidationError) -> str:
+def describe_error(model: str, exc: ValidationError) -> str:
     """What pydantic found, field by field, with the values given."""
     faults: list[str] = []
     for error in exc.errors(include_url=False):

@@ -34,7 +34,7 @@ FIRST_CHECK_S = 5
 """After publishing, how long a message may take to be leased before anybody asks where it is."""
 OUTAGE_S = 60
 """How long a waiting app sits out a Redis that does not answer."""
-LOOK_S = 1
+EXPIRE_CHECK_S = 1
 """How often a waiting app sees to the end of a job whose time is over, or that was canceled."""
 
 UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
@@ -43,7 +43,7 @@ WATCHED_S = 5
 """How long an app that asked for a preview is taken to be looking."""
 PREVIEW_TTL_S = 60
 
-Held = Literal["held", "watched", "canceled", "late", "lost"]
+LeaseStatus = Literal["held", "watched", "canceled", "late", "lost"]
 """What becomes of a lease: the last three end the job; `watched` is held, and a preview wanted."""
 
 
@@ -61,12 +61,12 @@ class Ledger:
         self._submit = script(transitions.SUBMIT)
         self._lease = script(transitions.LEASE)
         self._renew = script(transitions.RENEW)
-        self._show = script(transitions.SHOW)
+        self._publish_preview = script(transitions.PUBLISH_PREVIEW)
         self._end = script(transitions.END)
         self._release = script(transitions.RELEASE)
         self._cancel = script(transitions.CANCEL)
         self._expire = script(transitions.EXPIRE)
-        self._look_after = script(transitions.LOOK_AFTER)
+        self._reconcile = script(transitions.RECONCILE)
 
     # What apps do.
 
@@ -99,7 +99,7 @@ class Ledger:
             raise JobNotFound(job_id)
         return JobRecord.from_fields(job_id, fields)
 
-    def look(self, job_id: str) -> JobRecord:
+    def read_or_expire(self, job_id: str) -> JobRecord:
         """A job's record, after the job's end where it must not go on and no worker holds it.
 
         One that was canceled, or whose time is over: where no worker lives, nobody else ends it.
@@ -130,8 +130,8 @@ class Ledger:
                 try:
                     if not events.subscribed:
                         events.subscribe(routing.events_channel(job_id))
-                    if monotonic() >= last_look + LOOK_S:
-                        record, last_look = self.look(job_id), monotonic()
+                    if monotonic() >= last_look + EXPIRE_CHECK_S:
+                        record, last_look = self.read_or_expire(job_id), monotonic()
                     else:
                         record = self.read(job_id)
                     last_answer = monotonic()
@@ -189,17 +189,17 @@ class Ledger:
         fields = dict(zip(record[::2], record[1::2], strict=True))
         return Lease(JobRecord.from_fields(job_id, fields), token)
 
-    def renew(self, beats: Iterable[tuple[Lease, Stage, int, int]]) -> list[Held]:
+    def renew(self, renewals: Iterable[tuple[Lease, Stage, int, int]]) -> list[LeaseStatus]:
         """Renew leases and tell how far the jobs are (stage, step, steps), of all jobs at once."""
-        beats = list(beats)
+        renewals = list(renewals)
         try:
-            return self._renew_all(beats)
+            return self._renew_all(renewals)
         except NoScriptError:  # Redis was restarted after the pipeline had asked for its scripts
-            return self._renew_all(beats)
+            return self._renew_all(renewals)
 
-    def _renew_all(self, beats: list[tuple[Lease, Stage, int, int]]) -> list[Held]:
+    def _renew_all(self, renewals: list[tuple[Lease, Stage, int, int]]) -> list[LeaseStatus]:
         pipeline = self._redis.pipeline(transaction=False)
-        for lease, stage, step, steps in beats:
+        for lease, stage, step, steps in renewals:
             self._renew(
                 keys=[*self._keys(lease.job.id), routing.watched_key(lease.job.id)],
                 args=self._args(lease.job.id, lease.token, self._lease_s, stage, step, steps),
@@ -207,11 +207,11 @@ class Ledger:
             )
         return pipeline.execute()
 
-    def show(self, lease: Lease, picture: bytes) -> bool:
+    def publish_preview(self, lease: Lease, picture: bytes) -> bool:
         """Show a preview for a minute; False where the lease was lost and nothing was changed."""
         job_id, text = lease.job.id, b64encode(picture).decode()
         return bool(
-            self._show(
+            self._publish_preview(
                 keys=[*self._keys(job_id), routing.preview_key(job_id)],
                 args=self._args(job_id, lease.token, text, PREVIEW_TTL_S),
             )
@@ -251,7 +251,7 @@ class Ledger:
             list[str],
             self._redis.zrange(routing.OPEN_KEY, "-inf", now_s, byscore=True, offset=0, num=limit),
         )
-        return [wakeup for job_id in due if (wakeup := self._look_after_one(job_id))]
+        return [wakeup for job_id in due if (wakeup := self._reconcile_one(job_id))]
 
     def lock_reconciler(self, worker: str, seconds: float) -> bool:
         """Whether this worker may reconcile for the next `seconds`."""
@@ -260,13 +260,13 @@ class Ledger:
             self._redis.get(key) == worker and bool(self._redis.pexpire(key, ms))
         )
 
-    def _look_after_one(self, job_id: str) -> Wakeup | None:
+    def _reconcile_one(self, job_id: str) -> Wakeup | None:
         try:
             job = self.read(job_id)
         except JobNotFound:
             self._redis.zrem(routing.OPEN_KEY, job_id)
             return None
-        sequence = self._look_after(
+        sequence = self._reconcile(
             keys=[
                 *self._keys(job_id),
                 routing.SEQUENCE_KEY,

@@ -86,7 +86,7 @@ return redis.call('EXISTS', KEYS[3]) == 1 and 'watched' or 'held'
 """
 
 # KEYS: job, open, preview. ARGV: id, channel, token, picture, ttl s
-SHOW: Final = """
+PUBLISH_PREVIEW: Final = """
 if get('status') ~= 'running' or get('token') ~= ARGV[3] then return 0 end
 redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5])
 return 1
@@ -143,7 +143,7 @@ return ended(ARGV[1], ARGV[2], ARGV[3]) and 1 or 0
 # A queued job's message is surely lost when the oldest message of its list was published later:
 # the list is first in, first out. A popped message that nobody leased looks the same, and a second
 # message for a job does no harm: the lease is given once.
-LOOK_AFTER: Final = """
+RECONCILE: Final = """
 local status = get('status')
 if status ~= 'queued' and status ~= 'running' then redis.call('ZREM', open, ARGV[1]); return 0 end
 local due = redis.call('ZSCORE', open, ARGV[1])

@@ -88,7 +88,7 @@ class HiresPass(RequestPart):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_label_apart(cls, fields: object) -> object:
+    def _split_label(cls, fields: object) -> object:
         return split_label(fields)
 
     @model_validator(mode="after")

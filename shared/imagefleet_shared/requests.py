@@ -24,7 +24,7 @@ from imagefleet_shared.field_types import (
     Sigmas,
     SizePx,
     check_schedule,
-    describe,
+    describe_error,
     split_label,
 )
 from imagefleet_shared.request_parts import (
@@ -107,7 +107,7 @@ class GenerateRequest(RequestPart):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_label_apart(cls, fields: object) -> object:
+    def _split_label(cls, fields: object) -> object:
         return split_label(fields)
 
     @model_validator(mode="after")
@@ -130,7 +130,7 @@ class GenerateRequest(RequestPart):
         return self
 
     @model_validator(mode="after")
-    def _all_is_heeded(self) -> Self:
+    def _every_field_is_used(self) -> Self:
         counted = "variation_seed" if self.variation_strength else "seed"
         last = (getattr(self, counted) or 0) + self.num_images - 1
         if last > MAX_SEED:
@@ -202,4 +202,4 @@ def parse_request(kind: JobKind, json: str) -> Request:
     try:
         return model.model_validate_json(json)
     except ValidationError as exc:
-        raise InvalidRequest(describe(model.__name__, exc)) from exc
+        raise InvalidRequest(describe_error(model.__name__, exc)) from exc

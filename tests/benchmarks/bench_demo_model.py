@@ -20,7 +20,6 @@ from time import perf_counter
 
 import torch
 
-from tests.artist import STEPS, Artist
 from tests.benchmarks.report import report
 from tests.demo_exam import (
     NATURAL,
@@ -31,6 +30,7 @@ from tests.demo_exam import (
     snowman_share,
     styled_shares,
 )
+from tests.demo_renderer import STEPS, DemoRenderer
 from tools.training.captions import caption
 from tools.training.pictures import Scene
 from tools.training.subjects import NEVER_TOGETHER
@@ -39,16 +39,16 @@ Row = dict[str, str | float]
 _ADAPTER_PICTURES = 24
 
 
-def rows(artist: Artist, scenes: int) -> list[Row]:
+def rows(renderer: DemoRenderer, scenes: int) -> list[Row]:
     """The figures, one a row."""
-    subject, background = drawn_right(artist, (NATURAL * 4)[:scenes])
-    tinted_subject, tinted_background = drawn_right(artist, TINTED[: scenes // 2])
+    subject, background = drawn_right(renderer, (NATURAL * 4)[:scenes])
+    tinted_subject, tinted_background = drawn_right(renderer, TINTED[: scenes // 2])
     unseen = [
         Scene(subject=subject, tint=tint, background=background)
         for subject, tint in sorted(NEVER_TOGETHER)
         for background in ("white", "black", "yellow", "pink")
     ]
-    new_subject, new_background = drawn_right(artist, unseen)
+    new_subject, new_background = drawn_right(renderer, unseen)
     found: list[Row] = [
         {"figure": "held-out scenes: subject", "value": subject, "pictures": scenes},
         {"figure": "held-out scenes: background", "value": background, "pictures": scenes},
@@ -62,18 +62,18 @@ def rows(artist: Artist, scenes: int) -> list[Row]:
         {"figure": "new tints: background", "value": new_background, "pictures": len(unseen)},
     ]
     for name in ("blueprint", "sticker"):
-        for what, share in styled_shares(artist, name, _ADAPTER_PICTURES).items():
+        for what, share in styled_shares(renderer, name, _ADAPTER_PICTURES).items():
             figure = f"demo-{name}, its style: {what}"
             found.append({"figure": figure, "value": share, "pictures": _ADAPTER_PICTURES})
     for figure, share in (
-        ("demo-snowman at 1: subject", snowman_share(artist, 1.0, _ADAPTER_PICTURES)),
-        ("demo-snowman at 0: subject", snowman_share(artist, 0.0, _ADAPTER_PICTURES)),
-        ("demo-owl: subject", embedding_share(artist, _ADAPTER_PICTURES)),
+        ("demo-snowman at 1: subject", snowman_share(renderer, 1.0, _ADAPTER_PICTURES)),
+        ("demo-snowman at 0: subject", snowman_share(renderer, 0.0, _ADAPTER_PICTURES)),
+        ("demo-owl: subject", embedding_share(renderer, _ADAPTER_PICTURES)),
     ):
         found.append({"figure": figure, "value": share, "pictures": _ADAPTER_PICTURES})
     found.append({"figure": "demo-x2 over bicubic, dB", "value": psnr_gain_db(60), "pictures": 60})
     start = perf_counter()
-    artist.draw([caption(NATURAL[0])], [1])
+    renderer.draw([caption(NATURAL[0])], [1])
     figure = f"seconds for {STEPS} steps, {torch.get_num_threads()} threads"
     found.append({"figure": figure, "value": perf_counter() - start, "pictures": 1})
     return found
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Examine the demo's trained models.")
     parser.add_argument("--scenes", type=int, default=120)
     with TemporaryDirectory() as folder:
-        report("demo_model", rows(Artist(Path(folder)), parser.parse_args().scenes))
+        report("demo_model", rows(DemoRenderer(Path(folder)), parser.parse_args().scenes))
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ from imagefleet_producer import GenerateRequest
 from imagefleet_worker.weights.families import NATIVE_SIZE_PX, Family
 from localfleet.process import Process
 from localfleet.servers import child_environment
-from tests.artist import TRAINED
 from tests.benchmarks.in_process import InProcess
 from tests.benchmarks.mixed_jobs import equal_jobs, mixed_jobs
 from tests.benchmarks.plain_diffusers import PlainDiffusers
 from tests.benchmarks.report import report
 from tests.benchmarks.resident import Drawn, Resident
 from tests.benchmarks.services import servers
+from tests.demo_renderer import TRAINED
 from tests.fleet import REPOSITORY, TestFleet
 from tests.full_size import write_full_size
 from tools.demo_models import SIZE_PX

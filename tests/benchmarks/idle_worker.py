@@ -17,7 +17,7 @@ from PIL import Image
 
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.storage import S3Store, StoredObject
-from imagefleet_worker.progress import Stages
+from imagefleet_worker.progress import BatchProgress
 from imagefleet_worker.requests.resolved import ResolvedJob
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.worker import Worker
@@ -47,14 +47,16 @@ class SleepingGpu:
         self._runs, self._step_s = runs, batch_s / STEPS
         self._pixels = np.asarray(photograph(side, 0))
 
-    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+    def render(
+        self, jobs: Sequence[ResolvedJob], progress: BatchProgress
+    ) -> list[list[Image.Image]]:
         """Sleep step by step, then give every job the same picture."""
         began = time.monotonic()
-        stages.begin("denoise", STEPS)
+        progress.begin_stage("denoise", STEPS)
         for step in range(1, STEPS + 1):
             # Up to a moment, as a GPU works on whatever the host does between two steps.
             time.sleep(max(0.0, began + step * self._step_s - time.monotonic()))
-            stages.step()
+            progress.step()
         ended = time.monotonic()
         with self._runs.open("a") as runs:
             runs.write(f"{began} {ended} {len(jobs)}\n")

@@ -9,10 +9,10 @@ import torch
 from imagefleet_producer import GenerateRequest
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore
-from imagefleet_worker.build import make_studio
+from imagefleet_worker.build import build_renderer
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.engine.engine import Engine
-from imagefleet_worker.engine.requests import Rendered
+from imagefleet_worker.engine.requests import RenderOutput
 from imagefleet_worker.requests.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 
@@ -29,7 +29,7 @@ class InProcess:
         self._resolver = Resolver(settings, store, FileStore(models))
         self._slots = slots
         self._engine = Engine(
-            lambda: make_studio(settings, store, torch.device(device)),
+            lambda: build_renderer(settings, store, torch.device(device)),
             lambda _busy: None,
             settings.max_batch_pixels,
         )
@@ -42,7 +42,7 @@ class InProcess:
             rendered = list(slots.map(self._rendered, requests))
         return sum(1 / one.batch_jobs for one in rendered)
 
-    def _rendered(self, request: GenerateRequest) -> Rendered:
+    def _rendered(self, request: GenerateRequest) -> RenderOutput:
         return self._engine.render(self._resolver.generate(request, "job"), _tell_nobody)
 
 

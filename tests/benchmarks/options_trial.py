@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from imagefleet_worker.adapters.delta import Component
 from imagefleet_worker.adapters.merge import MergedState
 from imagefleet_worker.adapters.scaled import ScaledAdapter
-from imagefleet_worker.checkpoints.apply_options import tune
+from imagefleet_worker.checkpoints.apply_options import apply_options
 from imagefleet_worker.checkpoints.single_file import load_single_file
 from imagefleet_worker.device.presets import Options
 from tests.random_adapters import LowRank, linear_targets, random_lora
@@ -75,7 +75,7 @@ class Trial:
         self._device, self._dtype = device, dtype
         resting = device if options.offload == "none" else torch.device("cpu")
         self._pipeline = load_single_file(path, resting, dtype).pipeline
-        tune(self._pipeline, options, device)
+        apply_options(self._pipeline, options, device)
 
     def call(self, batch: int, size_px: int, windows: int = 1) -> Call:
         """Inputs for so many pictures of that side, with prompts of so many windows."""

@@ -20,10 +20,10 @@ from PIL import Image
 
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.storage import open_store
-from imagefleet_worker.progress import Stages
+from imagefleet_worker.progress import BatchProgress
 from imagefleet_worker.requests.resolved import ResolvedGenerate, ResolvedJob
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.supervisor import Seat, Supervisor
+from imagefleet_worker.supervisor import Supervisor, WorkerSlot
 from imagefleet_worker.worker import Worker
 from tests.light_worker import light_parts
 
@@ -36,21 +36,23 @@ class Sleeper:
     def __init__(self, runs: Path) -> None:
         self._runs = runs
 
-    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+    def render(
+        self, jobs: Sequence[ResolvedJob], progress: BatchProgress
+    ) -> list[list[Image.Image]]:
         drawings = [job for job in jobs if isinstance(job, ResolvedGenerate)]
         names, orders = zip(*(job.request.prompt.split() for job in drawings), strict=True)
         with self._runs.open("a") as runs:
             runs.writelines(f"{name}\n" for name in names)
         deadly, hanging = "die" in orders, "hang" in orders
         steps = 1 if deadly or hanging else round(max(map(float, orders)) / STEP_S)
-        stages.begin("denoise", steps)
+        progress.begin_stage("denoise", steps)
         if deadly:
             # At work: that much the ledger hears at once.
             time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         for _ in range(steps):
             time.sleep(10_000 if hanging else STEP_S)
-            stages.step()
+            progress.step()
         return [
             [Image.new("RGB", (64, 64), (seed % 256, 0, 0)) for seed in job.seeds.seeds]
             for job in drawings
@@ -62,8 +64,8 @@ def main() -> None:
     settings = WorkerSettings()
     if "--supervised" in options:
         command = (sys.executable, "-m", "tests.chaos.sleeping_worker", runs)
-        seat = Seat(f"seat-{os.getpid()}", "cpu")
-        Supervisor([seat], settings.stall_timeout_s, settings.drain_timeout_s, command).run()
+        slot = WorkerSlot(f"seat-{os.getpid()}", "cpu")
+        Supervisor([slot], settings.stall_timeout_s, settings.drain_timeout_s, command).run()
         return
     beat_fd = int(options[options.index("--beat-fd") + 1]) if "--beat-fd" in options else None
     store, sleeper = open_store(StorageSettings()), Sleeper(Path(runs))

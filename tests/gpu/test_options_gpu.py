@@ -16,9 +16,9 @@ from torch._dynamo.utils import counters
 from imagefleet_worker.device.cuda_graphs import GraphedForward, forget_graphs, record_graphs
 from imagefleet_worker.device.graph_memory import GRAPH_MEMORY
 from imagefleet_worker.device.memory import CudaMemory
-from imagefleet_worker.progress import Stages
+from imagefleet_worker.progress import BatchProgress
 from imagefleet_worker.settings import WorkerSettings
-from tests.atelier import Atelier, open_studio
+from tests.local_renderer import LocalRenderer, open_renderer
 from tools.demo_models import demo_models
 
 pytestmark = pytest.mark.skipif(
@@ -30,18 +30,18 @@ MOST_DIFFERENCE = 16
 CUDA = torch.device("cuda")
 
 
-def open_on_gpu(models: Path, folder: Path, **settings: object) -> Atelier:
+def open_on_gpu(models: Path, folder: Path, **settings: object) -> LocalRenderer:
     wanted = {
         **{"verify_every": 1, "compile_cache_dir": folder / "compiled"},
         **{"warm_up_checkpoints": ("demo", "demo-xl"), "preset": "balanced", "vae_tiling": False},
         **settings,
     }
     folder.mkdir(exist_ok=True)
-    return open_studio(models, folder, WorkerSettings.model_validate(wanted), CUDA)
+    return open_renderer(models, folder, WorkerSettings.model_validate(wanted), CUDA)
 
 
 @pytest.fixture(scope="module", name="plain")
-def _plain(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Atelier:
+def _plain(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalRenderer:
     return open_on_gpu(demo_models, tmp_path_factory.mktemp("plain"), channels_last=False)
 
 
@@ -62,15 +62,19 @@ def _plain(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Ateli
 )
 @pytest.mark.parametrize("checkpoint", ["demo", "demo-xl"])
 def test_an_option_changes_no_picture(
-    plain: Atelier, demo_models: Path, tmp_path: Path, options: dict[str, object], checkpoint: str
+    plain: LocalRenderer,
+    demo_models: Path,
+    tmp_path: Path,
+    options: dict[str, object],
+    checkpoint: str,
 ) -> None:
-    atelier = open_on_gpu(demo_models, tmp_path / "options", **options)
+    renderer = open_on_gpu(demo_models, tmp_path / "options", **options)
     lora = " <lora:demo-one:0.6>" if checkpoint == "demo" else ""
     graphs = counters["stats"]["unique_graphs"]
 
     for prompt in ("a red fox", f"a red fox{lora}", "a red fox", "a fox, " * 40):
         for count in (1, 2):
-            drawn = atelier.draw_all(prompt, checkpoint=checkpoint, num_images=count)
+            drawn = renderer.draw_all(prompt, checkpoint=checkpoint, num_images=count)
             wanted = plain.draw_all(prompt, checkpoint=checkpoint, num_images=count)
             for picture, other in zip(drawn, wanted, strict=True):
                 difference = np.asarray(picture, np.int16) - np.asarray(other, np.int16)
@@ -80,11 +84,11 @@ def test_an_option_changes_no_picture(
 
 
 def test_from_a_step_to_the_next_evaluation_nothing_waits_for_the_gpu(
-    plain: Atelier, monkeypatch: pytest.MonkeyPatch
+    plain: LocalRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, take_step = list[int](), Stages.step
+    calls, take_step = list[int](), BatchProgress.step
 
-    def step(stages: Stages) -> None:
+    def step(stages: BatchProgress) -> None:
         take_step(stages)
         if len(calls) < 4:
             torch.cuda.set_sync_debug_mode("error")
@@ -93,7 +97,7 @@ def test_from_a_step_to_the_next_evaluation_nothing_waits_for_the_gpu(
         torch.cuda.set_sync_debug_mode("default")
         calls.append(1)
 
-    monkeypatch.setattr(Stages, "step", step)
+    monkeypatch.setattr(BatchProgress, "step", step)
     hook = plain.warm("demo-xl").pipeline.unet.register_forward_hook(evaluated)
     try:
         plain.draw("a red fox", checkpoint="demo-xl", scheduler="euler", num_inference_steps=4)
@@ -105,18 +109,18 @@ def test_from_a_step_to_the_next_evaluation_nothing_waits_for_the_gpu(
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_with_offload_loras_change_between_the_passes(
-    plain: Atelier, demo_models: Path, tmp_path: Path, offload: str
+    plain: LocalRenderer, demo_models: Path, tmp_path: Path, offload: str
 ) -> None:
     """The second pass saved weights on the GPU, which the next job wrote to those on the CPU."""
-    atelier = open_on_gpu(demo_models, tmp_path / "offload", offload=offload)
+    renderer = open_on_gpu(demo_models, tmp_path / "offload", offload=offload)
     hires = {"scale": 1.5, "prompt": "a fox <lora:demo-one:0.6>", "upscaler": "latent"}
 
     for fields in ({"hires": hires}, {}, {"hires": hires}):
-        drawn = atelier.draw("a red fox", **fields)
+        drawn = renderer.draw("a red fox", **fields)
         wanted = plain.draw("a red fox", **fields)
         difference = np.asarray(drawn, np.int16) - np.asarray(wanted, np.int16)
         assert abs(difference).max() <= MOST_DIFFERENCE
-    parts = atelier.warm("demo").pipeline
+    parts = renderer.warm("demo").pipeline
     for module in (parts.unet, parts.vae, parts.text_encoder):
         assert next(module.parameters()).device.type == "cpu", "nothing runs"
 
@@ -158,7 +162,7 @@ def test_memory_of_graphs_is_no_batchs_and_comes_back_when_they_are_forgotten() 
     with torch.no_grad():
         for _ in range(3):
             free.append(room.free_bytes())
-            room.begin()
+            room.begin_batch()
             for _ in range(2):
                 unet(*given, return_dict=False)
             peaks.append(room.peak_bytes())

@@ -11,7 +11,6 @@ import pytest
 
 from imagefleet_producer import HiresPass, LoRA
 from imagefleet_shared.samplers import SCHEDULER_LABELS
-from tests.artist import Artist
 from tests.demo_exam import (
     FIRST_SEED,
     NATURAL,
@@ -22,6 +21,7 @@ from tests.demo_exam import (
     snowman_share,
     styled_shares,
 )
+from tests.demo_renderer import DemoRenderer
 from tools.training.captions import caption
 from tools.training.judge import judge
 from tools.training.pictures import Scene, Style, any_pose, draw
@@ -39,8 +39,8 @@ SCHEDULERS = [name for name in SCHEDULER_LABELS if name != "lcm"]
 
 
 @pytest.fixture(scope="module")
-def artist(tmp_path_factory: pytest.TempPathFactory) -> Artist:
-    return Artist(tmp_path_factory.mktemp("store"))
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> DemoRenderer:
+    return DemoRenderer(tmp_path_factory.mktemp("store"))
 
 
 def test_the_judge_knows_every_subject_on_every_background() -> None:
@@ -55,31 +55,31 @@ def test_the_judge_knows_every_subject_on_every_background() -> None:
     assert min(right(drawn, scenes)) > 0.98
 
 
-def test_a_hundred_scenes_that_were_held_out_are_drawn_right(artist: Artist) -> None:
-    subjects, backgrounds = drawn_right(artist, (NATURAL * 3)[:100])
+def test_a_hundred_scenes_that_were_held_out_are_drawn_right(renderer: DemoRenderer) -> None:
+    subjects, backgrounds = drawn_right(renderer, (NATURAL * 3)[:100])
     assert subjects >= 0.85
     assert backgrounds >= 0.9
 
 
-def test_another_seed_draws_another_picture_of_the_same(artist: Artist) -> None:
+def test_another_seed_draws_another_picture_of_the_same(renderer: DemoRenderer) -> None:
     scene = NATURAL[0]
-    one, other = artist.draw([caption(scene)] * 2, [1, 2])
+    one, other = renderer.draw([caption(scene)] * 2, [1, 2])
     assert one.tobytes() != other.tobytes()
     assert judge(one) == judge(other)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_sampler_draws_what_is_asked(artist: Artist, scheduler: str) -> None:
+def test_every_sampler_draws_what_is_asked(renderer: DemoRenderer, scheduler: str) -> None:
     # PLMS extrapolates over four steps: steps as large as the others bear make it overshoot.
     steps = 40 if scheduler == "plms" else 20
     subjects, backgrounds = drawn_right(
-        artist, NATURAL[:8], scheduler=scheduler, num_inference_steps=steps
+        renderer, NATURAL[:8], scheduler=scheduler, num_inference_steps=steps
     )
     assert subjects >= 6 / 8
     assert backgrounds >= 7 / 8
 
 
-def test_a_weighted_prompt_still_draws_what_it_says(artist: Artist) -> None:
+def test_a_weighted_prompt_still_draws_what_it_says(renderer: DemoRenderer) -> None:
     """A weight that was read wrong (12 for 1.2), or brackets read as words, spoil the picture.
 
     The weights of single words cannot be judged here: this UNet reads a caption where its window is
@@ -87,26 +87,26 @@ def test_a_weighted_prompt_still_draws_what_it_says(artist: Artist) -> None:
     """
     scenes = NATURAL[:12]
     prompts = [f"({caption(scene)}:1.2)" for scene in scenes]
-    pictures = artist.draw(prompts, range(FIRST_SEED, FIRST_SEED + len(scenes)))
+    pictures = renderer.draw(prompts, range(FIRST_SEED, FIRST_SEED + len(scenes)))
     subjects, backgrounds = right(pictures, scenes)
     assert subjects >= 10 / 12
     assert backgrounds >= 10 / 12
 
 
-def test_a_negative_prompt_keeps_a_colour_away(artist: Artist) -> None:
+def test_a_negative_prompt_keeps_a_colour_away(renderer: DemoRenderer) -> None:
     prompts = ["a fox"] * 16
     seeds = range(FIRST_SEED, FIRST_SEED + 16)
-    free = [judge(picture).background for picture in artist.draw(prompts, seeds)]
+    free = [judge(picture).background for picture in renderer.draw(prompts, seeds)]
     most = max(free, key=free.count)
-    kept = artist.draw(prompts, seeds, negative_prompt=f"a fox on a {most} background")
+    kept = renderer.draw(prompts, seeds, negative_prompt=f"a fox on a {most} background")
     assert [judge(picture).background for picture in kept].count(most) < free.count(most)
 
 
-def test_a_hires_pass_keeps_what_the_first_pass_drew(artist: Artist) -> None:
+def test_a_hires_pass_keeps_what_the_first_pass_drew(renderer: DemoRenderer) -> None:
     scenes = NATURAL[:6]
     hires = HiresPass(scale=2, upscaler="demo-x2", strength=0.1, num_inference_steps=8)
     prompts = [caption(scene) for scene in scenes]
-    pictures = artist.draw(prompts, range(FIRST_SEED, FIRST_SEED + 6), hires=hires)
+    pictures = renderer.draw(prompts, range(FIRST_SEED, FIRST_SEED + 6), hires=hires)
     assert {picture.size for picture in pictures} == {(256, 256)}
     subjects, backgrounds = right(pictures, scenes)
     assert subjects >= 5 / 6
@@ -114,29 +114,29 @@ def test_a_hires_pass_keeps_what_the_first_pass_drew(artist: Artist) -> None:
 
 
 @pytest.mark.parametrize("style", ["blueprint", "sticker"])
-def test_a_style_moves_pictures_to_its_own_set(artist: Artist, style: Style) -> None:
-    shares = styled_shares(artist, style, 20)
+def test_a_style_moves_pictures_to_its_own_set(renderer: DemoRenderer, style: Style) -> None:
+    shares = styled_shares(renderer, style, 20)
     assert shares["moved"] >= 0.9, shares
     assert shares["nearer at 1"] >= shares["nearer at 0"] + 0.5, shares
 
 
-def test_a_lora_at_scale_0_leaves_the_picture_as_it_was(artist: Artist) -> None:
+def test_a_lora_at_scale_0_leaves_the_picture_as_it_was(renderer: DemoRenderer) -> None:
     prompts, seeds = [caption(NATURAL[0])], [FIRST_SEED]
-    [before] = artist.draw(prompts, seeds)
-    [styled] = artist.draw(prompts, seeds, loras=[LoRA(name="demo-blueprint")])
-    [at_zero] = artist.draw(prompts, seeds, loras=[LoRA(name="demo-blueprint", scale=0)])
-    [without] = artist.draw(prompts, seeds)
+    [before] = renderer.draw(prompts, seeds)
+    [styled] = renderer.draw(prompts, seeds, loras=[LoRA(name="demo-blueprint")])
+    [at_zero] = renderer.draw(prompts, seeds, loras=[LoRA(name="demo-blueprint", scale=0)])
+    [without] = renderer.draw(prompts, seeds)
     assert styled.tobytes() != before.tobytes()
     assert at_zero.tobytes() == without.tobytes() == before.tobytes()
 
 
-def test_a_lora_brings_a_subject_that_the_checkpoint_never_saw(artist: Artist) -> None:
-    assert snowman_share(artist, 0.0, 8) == 0
-    assert snowman_share(artist, 1.0, 16) >= 0.85
+def test_a_lora_brings_a_subject_that_the_checkpoint_never_saw(renderer: DemoRenderer) -> None:
+    assert snowman_share(renderer, 0.0, 8) == 0
+    assert snowman_share(renderer, 1.0, 16) >= 0.85
 
 
-def test_the_embedding_draws_its_subject(artist: Artist) -> None:
-    assert embedding_share(artist, 24) >= 0.7
+def test_the_embedding_draws_its_subject(renderer: DemoRenderer) -> None:
+    assert embedding_share(renderer, 24) >= 0.7
 
 
 def test_swinir_beats_bicubic_by_more_than_a_decibel() -> None:

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.atelier import Atelier, open_atelier
 from tests.golden_pictures import FOLDER, REQUESTS, draw
+from tests.local_renderer import LocalRenderer, open_local_renderer
 
 # The same weights and steps give nearly the same picture on every machine: kernels round otherwise.
 LEAST_PSNR_DB = 45
 
 
 @pytest.fixture(scope="module")
-def atelier(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Atelier:
-    return open_atelier(demo_models, tmp_path_factory.mktemp("atelier"))
+def renderer(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalRenderer:
+    return open_local_renderer(demo_models, tmp_path_factory.mktemp("atelier"))
 
 
 def psnr_db(one: Image.Image, other: Image.Image) -> float:
@@ -24,8 +24,8 @@ def psnr_db(one: Image.Image, other: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_picture_is_as_it_was(atelier: Atelier, name: str, tmp_path: Path) -> None:
-    golden, drawn = Image.open(FOLDER / f"{name}.png").convert("RGB"), draw(atelier, name)
+def test_a_picture_is_as_it_was(renderer: LocalRenderer, name: str, tmp_path: Path) -> None:
+    golden, drawn = Image.open(FOLDER / f"{name}.png").convert("RGB"), draw(renderer, name)
     assert drawn.size == golden.size
     similarity = psnr_db(drawn, golden)
     if similarity < LEAST_PSNR_DB:

@@ -259,9 +259,9 @@ def test_a_running_job_past_its_time_is_ended_for_its_worker_only_once_the_lease
     submit(unhurried, allowed_s=1)
     taken = lease(unhurried)
     time.sleep(1.1)
-    assert unhurried.look("job").status is JobStatus.RUNNING
+    assert unhurried.read_or_expire("job").status is JobStatus.RUNNING
     make_due(redis)
-    assert unhurried.look("job").status is JobStatus.FAILED
+    assert unhurried.read_or_expire("job").status is JobStatus.FAILED
     assert unhurried.renew([(taken, "denoise", 1, 2)]) == ["lost"]
     assert redis.zcard(routing.OPEN_KEY) == 0
 
@@ -273,7 +273,9 @@ def test_a_canceled_job_of_a_dead_worker_ends_where_no_other_lives(
     submit(unhurried)
     lease(unhurried)
     unhurried.cancel("job")
-    assert unhurried.look("job").status is JobStatus.RUNNING, "its worker decides, while it lives"
+    assert unhurried.read_or_expire("job").status is JobStatus.RUNNING, (
+        "its worker decides, while it lives"
+    )
     make_due(redis)
     [*_, last] = unhurried.watch("job", timeout_s=30)
     assert last.status is JobStatus.CANCELED
@@ -281,10 +283,10 @@ def test_a_canceled_job_of_a_dead_worker_ends_where_no_other_lives(
 
 def test_a_job_in_time_is_left_alone(ledger: Ledger, redis: Redis) -> None:
     submit(ledger, allowed_s=1000)
-    assert ledger.look("job").status is JobStatus.QUEUED
+    assert ledger.read_or_expire("job").status is JobStatus.QUEUED
     lease(ledger)
     make_due(redis)
-    assert ledger.look("job").status is JobStatus.RUNNING
+    assert ledger.read_or_expire("job").status is JobStatus.RUNNING
 
 
 @pytest.mark.parametrize(("allowed_s", "looks"), [(None, [0]), (1000, range(1, 25))])
@@ -399,12 +401,12 @@ def test_a_preview_is_shown_by_the_lease_holder_only_and_not_for_ever(
     submit(ledger)
     taken = lease(ledger)
     assert ledger.preview("job") is None
-    assert ledger.show(taken, b"\xff\xd8 picture")
+    assert ledger.publish_preview(taken, b"\xff\xd8 picture")
     assert ledger.preview("job") == b"\xff\xd8 picture"
     assert 0 < redis.ttl(routing.preview_key("job")) <= PREVIEW_TTL_S
-    assert not ledger.show(Lease(taken.job, "another token"), b"forged")
+    assert not ledger.publish_preview(Lease(taken.job, "another token"), b"forged")
     ledger.succeed(taken, result_of(taken))
-    assert not ledger.show(taken, b"too late")
+    assert not ledger.publish_preview(taken, b"too late")
     assert ledger.preview("job") == b"\xff\xd8 picture"
 
 

@@ -91,7 +91,7 @@ def fetch_in_process(url: str, folder: Path, tell_fetches: Callable[[float | Non
 
 def keep_in_process(url: str, folder: Path, keeps: Event, done: Event) -> None:
     store = open_store(url, folder, budget_bytes=1)
-    with store.kept([store.find("upscaler", "kept")]):
+    with store.pinned([store.find("upscaler", "kept")]):
         keeps.set()
         assert done.wait(60)
         assert store.fetched("upscaler", "kept").read_bytes() == b"weights"
@@ -272,7 +272,7 @@ def test_what_cannot_be_read_just_now_is_not_done_without(
         with pytest.raises(StorageUnavailable, match=r"checkpoints/b\.safetensors"):
             resolver.generate(GenerateRequest(prompt="a fox"), "job")
         drawn_with_a = GenerateRequest(prompt="a fox", checkpoint="a")
-        assert resolver.generate(drawn_with_a, "job").look.inversions == ()
+        assert resolver.generate(drawn_with_a, "job").pass_inputs.inversions == ()
         with pytest.raises(StorageUnavailable, match=r"embeddings/owl\.safetensors"):
             resolver.generate(GenerateRequest(prompt="an owl", checkpoint="a"), "job")
     finally:
@@ -386,7 +386,7 @@ def test_a_download_that_ends_while_another_looks_at_it_is_used(
     file = store.find("upscaler", "up")
     part, disk = file.path.with_name(f".{file.path.name}.part"), DiskCache(tmp_path, PLENTY)
     other, stat = ExitStack(), Path.stat
-    other.enter_context(disk.kept(file.path.parent.name))
+    other.enter_context(disk.pinned(file.path.parent.name))
     other.enter_context(disk.filling(file.path.parent.name, lambda: None))
     part.write_bytes(b"weights")
 
@@ -492,7 +492,7 @@ def test_a_version_that_was_only_found_is_not_waited_for_on_the_engines_thread(
     """A later job's upscaler, still to be fetched, was fetched there for an earlier job."""
     shelf.put("upscalers/up.pth", b"first")
     first = store.find("upscaler", "up")
-    with store.kept([first]):
+    with store.pinned([first]):
         shelf.put("upscalers/up.pth", b"other")
         with pytest.raises(UnknownUpscaler):
             store.find("upscaler", "a name that has it listed anew")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextModel
 
-from imagefleet_worker.weights.ldm_keys import Component
+from imagefleet_worker.weights.ldm_keys import LdmComponent
 from tools.make_demo_checkpoint import write_checkpoint
 from tools.training.captions import Vocabulary
 from tools.training.train_autoencoder import load_wide
@@ -44,7 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
     unet = new_unet()
     unet.load_state_dict(torch.load(arguments.folder / "unet.pt", weights_only=True))
-    modules: dict[Component, torch.nn.Module] = {
+    modules: dict[LdmComponent, torch.nn.Module] = {
         "unet": unet,
         "vae": load_wide(arguments.folder),
         "text_encoder": load_text_encoder(arguments.folder),

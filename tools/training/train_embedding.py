@@ -15,7 +15,7 @@ from random import Random
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imagefleet_worker.prompts.inject_embeddings import injected
+from imagefleet_worker.prompts.inject_embeddings import injected_embeddings
 from tools.training.captions import tokenizer
 from tools.training.frozen import Frozen, Shown, batch_of, load, shown, tokens
 from tools.training.loop import Plan, train
@@ -58,7 +58,7 @@ def loss_of(frozen: Frozen, inversion: Vectors, examples: list[Shown], step: int
     rows, columns = (words == word).nonzero(as_tuple=True)
     vectors = inversion.vectors.repeat(len(texts), 1)
     to = frozen.unet.device
-    with injected(frozen.text_encoder, rows, columns, vectors):
+    with injected_embeddings(frozen.text_encoder, rows, columns, vectors):
         context = frozen.text_encoder(words.to(to)).last_hidden_state
     return denoising_loss(
         frozen.unet, batch.latents.to(to), context, batch.timesteps, batch.noise.to(to)

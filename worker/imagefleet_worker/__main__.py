@@ -9,7 +9,7 @@ from imagefleet_shared.broker import connect
 from imagefleet_shared.presence import live_workers
 from imagefleet_shared.settings import BrokerSettings
 from imagefleet_worker.settings import WorkerSettings
-from imagefleet_worker.supervisor import Supervisor, seats, with_metrics_ports
+from imagefleet_worker.supervisor import Supervisor, with_metrics_ports, worker_slots
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = WorkerSettings()
     try:
-        taken = seats(settings.device, settings.gpus, settings.lock_dir)
+        taken = worker_slots(settings.device, settings.gpus, settings.lock_dir)
     except RuntimeError as exc:
         sys.exit(f"imagefleet-worker: {exc}")
     taken = with_metrics_ports(taken, settings.metrics_port)

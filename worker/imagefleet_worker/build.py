@@ -10,8 +10,8 @@ from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.device.memory import CPU_MEMORY, CudaMemory
 from imagefleet_worker.device.options import card_bytes, options_on
 from imagefleet_worker.device.presets import pipeline_cache_bytes
-from imagefleet_worker.diffusion.postprocess import Finisher
-from imagefleet_worker.diffusion.renderer import Studio
+from imagefleet_worker.diffusion.postprocess import Postprocessor
+from imagefleet_worker.diffusion.renderer import DiffusionRenderer
 from imagefleet_worker.faces.networks import FaceNetworks
 from imagefleet_worker.faces.restore import FaceRestorer
 from imagefleet_worker.requests.resolve import Resolver
@@ -39,17 +39,17 @@ def build_parts(settings: WorkerSettings, device: torch.device, store: ObjectSto
         models=models,
         resolver=resolver,
         default_checkpoint=resolver.default_checkpoint,
-        make_renderer=lambda: make_studio(settings, models, device, resolver),
+        make_renderer=lambda: build_renderer(settings, models, device, resolver),
         memory=CudaMemory(device) if device.type == "cuda" else CPU_MEMORY,
     )
 
 
-def make_studio(
+def build_renderer(
     settings: WorkerSettings,
     models: ModelStore,
     device: torch.device,
     resolver: Resolver | None = None,
-) -> Studio:
+) -> DiffusionRenderer:
     """The real renderer on a device; given a resolver, warmed up where there is need."""
     auto = torch.float32 if device.type == "cpu" else torch.float16
     dtype = _DTYPES.get(settings.dtype, auto)
@@ -76,10 +76,10 @@ def make_studio(
     )
     faces = FaceRestorer(FaceNetworks(device, int(settings.face_cache_gb * 1e9)))
     enlarger = Enlarger(upscalers, settings.max_output_pixels)
-    studio = Studio(settings, pipelines, Finisher(enlarger, faces))
+    renderer = DiffusionRenderer(settings, pipelines, Postprocessor(enlarger, faces))
     if resolver and (options.compile or options.cuda_graphs):
-        warm_up(studio, resolver, settings)
-    return studio
+        warm_up(renderer, resolver, settings)
+    return renderer
 
 
 def _describe(device: torch.device) -> str:

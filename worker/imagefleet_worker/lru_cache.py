@@ -10,7 +10,7 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptStats:
+class CacheStats:
     """Counters since the beginning, and what is kept now."""
 
     hits: int
@@ -19,7 +19,7 @@ class KeptStats:
     size_bytes: int
 
 
-class Kept(Generic[K, V]):
+class ByteLRUCache(Generic[K, V]):
     """A cache by bytes; for one thread.
 
     Args:
@@ -37,15 +37,15 @@ class Kept(Generic[K, V]):
         self._misses = 0
 
     @property
-    def stats(self) -> KeptStats:
-        return KeptStats(
+    def stats(self) -> CacheStats:
+        return CacheStats(
             hits=self._hits,
             misses=self._misses,
             entries=len(self._values),
             size_bytes=self._size_bytes,
         )
 
-    def find(self, key: K) -> V | None:
+    def get(self, key: K) -> V | None:
         """The value of that key; None where it is not kept."""
         if key not in self._values:
             self._misses += 1
@@ -54,20 +54,20 @@ class Kept(Generic[K, V]):
         self._values.move_to_end(key)
         return self._values[key]
 
-    def get(self, key: K, make: Callable[[], V]) -> V:
+    def get_or_load(self, key: K, load: Callable[[], V]) -> V:
         """The value of that key, made unless kept; raises what `make` raises."""
-        found = self.find(key)
+        found = self.get(key)
         if found is not None:
             return found
-        value = make()
-        self.keep(key, value)
+        value = load()
+        self.put(key, value)
         return value
 
     def fits(self, size_bytes: int) -> bool:
         """Whether a value of that size would be kept."""
         return size_bytes <= self._budget_bytes
 
-    def keep(self, key: K, value: V) -> None:
+    def put(self, key: K, value: V) -> None:
         """Keep a value of a key that is not kept, if it fits; others make room."""
         size_bytes = self._size_of(value)
         if not self.fits(size_bytes):

@@ -35,7 +35,7 @@ GPUs, `0,-1,1` all but the first (CUDA C++ Programming Guide, environment variab
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerSlot:
     """A place for one worker process."""
 
     name: str
@@ -44,18 +44,18 @@ class Seat:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-class Child:
+class WorkerProcess:
     """The worker process in a seat."""
 
-    def __init__(self, seat: Seat, command: Sequence[str], stall_timeout_s: float) -> None:
-        self._seat = seat
+    def __init__(self, slot: WorkerSlot, command: Sequence[str], stall_timeout_s: float) -> None:
+        self._slot = slot
         self._command = command
         self._stall_timeout_s = stall_timeout_s
         self._pause_s = RESTART_PAUSE_S[0]
         self._start_at = 0.0
         self._process: subprocess.Popen[bytes] | None = None
-        self._beats = -1
-        self._started = self._last_beat = 0.0
+        self._heartbeats = -1
+        self._started = self._last_heartbeat = 0.0
         self._busy = False
 
     @property
@@ -63,19 +63,19 @@ class Child:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
-    def tend(self) -> None:
+    def poll(self) -> None:
         """Start, bury or kill the process, as it needs; call it every tick."""
         if self._process is None:
             if monotonic() >= self._start_at:
                 self._start()
             return
-        self._listen()
+        self._read_heartbeats()
         if self._process.poll() is not None:
-            self._bury(self._process.returncode)
-        elif self._busy and monotonic() > self._last_beat + self._stall_timeout_s:
+            self._reap(self._process.returncode)
+        elif self._busy and monotonic() > self._last_heartbeat + self._stall_timeout_s:
             logger.error(
                 "worker %s has taken no step for %g s: killed",
-                self._seat.name,
+                self._slot.name,
                 self._stall_timeout_s,
             )
             self._process.kill()
@@ -86,40 +86,40 @@ class Child:
             self._process.send_signal(sig)
 
     def _start(self) -> None:
-        self._beats, theirs = os.pipe()
-        os.set_blocking(self._beats, False)
+        self._heartbeats, theirs = os.pipe()
+        os.set_blocking(self._heartbeats, False)
         self._process = subprocess.Popen(
             [
                 *self._command,
-                *("--name", self._seat.name),
-                *("--device", self._seat.device),
+                *("--name", self._slot.name),
+                *("--device", self._slot.device),
                 *("--beat-fd", str(theirs)),
             ],
-            env={**os.environ, **self._seat.environment},
+            env={**os.environ, **self._slot.environment},
             pass_fds=[theirs],
         )
         os.close(theirs)
-        self._started = self._last_beat = monotonic()
+        self._started = self._last_heartbeat = monotonic()
         self._busy = False
-        logger.info("worker %s started, pid %d", self._seat.name, self._process.pid)
+        logger.info("worker %s started, pid %d", self._slot.name, self._process.pid)
 
-    def _listen(self) -> None:
-        ready, _, _ = select.select([self._beats], [], [], 0)
-        if ready and (beats := os.read(self._beats, 65536)):
-            self._last_beat = monotonic()
-            self._busy = not beats.endswith(IDLE)
+    def _read_heartbeats(self) -> None:
+        ready, _, _ = select.select([self._heartbeats], [], [], 0)
+        if ready and (heartbeats := os.read(self._heartbeats, 65536)):
+            self._last_heartbeat = monotonic()
+            self._busy = not heartbeats.endswith(IDLE)
 
-    def _bury(self, code: int) -> None:
-        os.close(self._beats)
+    def _reap(self, code: int) -> None:
+        os.close(self._heartbeats)
         self._process = None
         if monotonic() - self._started > HEALTHY_S:
             self._pause_s = RESTART_PAUSE_S[0]
-        logger.error("worker %s ended with %d; again in %g s", self._seat.name, code, self._pause_s)
+        logger.error("worker %s ended with %d; again in %g s", self._slot.name, code, self._pause_s)
         self._start_at = monotonic() + self._pause_s
         self._pause_s = min(self._pause_s * 2, RESTART_PAUSE_S[1])
 
 
-def seats(device: str, most_gpus: int | None, lock_dir: Path) -> list[Seat]:
+def worker_slots(device: str, max_gpus: int | None, lock_dir: Path) -> list[WorkerSlot]:
     """A seat for every free GPU that this process may use, or one on the CPU.
 
     A GPU is taken by a lock on a file, which the kernel frees when this process ends, so that
@@ -138,12 +138,12 @@ def seats(device: str, most_gpus: int | None, lock_dir: Path) -> list[Seat]:
     if device == "cuda" and not gpus:
         raise RuntimeError("IMAGEFLEET_DEVICE=cuda, and no NVIDIA GPU is visible")
     if not gpus:
-        return [Seat(f"{host}-cpu-{os.getpid()}", "cpu")]
-    taken = list(islice((gpu for gpu in gpus if _take(gpu, lock_dir)), most_gpus))
+        return [WorkerSlot(f"{host}-cpu-{os.getpid()}", "cpu")]
+    taken = list(islice((gpu for gpu in gpus if _lock_gpu(gpu, lock_dir)), max_gpus))
     if not taken:
         raise RuntimeError(f"other workers of this host have all its GPUs ({', '.join(gpus)})")
     return [
-        Seat(
+        WorkerSlot(
             f"{host}-cuda{gpu}-{os.getpid()}",
             "cuda",
             {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
@@ -152,19 +152,19 @@ def seats(device: str, most_gpus: int | None, lock_dir: Path) -> list[Seat]:
     ]
 
 
-def with_metrics_ports(taken: Sequence[Seat], first: int | None) -> list[Seat]:
+def with_metrics_ports(slots: Sequence[WorkerSlot], first: int | None) -> list[WorkerSlot]:
     """Seats whose processes answer Prometheus, each on its own port from `first`; None: none."""
     if first is None:
-        return list(taken)
+        return list(slots)
     return [
         replace(
-            seat, environment={**seat.environment, "IMAGEFLEET_METRICS_PORT": str(first + place)}
+            slot, environment={**slot.environment, "IMAGEFLEET_METRICS_PORT": str(first + place)}
         )
-        for place, seat in enumerate(taken)
+        for place, slot in enumerate(slots)
     ]
 
 
-def _take(gpu: str, lock_dir: Path) -> bool:
+def _lock_gpu(gpu: str, lock_dir: Path) -> bool:
     lock_dir.mkdir(parents=True, exist_ok=True)
     # Never closed: the lock lasts as long as this process.
     lock = os.open(lock_dir / f"gpu-{gpu}", os.O_RDWR | os.O_CREAT, 0o666)
@@ -204,12 +204,12 @@ class Supervisor:
 
     def __init__(
         self,
-        seats: Sequence[Seat],
+        slots: Sequence[WorkerSlot],
         stall_timeout_s: float,
         drain_timeout_s: float,
         command: Sequence[str] = (sys.executable, "-m", "imagefleet_worker.app"),
     ) -> None:
-        self._children = [Child(seat, command, stall_timeout_s) for seat in seats]
+        self._processes = [WorkerProcess(slot, command, stall_timeout_s) for slot in slots]
         self._drain_timeout_s = drain_timeout_s
         self._wake, self._waker = os.pipe()
         self._stopping = False
@@ -220,8 +220,8 @@ class Supervisor:
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._stop)
         while not self._stopping:
-            for child in self._children:
-                child.tend()
+            for process in self._processes:
+                process.poll()
             select.select([self._wake], [], [], TICK_S)
         self._drain()
 
@@ -231,9 +231,9 @@ class Supervisor:
 
     def _drain(self) -> None:
         give_up = monotonic() + self._drain_timeout_s + KILL_AFTER_S
-        for child in self._children:
-            child.send(signal.SIGTERM)
-        while any(child.running for child in self._children) and monotonic() < give_up:
+        for process in self._processes:
+            process.send(signal.SIGTERM)
+        while any(process.running for process in self._processes) and monotonic() < give_up:
             select.select([], [], [], 0.1)
-        for child in self._children:
-            child.send(signal.SIGKILL)
+        for process in self._processes:
+            process.send(signal.SIGKILL)

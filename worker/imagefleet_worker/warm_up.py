@@ -6,8 +6,8 @@ from time import monotonic
 
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.status import Stage
-from imagefleet_worker.diffusion.renderer import Studio
-from imagefleet_worker.progress import Stages
+from imagefleet_worker.diffusion.renderer import DiffusionRenderer
+from imagefleet_worker.progress import BatchProgress
 from imagefleet_worker.requests.resolve import Resolver
 from imagefleet_worker.settings import WorkerSettings
 
@@ -21,7 +21,7 @@ _SMALL_PX = 128
 _MANY = 8
 
 
-def warm_up(studio: Studio, resolver: Resolver, settings: WorkerSettings) -> None:
+def warm_up(renderer: DiffusionRenderer, resolver: Resolver, settings: WorkerSettings) -> None:
     """Draw pictures for each checkpoint and size that the settings name, and drop them.
 
     Whatever is drawn later, at other sizes too, runs what was compiled now; see
@@ -33,8 +33,8 @@ def warm_up(studio: Studio, resolver: Resolver, settings: WorkerSettings) -> Non
     for request in _requests(resolver, settings):
         started_s = monotonic()
         job = resolver.generate(request, "warm-up")
-        with resolver.kept(job):
-            studio.render([job], Stages([_quietly]))
+        with resolver.pinned(job):
+            renderer.render([job], BatchProgress([_ignore_progress]))
         logger.info(
             "warmed up %s at %dx%d, batch %d, in %.1f s",
             request.checkpoint,
@@ -62,5 +62,5 @@ def _requests(resolver: Resolver, settings: WorkerSettings) -> Iterator[Generate
         yield small.model_copy(update={"num_images": _MANY})
 
 
-def _quietly(stage: Stage, step: int, steps: int) -> None:
+def _ignore_progress(stage: Stage, step: int, steps: int) -> None:
     """Tell nobody."""

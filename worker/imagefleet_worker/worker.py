@@ -24,7 +24,7 @@ from imagefleet_worker.jobs.announce import Announcer
 from imagefleet_worker.jobs.delivery import Delivery, JobResolver
 from imagefleet_worker.jobs.encode import encode_pictures
 from imagefleet_worker.jobs.leases import LeaseKeeper
-from imagefleet_worker.jobs.prefetch import Intake
+from imagefleet_worker.jobs.prefetch import PrefetchController
 from imagefleet_worker.jobs.publish import Publisher
 from imagefleet_worker.jobs.reconcile import Reconciler
 from imagefleet_worker.jobs.spool import Spool
@@ -84,7 +84,7 @@ class Worker:
             settings.gather_ms / 1000,
             parts.memory,
         )
-        self._intake = Intake(redis, name, settings.queues, settings.slots)
+        self._prefetch = PrefetchController(redis, name, settings.queues, settings.slots)
         self._announcer = Announcer(
             redis,
             WorkerInfo(
@@ -108,16 +108,16 @@ class Worker:
             keeper=self._keeper,
             resolver=parts.resolver,
             engine=self._engine,
-            intake=self._intake,
+            prefetch=self._prefetch,
             publisher=Publisher(store, spool),
             spool=spool,
             encode=partial(
                 encode_pictures, sha256_of=parts.models.sha256, png_level=settings.png_level
             ),
-            read_ahead=parts.models.ahead.read,
+            read_ahead=parts.models.read_ahead.read,
         )
         register(self._celery, settings.queues, delivery)
-        self._celery.steps["consumer"].add(self._intake.step())
+        self._celery.steps["consumer"].add(self._prefetch.consumer_step())
 
     def run(self) -> None:
         """Serve until SIGTERM, then finish what runs, or hand it back."""
@@ -125,7 +125,7 @@ class Worker:
             metrics.serve(self._settings.metrics_port)
         self._engine.start()
         self._engine.ready.result()
-        for thread in (self._keeper, self._intake, self._announcer, self._reconciler):
+        for thread in (self._keeper, self._prefetch, self._announcer, self._reconciler):
             thread.start()
         worker_shutting_down.connect(self._drain, weak=False)
         try:
@@ -137,7 +137,7 @@ class Worker:
                 loglevel="INFO",
             ).start()
         finally:
-            for thread in (self._announcer, self._reconciler, self._intake, self._keeper):
+            for thread in (self._announcer, self._reconciler, self._prefetch, self._keeper):
                 thread.close()
             self._announcer.join()
 
@@ -145,6 +145,6 @@ class Worker:
         logger.info("draining: running jobs have %g s to finish", self._settings.drain_timeout_s)
         self._announcer.close()
         self._reconciler.close()
-        timer = Timer(self._settings.drain_timeout_s, self._keeper.hand_back_all)
+        timer = Timer(self._settings.drain_timeout_s, self._keeper.requeue_all)
         timer.daemon = True
         timer.start()

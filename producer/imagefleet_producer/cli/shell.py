@@ -20,7 +20,7 @@ from imagefleet_shared.errors import (
     JobNotFound,
     JobTimeout,
 )
-from imagefleet_shared.field_types import ImageFormat, Priority, describe
+from imagefleet_shared.field_types import ImageFormat, Priority, describe_error
 
 P = ParamSpec("P")
 
@@ -60,7 +60,7 @@ def open_client() -> Client:
     try:
         return Client()
     except ValidationError as exc:
-        raise _told(describe("settings", exc), 2) from exc
+        raise _told(describe_error("settings", exc), 2) from exc
     except (ImagefleetError, ValueError) as exc:  # ValueError: of boto3, on an endpoint
         raise _told(f"settings: {exc}", 2) from exc
 

@@ -32,7 +32,7 @@ MASK_FILLS: dict[MaskFill, str] = {
     "latent_noise": "latent noise",
     "latent_nothing": "latent nothing",
 }
-LATENT_MODES: dict[LatentMode, str] = {
+LATENT_MODE_LABELS: dict[LatentMode, str] = {
     "latent": "Latent",
     "latent_antialiased": "Latent (antialiased)",
     "latent_bicubic": "Latent (bicubic)",
@@ -40,7 +40,7 @@ LATENT_MODES: dict[LatentMode, str] = {
     "latent_nearest": "Latent (nearest)",
     "latent_nearest_exact": "Latent (nearest-exact)",
 }
-UPSCALERS: dict[str, str] = {**LATENT_MODES, LANCZOS: "Lanczos", NEAREST: "Nearest"}
+UPSCALERS: dict[str, str] = {**LATENT_MODE_LABELS, LANCZOS: "Lanczos", NEAREST: "Nearest"}
 MASK_MODES: dict[bool, str] = {False: "Inpaint masked", True: "Inpaint not masked"}
 """By `Inpaint.invert`."""
 AREAS: dict[bool, str] = {False: "Whole picture", True: "Only masked"}

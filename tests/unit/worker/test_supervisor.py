@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 
-from imagefleet_worker.supervisor import Seat, seats
+from imagefleet_worker.supervisor import WorkerSlot, worker_slots
 from localfleet.environment import child_environment
 from localfleet.process import Process
 from tests.fleet import REPOSITORY, wait_for
@@ -57,9 +57,9 @@ def supervise(tmp_path: Path) -> Iterator[Supervise]:
     started: list[Process] = []
 
     def start(script: str, *, seats: str = "a", stall_s: float = 60, drain_s: float = 5) -> Process:
-        child = tmp_path / "child.py"
-        child.write_text(CHILD + script)
-        arguments = [sys.executable, "-c", PARENT, str(child), seats, str(stall_s), str(drain_s)]
+        process = tmp_path / "child.py"
+        process.write_text(CHILD + script)
+        arguments = [sys.executable, "-c", PARENT, str(process), seats, str(stall_s), str(drain_s)]
         process = Process(
             name="supervisor",
             arguments=arguments,
@@ -157,43 +157,43 @@ def test_a_signal_to_stop_is_passed_on_and_waited_for(
 
 
 def test_seats_are_one_on_the_cpu_where_that_is_asked_for(tmp_path: Path) -> None:
-    [seat] = seats("cpu", None, tmp_path)
-    assert seat.device == "cpu"
-    assert str(os.getpid()) in seat.name
+    [slot] = worker_slots("cpu", None, tmp_path)
+    assert slot.device == "cpu"
+    assert str(os.getpid()) in slot.name
 
 
 def test_a_seat_for_every_gpu_that_is_visible(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    found = seats("auto", None, tmp_path)
-    assert [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in found] == ["2", "5"]
-    assert {seat.device for seat in found} == {"cuda"}
-    assert len({seat.name for seat in found}) == 2
+    found = worker_slots("auto", None, tmp_path)
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in found] == ["2", "5"]
+    assert {slot.device for slot in found} == {"cuda"}
+    assert len({slot.name for slot in found}) == 2
 
 
 def test_gpus_that_others_have_are_left_to_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
-    first, second = seats("cuda", 1, tmp_path), seats("cuda", None, tmp_path)
-    assert [visible(seat) for seat in first] == ["2"]
-    assert [visible(seat) for seat in second] == ["5", "7"]
+    first, second = worker_slots("cuda", 1, tmp_path), worker_slots("cuda", None, tmp_path)
+    assert [visible(slot) for slot in first] == ["2"]
+    assert [visible(slot) for slot in second] == ["5", "7"]
     with pytest.raises(RuntimeError, match=r"other workers .* \(2, 5, 7\)"):
-        seats("cuda", None, tmp_path)
+        worker_slots("cuda", None, tmp_path)
 
 
-def visible(seat: Seat) -> str:
-    return seat.environment["CUDA_VISIBLE_DEVICES"]
+def visible(slot: WorkerSlot) -> str:
+    return slot.environment["CUDA_VISIBLE_DEVICES"]
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert [seat.device for seat in seats("auto", None, tmp_path)] == ["cpu"]
+    assert [slot.device for slot in worker_slots("auto", None, tmp_path)] == ["cpu"]
     with pytest.raises(RuntimeError, match="no NVIDIA GPU is visible"):
-        seats("cuda", None, tmp_path)
+        worker_slots("cuda", None, tmp_path)
 
 
 @pytest.mark.parametrize("hidden", ["-1", "-1,0", ",2", " -1 ,3", "NoDevFiles"])
@@ -202,11 +202,11 @@ def test_a_list_of_gpus_ends_where_cuda_ends_it(
 ) -> None:
     """The usual way to hide all GPUs, -1, gave a worker on the GPU of that name."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert [seat.device for seat in seats("auto", None, tmp_path)] == ["cpu"]
+    assert [slot.device for slot in worker_slots("auto", None, tmp_path)] == ["cpu"]
     with pytest.raises(RuntimeError, match="no NVIDIA GPU is visible"):
-        seats("cuda", None, tmp_path)
+        worker_slots("cuda", None, tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"5, 7,{hidden}")
-    assert [visible(seat) for seat in seats("cuda", None, tmp_path)] == ["5", "7"]
+    assert [visible(slot) for slot in worker_slots("cuda", None, tmp_path)] == ["5", "7"]
 
 
 @pytest.mark.parametrize("name", ["GPU-8932f937", "MIG-3eb87630-93d5-b2b6-b8ff-9b359caf4ee2"])
@@ -214,4 +214,4 @@ def test_gpus_are_known_by_their_ids_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
-    assert [visible(seat) for seat in seats("auto", None, tmp_path)] == [name]
+    assert [visible(slot) for slot in worker_slots("auto", None, tmp_path)] == [name]

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from imagefleet_worker.adapters.delta import Adapter
 from imagefleet_worker.adapters.kinds.factors import Factors
-from imagefleet_worker.lru_cache import Kept, KeptStats
+from imagefleet_worker.lru_cache import ByteLRUCache, CacheStats
 
 K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class ShelfStats:
+class AdapterCacheStats:
     """Counters of both places; a device hit asks nothing of the host."""
 
-    host: KeptStats
-    device: KeptStats
+    host: CacheStats
+    device: CacheStats
 
 
-class AdapterShelf(Generic[K]):
+class AdapterCache(Generic[K]):
     """Keeps adapters least recently used out first; for the engine's thread.
 
     Args:
@@ -43,33 +43,35 @@ class AdapterShelf(Generic[K]):
     ) -> None:
         self._load = load
         self._device = device
-        self._host: Kept[K, Adapter] = Kept(_size, host_bytes)
-        self._on_device: Kept[K, Adapter] = Kept(_size, device_bytes)
+        self._host: ByteLRUCache[K, Adapter] = ByteLRUCache(_size, host_bytes)
+        self._on_device: ByteLRUCache[K, Adapter] = ByteLRUCache(_size, device_bytes)
 
     @property
-    def stats(self) -> ShelfStats:
-        return ShelfStats(self._host.stats, self._on_device.stats)
+    def stats(self) -> AdapterCacheStats:
+        return AdapterCacheStats(self._host.stats, self._on_device.stats)
 
     def get(self, key: K) -> Adapter:
         """The adapter of that key; raises what `load` raises."""
         if self._device.type == "cpu":
             return self._on_host(key)
-        return self._on_device.get(key, lambda: self._moved(key))
+        return self._on_device.get_or_load(key, lambda: self._moved(key))
 
     def _on_host(self, key: K) -> Adapter:
-        return self._host.get(key, lambda: self._read(key))
+        return self._host.get_or_load(key, lambda: self._read(key))
 
     def _read(self, key: K) -> Adapter:
         adapter = self._load(key)
         if self._device.type != "cuda":
             return adapter
-        return mapped(adapter, lambda tensor: tensor.pin_memory())
+        return map_tensors(adapter, lambda tensor: tensor.pin_memory())
 
     def _moved(self, key: K) -> Adapter:
-        return mapped(self._on_host(key), lambda tensor: tensor.to(self._device, non_blocking=True))
+        return map_tensors(
+            self._on_host(key), lambda tensor: tensor.to(self._device, non_blocking=True)
+        )
 
 
-def mapped(adapter: Adapter, change: Callable[[Tensor], Tensor]) -> Adapter:
+def map_tensors(adapter: Adapter, change: Callable[[Tensor], Tensor]) -> Adapter:
     """The adapter with each of its tensors changed: pinned, or moved."""
     deltas = {
         target: delta.mapped(change)

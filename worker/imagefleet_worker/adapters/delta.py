@@ -50,7 +50,7 @@ class Adapter:
     """Memory that the deltas take."""
 
 
-def named(targets: Sequence[Target]) -> str:
+def target_names(targets: Sequence[Target]) -> str:
     """The first of them, for a message."""
     names = [f"{target.component}.{target.parameter}" for target in sorted(targets)]
     more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []

@@ -31,7 +31,7 @@ _METADATA = [
     ("modelspec.architecture", "stable-diffusion-v2", "sd2"),
 ]
 
-SPOKEN = {
+FAMILY_NAMES = {
     "sd1": "SD 1.x",
     "sd2": "SD 2.x",
     "sd3": "SD 3",
@@ -42,7 +42,7 @@ SPOKEN = {
 """Families as messages name them."""
 
 
-def look_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
+def detect_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str | None:
     """The family, one of `SPOKEN`'s keys, as far as the file tells it.
 
     Shapes are asked first, then names, and only then metadata: trainers have left those wrong.

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.adapters.delta import Adapter, Delta, Target
-from imagefleet_worker.adapters.detect_family import look_of
+from imagefleet_worker.adapters.detect_family import detect_family
 from imagefleet_worker.adapters.key_names import Naming
 from imagefleet_worker.adapters.kinds.build import weight_delta, whole_delta
-from imagefleet_worker.adapters.kinds.factors import Misfit
+from imagefleet_worker.adapters.kinds.factors import ShapeMismatch
 from imagefleet_worker.adapters.kinds.tensors import Incomplete
-from imagefleet_worker.adapters.load_errors import Faults
-from imagefleet_worker.adapters.peft_alphas import StatedAlphas
+from imagefleet_worker.adapters.load_errors import LoadErrors
+from imagefleet_worker.adapters.peft_alphas import PeftAlphas
 from imagefleet_worker.adapters.tensor_roles import (
     BIAS_PARTS,
     INTEGER_PARTS,
-    Part,
-    kind_of,
+    TensorRole,
+    adapter_kind,
     split_key,
 )
 from imagefleet_worker.adapters.trigger_words import trigger_words
@@ -68,22 +68,24 @@ def load_adapter(path: Path, naming: Naming) -> AdapterFile:
         raise CorruptFile(f"{path.name} holds no adapter of a known kind")
     file = read_tensors(path)
     metadata = {} if header is None else header.metadata
-    faults = Faults()
+    errors = LoadErrors()
     embeddings: dict[str, dict[str, Tensor]] = {}
-    layers: dict[str, dict[Part, str]] = {}
+    layers: dict[str, dict[TensorRole, str]] = {}
     for key, tensor in file.tensors.items():
         bundled, named = _BUNDLED.fullmatch(key), split_key(key)
         if not is_finite(tensor):
-            faults.add("not finite", [key])
+            errors.add("not finite", [key])
         if bundled is not None:
             embeddings.setdefault(bundled[1], {})[bundled[2]] = tensor
         elif named is None:
-            faults.add("unknown", [key])
+            errors.add("unknown", [key])
         elif layers.setdefault(named[0], {}).setdefault(named[1], key) != key:
-            faults.add("twice", [key])
-    deltas = _deltas(layers, file, naming, faults, StatedAlphas(metadata, path.name))
-    look = look_of({key: tuple(tensor.shape) for key, tensor in file.tensors.items()}, metadata)
-    error = faults.error(path.name, len(file.tensors), naming.family, look)
+            errors.add("twice", [key])
+    deltas = _deltas(layers, file, naming, errors, PeftAlphas(metadata, path.name))
+    family = detect_family(
+        {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}, metadata
+    )
+    error = errors.error(path.name, len(file.tensors), naming.family, family)
     if error is not None:
         raise error
     if not deltas:
@@ -94,11 +96,11 @@ def load_adapter(path: Path, naming: Naming) -> AdapterFile:
 
 
 def _deltas(
-    layers: Mapping[str, Mapping[Part, str]],
+    layers: Mapping[str, Mapping[TensorRole, str]],
     file: FileTensors,
     naming: Naming,
-    faults: Faults,
-    alphas: StatedAlphas,
+    errors: LoadErrors,
+    alphas: PeftAlphas,
 ) -> dict[Target, Delta]:
     deltas: dict[Target, Delta] = {}
     for module, keys in layers.items():
@@ -106,40 +108,40 @@ def _deltas(
             named = list(own.values())
             target = naming.target(module, parameter)
             if target is None:
-                faults.add("no layer", named)
+                errors.add("no layer", named)
             elif target in deltas:
-                faults.add("twice", named)
+                errors.add("twice", named)
             else:
                 parts = {part: file.tensors[key] for part, key in own.items()}
                 try:
                     deltas[target] = _delta(parts, target, module, naming, alphas)
-                except Misfit as exc:
-                    faults.add("shape", named, str(exc))
+                except ShapeMismatch as exc:
+                    errors.add("shape", named, str(exc))
                 except Incomplete as exc:
-                    faults.add("incomplete", named, str(exc))
+                    errors.add("incomplete", named, str(exc))
     return deltas
 
 
 def _by_parameter(
-    keys: Mapping[Part, str],
-) -> dict[Literal["weight", "bias"], dict[Part, str]]:
-    parts: dict[Literal["weight", "bias"], dict[Part, str]] = {}
+    keys: Mapping[TensorRole, str],
+) -> dict[Literal["weight", "bias"], dict[TensorRole, str]]:
+    parts: dict[Literal["weight", "bias"], dict[TensorRole, str]] = {}
     for part, key in keys.items():
         parts.setdefault("bias" if part in BIAS_PARTS else "weight", {})[part] = key
     return parts
 
 
 def _delta(
-    parts: Mapping[Part, Tensor],
+    parts: Mapping[TensorRole, Tensor],
     target: Target,
     module: str,
     naming: Naming,
-    alphas: StatedAlphas,
+    alphas: PeftAlphas,
 ) -> Delta:
     for part, tensor in parts.items():
         numeric = part in INTEGER_PARTS and not tensor.is_complex()
         if not (tensor.is_floating_point() or numeric):
-            raise Misfit(f"{tensor.dtype}")
+            raise ShapeMismatch(f"{tensor.dtype}")
     shape = naming.shape(target)
     if target.parameter.endswith(".bias"):
         if len(parts) > 1:
@@ -167,7 +169,7 @@ class AdapterDescription:
     bundles_embeddings: bool
 
 
-def describe(path: Path) -> AdapterDescription:
+def describe_adapter(path: Path) -> AdapterDescription:
     """Describe the file by its header alone; a pickle, which has none, is read whole.
 
     Raises:
@@ -180,10 +182,10 @@ def describe(path: Path) -> AdapterDescription:
     else:
         shapes = {key: tuple(tensor.shape) for key, tensor in read_tensors(path).tensors.items()}
         metadata = {}
-    look = look_of(shapes, metadata)
+    family = detect_family(shapes, metadata)
     return AdapterDescription(
         kinds=_kinds(shapes),
-        family=look if look in NATIVE_SIZE_PX else None,
+        family=family if family in NATIVE_SIZE_PX else None,
         trigger_words=trigger_words(metadata),
         alias=metadata.get("ss_output_name") or None,
         bundles_embeddings=any(_BUNDLED.fullmatch(key) for key in shapes),
@@ -196,4 +198,4 @@ def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
 
 def _kinds(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     named = [(found[1], shape) for key, shape in shapes.items() if (found := split_key(key))]
-    return tuple(sorted({kind for part, shape in named if (kind := kind_of(part, shape))}))
+    return tuple(sorted({kind for part, shape in named if (kind := adapter_kind(part, shape))}))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from imagefleet_shared.errors import CorruptFile, ImagefleetError, IncompatibleAdapter
-from imagefleet_worker.adapters.detect_family import SPOKEN
+from imagefleet_worker.adapters.detect_family import FAMILY_NAMES
 from imagefleet_worker.weights.families import Family
 
 Reason = Literal["unknown", "no layer", "twice", "shape", "not finite", "incomplete"]
@@ -22,7 +22,7 @@ _DAMAGE: set[Reason] = {"not finite", "incomplete"}
 _EXAMPLES = 3
 
 
-class Faults:
+class LoadErrors:
     """Faults by reason; the order of finding is kept."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Faults:
         examples += [f"{keys[0]}: {detail}"] if detail else keys
 
     def error(
-        self, file_name: str, tensors: int, checkpoint: Family, look: str | None
+        self, file_name: str, tensors: int, checkpoint: Family, detected: str | None
     ) -> ImagefleetError | None:
         """The error to raise, or None if nothing was noted.
 
@@ -53,10 +53,14 @@ class Faults:
         )
         if self._counts.keys() <= _DAMAGE:
             return CorruptFile(f"{file_name} is damaged: {told}")
-        other = look is not None and look != checkpoint
-        guess = f" and looks made for {SPOKEN[look]}" if look is not None and other else ""
+        other = detected is not None and detected != checkpoint
+        guess = (
+            f" and looks made for {FAMILY_NAMES[detected]}"
+            if detected is not None and other
+            else ""
+        )
         return IncompatibleAdapter(
-            f"{file_name} does not fit the {SPOKEN[checkpoint]} checkpoint{guess}: {told}"
+            f"{file_name} does not fit the {FAMILY_NAMES[checkpoint]} checkpoint{guess}: {told}"
         )
 
     def _shown(self, reason: Reason) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imagefleet_shared.errors import IncompatibleAdapter
-from imagefleet_worker.adapters.delta import Adapter, Component, Target, named
+from imagefleet_worker.adapters.delta import Adapter, Component, Target, target_names
 from imagefleet_worker.adapters.merge_kernels import (
     grouped,
     rowwise_terms,
@@ -18,7 +18,7 @@ from imagefleet_worker.adapters.merge_kernels import (
 )
 from imagefleet_worker.adapters.originals import Originals, SavedBytes, StateCorrupted
 from imagefleet_worker.adapters.scaled import ScaledAdapter, State, Terms, state_of, terms_of
-from imagefleet_worker.lru_cache import Kept
+from imagefleet_worker.lru_cache import ByteLRUCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,9 @@ class MergedState:
             for name, parameter in module.named_parameters()
         }
         self._originals = Originals(device_budget_bytes)
-        self._copies: Kept[State, Mapping[Target, Tensor]] = Kept(_size_bytes, copies_bytes)
+        self._copies: ByteLRUCache[State, Mapping[Target, Tensor]] = ByteLRUCache(
+            _size_bytes, copies_bytes
+        )
         self._verify_every = verify_every
         self._restores = 0
         self._state: State | None = ()
@@ -89,7 +91,7 @@ class MergedState:
         changing = {term[0] for component, terms in held if component != "unet" for term in terms}
         return tuple((sha256, scale) for sha256, _, scale in self._state if sha256 in changing)
 
-    def has_on(self, wanted: Collection[ScaledAdapter]) -> bool:
+    def has(self, wanted: Collection[ScaledAdapter]) -> bool:
         """Whether exactly these adapters are on."""
         return state_of(wanted) == self._state
 
@@ -118,7 +120,7 @@ class MergedState:
         try:
             self._restore(restored)
             changed = {target: terms[target] for target in rewritten}
-            if copies := self._copies.find(state):
+            if copies := self._copies.get(state):
                 self._copy_back(changed, copies)
             else:
                 self._rewrite(changed, adapters)
@@ -143,7 +145,7 @@ class MergedState:
         """
         self.switch(())
         if differing := self._differing():
-            raise StateCorrupted(f"not as saved before a move: {named(differing)}")
+            raise StateCorrupted(f"not as saved before a move: {target_names(differing)}")
         self._originals.clear()
         self._copies.clear()
 
@@ -164,7 +166,7 @@ class MergedState:
         if targets:
             self._restores += 1
             if self._restores % self._verify_every == 0 and (differing := self._differing()):
-                raise StateCorrupted(f"not as saved after a restore: {named(differing)}")
+                raise StateCorrupted(f"not as saved after a restore: {target_names(differing)}")
 
     def _copy_back(self, terms: Mapping[Target, Terms], copies: Mapping[Target, Tensor]) -> None:
         self._held.update(dict.fromkeys(terms))
@@ -175,7 +177,7 @@ class MergedState:
     def _keep_copies(self, state: State, targets: Collection[Target]) -> None:
         merged = {target: self._weight(target) for target in targets}
         if self._copies.fits(_size_bytes(merged)):
-            self._copies.keep(state, {target: weight.clone() for target, weight in merged.items()})
+            self._copies.put(state, {target: weight.clone() for target, weight in merged.items()})
 
     def _weight(self, target: Target) -> Tensor:
         return self._parameters[target].detach()
@@ -212,7 +214,7 @@ class MergedState:
             if unknown:
                 raise IncompatibleAdapter(
                     f"adapter {item.adapter.sha256[:12]} is for another architecture; the "
-                    f"checkpoint has no {named(unknown)}"
+                    f"checkpoint has no {target_names(unknown)}"
                 )
 
     def _require_finite(self, bounds: Sequence[tuple[Sequence[Target], Tensor]]) -> None:
@@ -229,7 +231,7 @@ class MergedState:
                 if not parameter.isfinite().all()
             ]
         if overflowing:
-            raise IncompatibleAdapter(f"merged weights are not finite: {named(overflowing)}")
+            raise IncompatibleAdapter(f"merged weights are not finite: {target_names(overflowing)}")
 
 
 @contextmanager

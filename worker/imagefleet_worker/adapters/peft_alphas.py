@@ -21,7 +21,7 @@ class _LoraConfig(BaseModel):
     use_rslora: bool = False
 
 
-class StatedAlphas:
+class PeftAlphas:
     """The alphas by component and module.
 
     Args:

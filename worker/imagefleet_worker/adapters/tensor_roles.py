@@ -2,12 +2,12 @@
 
 import re
 
-Part = str
+TensorRole = str
 """What a tensor is to its module, in one spelling: `lora_down`, `hada_w1_a`, `alpha`, `diff_b`."""
 
 # A key is the module's name and one of these; the first row that matches wins. Where the part is
 # None, the suffix's own group names it.
-_SUFFIXES: list[tuple[str, Part | None]] = [
+_SUFFIXES: list[tuple[str, TensorRole | None]] = [
     # kohya and LyCORIS; PEFT, maybe with the adapter's name; diffusers' older ones.
     (
         r"\.lora_(?:down|A)(?:(?:\.\w+)?\.weight)?|(?:\.lora_linear_layer|\.lora|_lora)\.down\.weight",
@@ -39,7 +39,7 @@ BIAS_PARTS = ("diff_b", "b_norm")
 INTEGER_PARTS = ("alpha", "on_input", "bias_indices", "bias_size")
 """Parts that may be whole numbers; all others are weights."""
 
-_KIND_OF: dict[Part, str] = {
+_KIND_OF: dict[TensorRole, str] = {
     "lora_down": "lora",
     "lora_mid": "locon",
     "dora_scale": "dora",
@@ -56,7 +56,7 @@ _KIND_OF: dict[Part, str] = {
 }
 
 
-def split_key(key: str) -> tuple[str, Part] | None:
+def split_key(key: str) -> tuple[str, TensorRole] | None:
     """The name of the module in the file's own naming, and the part; None for another's key."""
     for pattern, part in _COMPILED:
         match = pattern.search(key)
@@ -65,7 +65,7 @@ def split_key(key: str) -> tuple[str, Part] | None:
     return None
 
 
-def kind_of(part: Part, shape: tuple[int, ...]) -> str | None:
+def adapter_kind(part: TensorRole, shape: tuple[int, ...]) -> str | None:
     """The kind that a part shows: `lora`, `boft`, ...; None for parts that several kinds have."""
     if part == "oft_blocks":
         return "boft" if len(shape) == 4 else "oft"

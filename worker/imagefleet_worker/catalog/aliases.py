@@ -8,7 +8,7 @@ from imagefleet_worker.catalog.model_file import ModelFile
 _FORBIDDEN = {"none", "addams"}
 
 
-def aliased(files: Sequence[ModelFile], alias: str) -> list[ModelFile]:
+def find_by_alias(files: Sequence[ModelFile], alias: str) -> list[ModelFile]:
     """The file that has the alias; none where several have it: A1111 does not choose either."""
-    found = [file for file in files if file.facts and file.facts.alias == alias]
+    found = [file for file in files if file.metadata and file.metadata.alias == alias]
     return found if len(found) == 1 and alias.lower() not in _FORBIDDEN else []

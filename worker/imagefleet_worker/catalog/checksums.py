@@ -17,7 +17,7 @@ _NOTE_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Checksums:
     """Hashes in hexadecimal; None where there is none."""
 
     sha256: str | None
@@ -29,7 +29,7 @@ class Published:
         return bool(self.sha256 or self.md5)
 
 
-def published_of(bucket: ModelBucket, file: RemoteFile) -> Published:
+def read_checksums(bucket: ModelBucket, file: RemoteFile) -> Checksums:
     """What the content should be: metadata `sha256`, S3's checksum, or `<file>.sha256` beside it.
 
     An ETag is the MD5 of what was sent in one piece and not encrypted with a key of KMS.
@@ -49,7 +49,7 @@ def published_of(bucket: ModelBucket, file: RemoteFile) -> Published:
         raise CorruptFile(f"{bucket.url_of(file)} has several SHA-256: {stated}")
     etag = file.etag.strip('"')
     plain = head.get("ServerSideEncryption", "AES256") == "AES256"
-    return Published(
+    return Checksums(
         sha256=next(iter(stated.values()), None),
         md5=etag if plain and _MD5.fullmatch(etag) else None,
     )

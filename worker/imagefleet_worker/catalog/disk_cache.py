@@ -45,7 +45,7 @@ class DiskCache:
         return self._versions / version
 
     @contextmanager
-    def kept(self, version: str) -> Generator[None]:
+    def pinned(self, version: str) -> Generator[None]:
         """Keep everybody from removing the folder of a version, as others may at the same time.
 
         It is made if need be, and counts as used.
@@ -54,7 +54,7 @@ class DiskCache:
             FileUnavailable: the disk is full, or cannot be read or written.
         """
         with self._lock_file(version) as lock:
-            with self.translated():
+            with self.os_errors_translated():
                 # Waits where it is just being removed.
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 folder = self.folder(version)
@@ -72,14 +72,14 @@ class DiskCache:
         Raises:
             FileUnavailable: the disk is full, or cannot be read or written, in the body too.
         """
-        with self._lock_file(f"{version}.fill") as lock, self.translated():
+        with self._lock_file(f"{version}.fill") as lock, self.os_errors_translated():
             while not _taken(lock):
                 waiting()
                 sleep(LOCK_POLL_S)
             yield
 
     @contextmanager
-    def translated(self) -> Generator[None]:
+    def os_errors_translated(self) -> Generator[None]:
         """Say what the operating system refuses in the body as `FileUnavailable`."""
         try:
             yield
@@ -89,7 +89,7 @@ class DiskCache:
             raise FileUnavailable(text) from exc
 
     @contextmanager
-    def room(self, version: str, size_bytes: int) -> Generator[None]:
+    def reserved(self, version: str, size_bytes: int) -> Generator[None]:
         """Have room for a version that is being filled: others count all its bytes in the body.
 
         Versions that were not used for longest are removed until it fits the budget. Where its
@@ -103,7 +103,7 @@ class DiskCache:
         """
         reserved = self.folder(version) / _RESERVED
         with self._lock_file("room") as lock:
-            with self.translated():
+            with self.os_errors_translated():
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 reserved.touch()
                 os.truncate(reserved, size_bytes)
@@ -136,7 +136,7 @@ class DiskCache:
         return True
 
     def _lock_file(self, name: str) -> TextIO:
-        with self.translated():
+        with self.os_errors_translated():
             self._locks.mkdir(parents=True, exist_ok=True)
             return (self._locks / name).open("w")
 

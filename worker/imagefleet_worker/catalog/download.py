@@ -10,7 +10,7 @@ from time import monotonic
 from imagefleet_shared.errors import CorruptFile, StorageUnavailable
 from imagefleet_worker import metrics
 from imagefleet_worker.catalog.bucket import ModelBucket, RemoteFile
-from imagefleet_worker.catalog.checksums import Published, published_of
+from imagefleet_worker.catalog.checksums import Checksums, read_checksums
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def download(bucket: ModelBucket, file: RemoteFile, part: Path, step: Callable[[
     """
     started_s = monotonic()
     step()
-    published = published_of(bucket, file)
+    published = read_checksums(bucket, file)
     # Without a hash, nobody could tell what a crash of the host left in a broken download.
     if part.exists() and not published.known:
         part.unlink()
@@ -82,7 +82,7 @@ def bytes_there(part: Path) -> int:
 class _Digest:
     """Of a content that comes by and by; MD5 only where nothing better is published."""
 
-    def __init__(self, published: Published) -> None:
+    def __init__(self, published: Checksums) -> None:
         self._published = published
         self._sha256 = hashlib.sha256()
         self._md5 = None

@@ -64,7 +64,7 @@ def model_paths(root: Path, kind: Kind) -> list[Path]:
     return sorted(path for path in found if path.is_relative_to(home))
 
 
-def kind_of(path: PurePosixPath) -> Kind | None:
+def model_kind(path: PurePosixPath) -> Kind | None:
     """What a file is for by its path below a model folder; None where it is no model."""
     kind = _FOLDERS.get(path.parts[0].lower())
     hidden = any(part.startswith(".") for part in path.parts)

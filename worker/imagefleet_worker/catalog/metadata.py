@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from imagefleet_worker.adapters.formats import describe
+from imagefleet_worker.adapters.formats import describe_adapter
 from imagefleet_worker.adapters.textual_inversion import load_embedding
 from imagefleet_worker.catalog.listing import Kind
-from imagefleet_worker.catalog.model_file import Facts
+from imagefleet_worker.catalog.model_file import ModelMetadata
 from imagefleet_worker.weights.diffusers_index import folder_family, folder_native_size_px
-from imagefleet_worker.weights.face_architecture import architecture_of
+from imagefleet_worker.weights.face_architecture import read_architecture
 from imagefleet_worker.weights.families import family_of, native_size_px
 from imagefleet_worker.weights.safetensors_header import read_header
 
 
-def facts_of(path: Path, kind: Kind) -> Facts:
+def read_metadata(path: Path, kind: Kind) -> ModelMetadata:
     """Read a file's facts.
 
     Raises:
@@ -23,8 +23,8 @@ def facts_of(path: Path, kind: Kind) -> Facts:
         case "checkpoint":
             return _checkpoint(path)
         case "lora":
-            described = describe(path)
-            return Facts(
+            described = describe_adapter(path)
+            return ModelMetadata(
                 family=described.family,
                 forms=described.kinds,
                 trigger_words=described.trigger_words,
@@ -33,21 +33,21 @@ def facts_of(path: Path, kind: Kind) -> Facts:
             )
         case "embedding":
             embedding = load_embedding(path)
-            return Facts(
+            return ModelMetadata(
                 family="sdxl" if "text_encoder_2" in embedding.vectors else "sd1",
                 forms=(f"{embedding.length} vectors",),
                 trigger_words=(embedding.name,),
             )
         case "face":
-            return Facts(forms=(architecture_of(path),))
+            return ModelMetadata(forms=(read_architecture(path),))
         case "upscaler" | "face_part":
-            return Facts()
+            return ModelMetadata()
 
 
-def _checkpoint(path: Path) -> Facts:
+def _checkpoint(path: Path) -> ModelMetadata:
     if path.is_dir():
         family = folder_family(path)
-        return Facts(family=family, native_size_px=folder_native_size_px(path, family))
+        return ModelMetadata(family=family, native_size_px=folder_native_size_px(path, family))
     header = read_header(path)
     family = family_of(header)
-    return Facts(family=family, native_size_px=native_size_px(header, family))
+    return ModelMetadata(family=family, native_size_px=native_size_px(header, family))

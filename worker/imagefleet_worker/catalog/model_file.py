@@ -12,7 +12,7 @@ Version = tuple[Path, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class ModelMetadata:
     """A file's own word on itself."""
 
     family: Family | None = None
@@ -51,19 +51,19 @@ class ModelFile:
     path: Path
     size_bytes: int
     modified_ns: int
-    facts: Facts | None
+    metadata: ModelMetadata | None
     fault: ImagefleetError | None = field(default=None, compare=False)
     remote: RemoteFile | None = None
 
     @property
     def family(self) -> Family | None:
         """The architecture that it has or is for; None where that cannot be told."""
-        return self.facts.family if self.facts else None
+        return self.metadata.family if self.metadata else None
 
     @property
     def native_size_px(self) -> int:
         """Picture side that a checkpoint was trained at; 0 for anything else."""
-        return self.facts.native_size_px if self.facts else 0
+        return self.metadata.native_size_px if self.metadata else 0
 
     @property
     def version(self) -> Version:

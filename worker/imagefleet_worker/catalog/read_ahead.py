@@ -50,7 +50,7 @@ class ReadAhead:
     def _read(self, file: ModelFile) -> None:
         weights = file.path.rglob("*.safetensors") if file.path.is_dir() else [file.path]
         for path in weights:
-            will_need(path)
+            load_into_page_cache(path)
         self._sha256(file)
 
 
@@ -67,7 +67,7 @@ def sha256_of(path: Path) -> str:
         raise FileUnavailable(f"{path.name} cannot be read: {exc.strerror}") from exc
 
 
-def will_need(path: Path) -> None:
+def load_into_page_cache(path: Path) -> None:
     """Have the operating system read a file into its page cache; returns before it is there.
 
     Raises:

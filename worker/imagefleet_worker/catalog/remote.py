@@ -13,19 +13,19 @@ from imagefleet_shared.status import Stage
 from imagefleet_worker.catalog.bucket import LISTING_S, ModelBucket, RemoteFile
 from imagefleet_worker.catalog.disk_cache import DiskCache
 from imagefleet_worker.catalog.download import bytes_there, download
-from imagefleet_worker.catalog.listing import Kind, diffusers_folders, kind_of
+from imagefleet_worker.catalog.listing import Kind, diffusers_folders, model_kind
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.weights.safetensors_header import is_safetensors
 
-Tell = Callable[[Stage, int, int], None]
+FetchProgress = Callable[[Stage, int, int], None]
 """Takes the stage, and the megabytes that are there and that there will be; raises to give up."""
 
 _MB = 10**6
 _PEEKS_AT_ONCE = 8
 
 
-def unheard(stage: Stage, step: int, steps: int) -> None:
+def null_progress(stage: Stage, step: int, steps: int) -> None:
     """Tells nobody."""
 
 
@@ -70,11 +70,11 @@ class RemoteModels:
                 path=self._place(remote),
                 size_bytes=remote.size_bytes,
                 modified_ns=remote.modified_ns,
-                facts=None,
+                metadata=None,
                 remote=remote,
             )
             for remote in listing
-            if kind_of(remote.path) == kind and not folders & set(remote.path.parents)
+            if model_kind(remote.path) == kind and not folders & set(remote.path.parents)
         ]
 
     def refuse_folder(self, name: str) -> None:
@@ -114,9 +114,9 @@ class RemoteModels:
     def peek_all(self, files: Sequence[ModelFile]) -> list[Path | ImagefleetError]:
         """What `peek` gives or raises for each; several at once, when a whole bucket is new."""
         with ThreadPoolExecutor(_PEEKS_AT_ONCE, thread_name_prefix="peek") as pool:
-            return list(pool.map(self._peeked, files))
+            return list(pool.map(self._peek_or_error, files))
 
-    def fetch(self, file: ModelFile, tell: Tell = unheard) -> Path:
+    def fetch(self, file: ModelFile, report: FetchProgress = null_progress) -> Path:
         """The file on local disk, whole and checked; whoever comes first fetches it for the host.
 
         Args:
@@ -129,11 +129,11 @@ class RemoteModels:
             StorageUnavailable: the bucket is away, or the object was replaced or removed.
             FileUnavailable: the object is sealed, or the local disk full or out of order.
         """
-        with self.kept(file, tell) as path:
+        with self.pinned(file, report) as path:
             return path
 
     @contextmanager
-    def kept(self, file: ModelFile, tell: Tell = unheard) -> Generator[Path]:
+    def pinned(self, file: ModelFile, report: FetchProgress = null_progress) -> Generator[Path]:
         """The file on local disk as `fetch` gives it, and there until the context ends."""
         remote = file.remote
         assert remote is not None, "local files need no fetching"
@@ -141,9 +141,9 @@ class RemoteModels:
         part = path.with_name(f".{path.name}.part")
 
         def told() -> None:
-            tell("load", bytes_there(part) // _MB, remote.size_bytes // _MB)
+            report("load", bytes_there(part) // _MB, remote.size_bytes // _MB)
 
-        with self._disk.kept(version):
+        with self._disk.pinned(version):
             if not path.exists():
                 with self._disk.filling(version, told):
                     self._fill(remote, part, told)
@@ -156,18 +156,18 @@ class RemoteModels:
         except FileNotFoundError:
             return None
 
-    def _peeked(self, file: ModelFile) -> Path | ImagefleetError:
+    def _peek_or_error(self, file: ModelFile) -> Path | ImagefleetError:
         try:
             return self.peek(file)
         except ImagefleetError as exc:
             return exc
 
-    def _fill(self, file: RemoteFile, part: Path, told: Callable[[], None]) -> None:
+    def _fill(self, file: RemoteFile, part: Path, on_progress: Callable[[], None]) -> None:
         path = self._place(file)
         if path.exists():
             return
-        with self._disk.room(self._version(file), file.size_bytes):
-            _digest_of(path).write_text(download(self._bucket, file, part, told))
+        with self._disk.reserved(self._version(file), file.size_bytes):
+            _digest_of(path).write_text(download(self._bucket, file, part, on_progress))
             part.rename(path)
 
     def _place(self, file: RemoteFile) -> Path:
@@ -182,7 +182,7 @@ class RemoteModels:
         if whole.exists() or path.exists():
             return whole if whole.exists() else path
         content = self._bucket.read_header(file)
-        with self._disk.kept(version), self._disk.translated():
+        with self._disk.pinned(version), self._disk.os_errors_translated():
             path.parent.mkdir(exist_ok=True)
             with NamedTemporaryFile(dir=path.parent, delete=False) as unnamed:
                 unnamed.write(content)

@@ -21,12 +21,12 @@ from imagefleet_shared.errors import (
     UnknownUpscaler,
     WorkerFailure,
 )
-from imagefleet_worker.catalog.aliases import aliased
-from imagefleet_worker.catalog.describe import Describer
+from imagefleet_worker.catalog.aliases import find_by_alias
+from imagefleet_worker.catalog.describe import MetadataReader
 from imagefleet_worker.catalog.listing import Kind, NamedKind, model_paths
 from imagefleet_worker.catalog.model_file import ModelFile, Version
 from imagefleet_worker.catalog.read_ahead import ReadAhead, sha256_of
-from imagefleet_worker.catalog.remote import RemoteModels, Tell, unheard
+from imagefleet_worker.catalog.remote import FetchProgress, RemoteModels, null_progress
 from imagefleet_worker.weights.families import Family
 
 _NOT_A_NAME = re.compile(r"[/\\\0]|\.\.|^[A-Za-z]:")
@@ -55,9 +55,9 @@ class ModelStore:
         self._root = root
         self._remote = remote
         self._fetched: dict[tuple[Kind, str], Path] = {}
-        self._describer = Describer(remote)
+        self._metadata = MetadataReader(remote)
         self._digests: dict[Version, str] = {}
-        self.ahead = ReadAhead(self.sha256)
+        self.read_ahead = ReadAhead(self.sha256)
 
     def listed(self, kind: Kind) -> tuple[ModelFile, ...]:
         """The models of a kind that load here, by name; ambiguous names are left out.
@@ -74,9 +74,9 @@ class ModelStore:
         With a family, files for another are passed over.
         """
         table: dict[str, list[ModelFile]] = {}
-        for file in self._describer.described(self._files(kind)):
+        for file in self._metadata.with_metadata(self._files(kind)):
             fits = family is None or file.family in (None, family)
-            if fits and (file.facts or file.fault) and not _NOT_A_NAME.search(file.name):
+            if fits and (file.metadata or file.fault) and not _NOT_A_NAME.search(file.name):
                 table.setdefault(file.name, []).append(file)
         return tuple(self._only(files) for _, files in sorted(table.items()))
 
@@ -94,29 +94,31 @@ class ModelStore:
             WorkerFailure: two files have that name.
         """
         named = [] if _NOT_A_NAME.search(name) else self._find(kind, name)
-        files = named or aliased(self.listed(kind), name)
+        files = named or find_by_alias(self.listed(kind), name)
         if not files:
             raise _UNKNOWN[kind](name, [known.name for known in self.listed(kind)])
         file = self._only(files)
         if file.fault:
             raise file.fault
-        if file.facts is None:
+        if file.metadata is None:
             # Read again for the reason; a file that was mended in between is fine.
-            file = self._describer.again(file)
+            file = self._metadata.reread(file)
         return file
 
-    def fetch(self, file: ModelFile, tell: Tell = unheard) -> Path:
+    def fetch(self, file: ModelFile, report: FetchProgress = null_progress) -> Path:
         """Where the file lies, fetched from the bucket if need be; see `RemoteModels.fetch`."""
-        with self.kept([file], tell):
+        with self.pinned([file], report):
             return file.path
 
     @contextmanager
-    def kept(self, files: Iterable[ModelFile], tell: Tell = unheard) -> Generator[None]:
+    def pinned(
+        self, files: Iterable[ModelFile], report: FetchProgress = null_progress
+    ) -> Generator[None]:
         """Fetch files, and have them on local disk until the context ends; raises as `fetch`."""
         with ExitStack() as kept:
             for file in files:
                 if self._remote and file.remote:
-                    kept.enter_context(self._remote.kept(file, tell))
+                    kept.enter_context(self._remote.pinned(file, report))
                 self._fetched[file.kind, file.name] = file.path
             yield
 
@@ -154,7 +156,7 @@ class ModelStore:
             named = [file for file in self._remote.files(kind, 0) if file.name == name]
         if not named and self._remote and kind == "checkpoint":
             self._remote.refuse_folder(name)
-        return _loading(self._describer.described(named))
+        return _loading(self._metadata.with_metadata(named))
 
     def _files(self, kind: Kind) -> list[ModelFile]:
         """Without their facts."""
@@ -174,7 +176,7 @@ class ModelStore:
         kind, name = files[0].kind, files[0].name
         places = " and ".join(self._place(file) for file in files)
         fault = f"several {kind}s are named {name!r}: {places}; rename all but one"
-        return replace(files[0], facts=None, fault=WorkerFailure(fault))
+        return replace(files[0], metadata=None, fault=WorkerFailure(fault))
 
 
 def _local(path: Path, kind: Kind) -> ModelFile | None:
@@ -192,10 +194,10 @@ def _local(path: Path, kind: Kind) -> ModelFile | None:
         path=path,
         size_bytes=sum(stat.st_size for stat in stats),
         modified_ns=max((stat.st_mtime_ns for stat in stats), default=0),
-        facts=None,
+        metadata=None,
     )
 
 
 def _loading(files: list[ModelFile]) -> list[ModelFile]:
     """Of several, those that load or may: a kept .ckpt does not hide its conversion."""
-    return [file for file in files if file.facts or file.fault] or files
+    return [file for file in files if file.metadata or file.fault] or files

@@ -12,7 +12,7 @@ from imagefleet_worker.device.presets import Options
 from imagefleet_worker.device.transfer import move
 
 
-def tune(pipeline: Pipeline, options: Options, device: torch.device) -> None:
+def apply_options(pipeline: Pipeline, options: Options, device: torch.device) -> None:
     """Have the pipeline run on the device by these options; before anything is merged into it.
 
     Args:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Tiers:
+class MemoryTiers:
     """Keeps pipelines by bytes, the least recently used one tier down; for the engine's thread.
 
     In host memory a pipeline has the checkpoint's own weights, bit for bit: adapters are taken off
@@ -44,16 +44,16 @@ class Tiers:
         *,
         device_bytes: int,
         host_bytes: int,
-        dropped: Callable[[ModelFile], None],
+        on_drop: Callable[[ModelFile], None],
     ) -> None:
         self._device, self._host = device, host
         self._device_bytes, self._host_bytes = device_bytes, host_bytes
-        self._dropped = dropped
+        self._on_drop = on_drop
         # Least recently used first.
         self._on_device: OrderedDict[ModelFile, WarmPipeline] = OrderedDict()
         self._on_host: OrderedDict[ModelFile, WarmPipeline] = OrderedDict()
 
-    def find(self, file: ModelFile) -> WarmPipeline | None:
+    def get(self, file: ModelFile) -> WarmPipeline | None:
         """The pipeline of a file, on the device; None where it is in neither tier.
 
         Raises:
@@ -69,11 +69,11 @@ class Tiers:
             self._to_device(file, warm)
         return warm
 
-    def keep(self, warm: WarmPipeline) -> None:
+    def add(self, warm: WarmPipeline) -> None:
         """Keep a pipeline that is on the device; others make room."""
         self.make_room(warm.size_bytes)
         self._on_device[warm.file] = warm
-        self._measure()
+        self._update_metrics()
 
     @property
     def last(self) -> ModelFile | None:
@@ -89,7 +89,7 @@ class Tiers:
         while self._on_device and size_bytes + _bytes(self._on_device) > self._device_bytes:
             self._to_host(next(iter(self._on_device)))
 
-    def having_room(self, file: ModelFile, take: Callable[[], T]) -> T:
+    def evict_until_it_fits(self, file: ModelFile, take: Callable[[], T]) -> T:
         """What `take` gives; as often as it runs out of memory, a pipeline leaves the device first.
 
         Raises:
@@ -105,7 +105,7 @@ class Tiers:
             logger.warning("%s has no room for %s beside others", self._device, file.name)
             self._to_host(next(iter(self._on_device)))
 
-    def relieve(self) -> bool:
+    def evict_idle(self) -> bool:
         """Have all graphs and all but the last pipeline leave the device; False: there are none."""
         others = list(self._on_device)[:-1]
         forgotten = [forget_graphs(warm.pipeline.unet) for warm in self._on_device.values()]
@@ -134,12 +134,12 @@ class Tiers:
         del self._on_host[file]
         try:
             self.make_room(warm.size_bytes)
-            self.having_room(file, lambda: move(warm.tensors(), self._device))
+            self.evict_until_it_fits(file, lambda: move(warm.tensors(), self._device))
         except NoRoomForWeights:
             self._on_host[file] = warm
             raise
         self._on_device[file] = warm
-        self._measure()
+        self._update_metrics()
         _log("raised", "from host memory", warm, started_s)
 
     def _to_host(self, file: ModelFile) -> None:
@@ -150,7 +150,7 @@ class Tiers:
         if size_bytes <= self._host_bytes:
             while size_bytes + _bytes(self._on_host) > self._host_bytes:
                 self._forget(self._on_host.popitem(last=False)[0])
-            if self._moved(warm):
+            if self._move_to_host(warm):
                 self._on_host[file] = warm
                 self._free()
                 return
@@ -158,7 +158,7 @@ class Tiers:
         del warm
         self._forget(file)
 
-    def _moved(self, warm: WarmPipeline) -> bool:
+    def _move_to_host(self, warm: WarmPipeline) -> bool:
         started_s = time.monotonic()
         try:
             warm.merged.release()
@@ -174,15 +174,15 @@ class Tiers:
         return True
 
     def _forget(self, file: ModelFile) -> None:
-        self._dropped(file)
+        self._on_drop(file)
         self._free()
         logger.info("unloaded %s", file.name, extra={"action": "unload_checkpoint"})
 
     def _free(self) -> None:
         give_back_unused(self._device)
-        self._measure()
+        self._update_metrics()
 
-    def _measure(self) -> None:
+    def _update_metrics(self) -> None:
         metrics.PIPELINE_BYTES.labels("device").set(_bytes(self._on_device))
         metrics.PIPELINE_BYTES.labels("host").set(_bytes(self._on_host))
 

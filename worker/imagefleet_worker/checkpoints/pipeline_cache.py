@@ -14,10 +14,10 @@ from imagefleet_worker.adapters.key_names import Naming
 from imagefleet_worker.adapters.merge import MergedState
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.catalog.store import ModelStore
-from imagefleet_worker.checkpoints.apply_options import tune
+from imagefleet_worker.checkpoints.apply_options import apply_options
 from imagefleet_worker.checkpoints.diffusers_folder import load_diffusers_folder
 from imagefleet_worker.checkpoints.empty_pipeline import Pipeline
-from imagefleet_worker.checkpoints.memory_tiers import Tiers
+from imagefleet_worker.checkpoints.memory_tiers import MemoryTiers
 from imagefleet_worker.checkpoints.single_file import load_single_file
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.device.errors import NoRoomForWeights
@@ -64,15 +64,15 @@ class PipelineCache:
         self._device = device
         self._dtype = dtype
         self._options = options
-        self._resting = device if options.offload == "none" else torch.device("cpu")
+        self._rest_device = device if options.offload == "none" else torch.device("cpu")
         # The CPU's memory is the host's, and offloaded weights rest there anyway.
-        moves = self._resting.type != "cpu"
-        self._tiers = Tiers(
+        moves = self._rest_device.type != "cpu"
+        self._tiers = MemoryTiers(
             device,
             torch.device("cpu"),
             device_bytes=budget_bytes,
             host_bytes=host_bytes if moves else 0,
-            dropped=store.ahead.unloaded,
+            on_drop=store.read_ahead.unloaded,
         )
         self._originals_bytes = originals_bytes
         self._copies_bytes = copies_bytes if device.type == "cpu" else 0
@@ -90,25 +90,25 @@ class PipelineCache:
             NoRoomForWeights: the device has no room for it, alone.
         """
         if file != self._tiers.last:
-            self.rest()
-        found = self._tiers.find(file)
+            self.offload_idle()
+        found = self._tiers.get(file)
         if found is not None:
             return found
         self._tiers.drop_others_named(file)
         # Its size on disk is a first guess; room is made before loading, lest both lie side by
         # side.
         self._tiers.make_room(file.size_bytes)
-        warm = self._tiers.having_room(file, lambda: self._load(file))
-        self._tiers.keep(warm)
-        self._store.ahead.loaded(file)
+        warm = self._tiers.evict_until_it_fits(file, lambda: self._load(file))
+        self._tiers.add(warm)
+        self._store.read_ahead.loaded(file)
         return warm
 
     @property
-    def resting(self) -> torch.device:
+    def rest_device(self) -> torch.device:
         """Where weights are while they do not run, and adapters are merged."""
-        return self._resting
+        return self._rest_device
 
-    def rest(self) -> None:
+    def offload_idle(self) -> None:
         """Have those weights leave the device that `offload` moved there to run."""
         if self._options.offload == "model":
             for warm in self._tiers.on_device():
@@ -117,7 +117,7 @@ class PipelineCache:
             # Copies of layers may still be queued, of weights that are about to change.
             torch.cuda.synchronize(self._device)
 
-    def relieved(self, run: Callable[[], T], *, divisible: bool) -> T:
+    def retry_after_eviction(self, run: Callable[[], T], *, divisible: bool) -> T:
         """What `run` gives; out of memory, it runs once more with idle pipelines off the device.
 
         Args:
@@ -130,7 +130,7 @@ class PipelineCache:
             if divisible and not isinstance(exc, NoRoomForWeights):
                 raise
             free_after(exc)
-            if self._resting != self._device or not self._tiers.relieve():
+            if self._rest_device != self._device or not self._tiers.evict_idle():
                 raise
         logger.warning("out of memory: once more with idle pipelines off the device")
         return run()
@@ -142,8 +142,8 @@ class PipelineCache:
     def _load(self, file: ModelFile) -> WarmPipeline:
         started_s = time.monotonic()
         load = load_diffusers_folder if file.path.is_dir() else load_single_file
-        loaded = load(file.path, self._resting, self._dtype)
-        tune(loaded.pipeline, self._options, self._device)
+        loaded = load(file.path, self._rest_device, self._dtype)
+        apply_options(loaded.pipeline, self._options, self._device)
         adaptable = _adaptable(loaded.pipeline)
         warm = WarmPipeline(
             file=file,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.checkpoints.empty_pipeline import Pipeline, empty_pipeline
 from imagefleet_worker.weights.families import Family, family_of, native_size_px
-from imagefleet_worker.weights.ldm_keys import COMPONENTS, Component, LdmName, as_stored
+from imagefleet_worker.weights.ldm_keys import COMPONENTS, LdmComponent, LdmName, as_stored
 from imagefleet_worker.weights.ldm_variants import file_names
 from imagefleet_worker.weights.safetensors_header import Header, read_header
 
@@ -57,10 +57,10 @@ def load_single_file(path: Path, device: torch.device, dtype: torch.dtype) -> Lo
     family = family_of(header)
     size_px = native_size_px(header, family)
     pipeline = empty_pipeline(header, family, size_px)
-    modules: dict[Component, torch.nn.Module] = {
+    modules: dict[LdmComponent, torch.nn.Module] = {
         part: getattr(pipeline, part) for part in COMPONENTS[family]
     }
-    names: dict[Component, dict[str, LdmName]] = {
+    names: dict[LdmComponent, dict[str, LdmName]] = {
         part: file_names(family, part, module.state_dict(), header.tensors)
         for part, module in modules.items()
     }
@@ -84,8 +84,8 @@ def load_single_file(path: Path, device: torch.device, dtype: torch.dtype) -> Lo
 def _check_keys(
     header: Header,
     family: Family,
-    modules: Mapping[Component, torch.nn.Module],
-    names: Mapping[Component, Mapping[str, LdmName]],
+    modules: Mapping[LdmComponent, torch.nn.Module],
+    names: Mapping[LdmComponent, Mapping[str, LdmName]],
 ) -> None:
     """Account for every tensor before one is read: each weight has one, each has its use."""
     missing: list[str] = []

@@ -24,12 +24,12 @@ def offload_layers(network: Module, device: torch.device) -> None:
     """
     for layer in network.modules():
         if _own(layer):
-            visit = _Visit(device)
+            visit = _LayerVisit(device)
             layer.register_forward_pre_hook(visit.begin)
             layer.register_forward_hook(visit.end, always_call=True)
 
 
-class _Visit:
+class _LayerVisit:
     """A layer's weights on the device."""
 
     def __init__(self, device: torch.device) -> None:

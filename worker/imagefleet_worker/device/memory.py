@@ -41,7 +41,7 @@ class CpuMemory(_TorchMemory):
         """Not known."""
         return None
 
-    def begin(self) -> None:
+    def begin_batch(self) -> None:
         """Nothing to note."""
 
     def peak_bytes(self) -> int:
@@ -65,7 +65,7 @@ class CudaMemory(_TorchMemory):
         unused = reserved - torch.cuda.memory_allocated(self._device)
         return free + unused - GRAPH_MEMORY.kept_bytes
 
-    def begin(self) -> None:
+    def begin_batch(self) -> None:
         """Forget the peak so far."""
         GRAPH_MEMORY.begin()
         GPU_PEAK.begin(self._device)

@@ -11,9 +11,9 @@ from imagefleet_worker.device.compile import set_up_compiler, why_no_compiler
 from imagefleet_worker.device.presets import (
     Machine,
     Options,
-    attention_asked,
     choose_options,
     choose_preset,
+    requested_attention,
 )
 from imagefleet_worker.settings import WorkerSettings
 
@@ -35,7 +35,7 @@ def options_on(device: torch.device, dtype: torch.dtype, settings: WorkerSetting
     """
     machine = Machine(accelerator_bytes=card_bytes(device), why_no_compiler=why_no_compiler)
     choice = choose_preset(settings.preset, machine)
-    asked = attention_asked(settings, choice.preset, machine)
+    asked = requested_attention(settings, choice.preset, machine)
     attention = choose_attention(asked, device, dtype)
     options = choose_options(settings, choice.preset, machine, attention)
     chosen = ", ".join(f"{name} {value}" for name, value in asdict(options).items())

@@ -55,10 +55,10 @@ class Choice:
     reason: str
 
 
-def choose_preset(asked: Literal["auto"] | Preset, machine: Machine) -> Choice:
+def choose_preset(requested: Literal["auto"] | Preset, machine: Machine) -> Choice:
     """The preset asked for, or the one that suits the machine."""
-    if asked != "auto":
-        return Choice(preset=asked, reason="as set")
+    if requested != "auto":
+        return Choice(preset=requested, reason="as set")
     if machine.accelerator_bytes is None:
         # Compiled steps are no faster there, and minutes go by before the first.
         return Choice(preset="balanced", reason="on the CPU")
@@ -91,14 +91,14 @@ def choose_options(
     fast = preset == "fast"
     options = Options(
         # For tensor cores. On a CPU a step gains nothing by it; decoding, the lesser part, does.
-        channels_last=_else(settings.channels_last, gpu),
+        channels_last=_or_default(settings.channels_last, gpu),
         attention=attention,
-        compile=_else(
+        compile=_or_default(
             settings.compile,
             fast and offload != "sequential" and machine.why_no_compiler() is None,
         ),
-        cuda_graphs=_else(settings.cuda_graphs, fast and gpu and offload == "none"),
-        vae_tiling=_else(settings.vae_tiling, preset == "low_vram" or (gpu and not fast)),
+        cuda_graphs=_or_default(settings.cuda_graphs, fast and gpu and offload == "none"),
+        vae_tiling=_or_default(settings.vae_tiling, preset == "low_vram" or (gpu and not fast)),
         offload=offload,
     )
     _require_possible(options, machine)
@@ -120,7 +120,7 @@ def pipeline_cache_bytes(settings: WorkerSettings, on_card_bytes: int | None) ->
     return min(_PIPELINE_CACHE_BYTES, on_card_bytes * 2 // 3)
 
 
-def attention_asked(
+def requested_attention(
     settings: WorkerSettings, preset: Preset, machine: Machine
 ) -> Literal["auto"] | AttentionBackend:
     """The backend to try: as set, else slices where there is no other way to save memory."""
@@ -130,7 +130,7 @@ def attention_asked(
     return "sliced" if preset == "low_vram" and on_cpu else "auto"
 
 
-def _else(asked: bool | None, chosen: bool) -> bool:
+def _or_default(asked: bool | None, chosen: bool) -> bool:
     return chosen if asked is None else asked
 
 

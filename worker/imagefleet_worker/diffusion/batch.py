@@ -27,11 +27,11 @@ class Batch:
         """Something of each picture's job."""
         return [value(job) for job in self._jobs for _ in job.seeds.seeds]
 
-    def finished(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    def overlay_kept(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """Drawn pictures, with what masks keep of the initial ones."""
-        starts = self.per_picture(lambda job: job.start)
+        starts = self.per_picture(lambda job: job.initial_image)
         return [
-            start.finish(picture) if start else picture
+            start.overlay_kept(picture) if start else picture
             for start, picture in zip(starts, pictures, strict=True)
         ]
 

@@ -9,40 +9,40 @@ from torch import Tensor
 
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.diffusion.added_cond import added_conditions
-from imagefleet_worker.diffusion.preview import sketch
+from imagefleet_worker.diffusion.preview import preview
 from imagefleet_worker.inpaint.blend import LatentMask
-from imagefleet_worker.progress import Stages
-from imagefleet_worker.prompts.conditioning import Guide, Steering
+from imagefleet_worker.progress import BatchProgress
+from imagefleet_worker.prompts.conditioning import CondBatch, Conditioning
 from imagefleet_worker.sampling.noise_levels import NoiseLevels
-from imagefleet_worker.sampling.pass_schedule import Course
+from imagefleet_worker.sampling.pass_schedule import SampleSchedule
 from imagefleet_worker.sampling.sample import evaluations, model_levels, plan_schedule
-from imagefleet_worker.sampling.step_plan import Steps
+from imagefleet_worker.sampling.step_plan import StepPlan
 
 
 @dataclass(frozen=True)
-class Artist:
+class PreparedPass:
     """A checkpoint with its adapters on, what it is told to draw, and in which steps."""
 
     warm: WarmPipeline
-    guide: Guide
-    steps: Steps
+    conditioning: Conditioning
+    step_plan: StepPlan
 
     @cached_property
-    def course(self) -> Course:
+    def schedule(self) -> SampleSchedule:
         """The noise levels of the steps."""
-        return plan_schedule(self.steps, self._trained)
+        return plan_schedule(self.step_plan, self._trained)
 
     @cached_property
     def levels(self) -> NoiseLevels:
         """At which the UNet is asked."""
-        return model_levels(self.steps, self._trained)
+        return model_levels(self.step_plan, self._trained)
 
     @property
     def evaluations(self) -> int:
         """How often the UNet is asked."""
-        return evaluations(self.steps, self.course)
+        return evaluations(self.step_plan, self.schedule)
 
-    def passed(self, sigma: Tensor) -> float:
+    def elapsed_fraction(self, sigma: Tensor) -> float:
         """Share of the training timesteps that are passed at a level, counted as A1111 does."""
         count = len(self._trained.sigmas)
         return (count - 1 - self.levels.timestep(sigma).item()) / count
@@ -53,12 +53,12 @@ class Artist:
 
 
 @dataclass(frozen=True)
-class Handover:
+class RefinerSwitch:
     """Another artist that goes on with the picture."""
 
     at: float
     """Share of the training timesteps passed."""
-    to: Callable[[], Artist]
+    prepare: Callable[[], PreparedPass]
     """Makes it ready, once."""
 
 
@@ -78,19 +78,19 @@ class Denoiser:
 
     def __init__(
         self,
-        artist: Artist,
+        prepared: PreparedPass,
         guidance_scale: float,
         mask: LatentMask | None,
-        handover: Handover | None,
-        stages: Stages,
+        refiner_switch: RefinerSwitch | None,
+        progress: BatchProgress,
     ) -> None:
-        self._artist = artist
+        self._pass = prepared
         self._scale = guidance_scale
         self._mask = mask
-        self._handover = handover
-        self._stages = stages
+        self._refiner_switch = refiner_switch
+        self._progress = progress
         self._calls = 0
-        self._text: Steering | None = None
+        self._cond: CondBatch | None = None
         self._added: dict[str, Tensor] | None = None
 
     def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
@@ -100,47 +100,47 @@ class Denoiser:
             latents: `(B, 4, H/8, W/8)` float32: clean ones plus `sigma` times unit noise.
             sigma: the noise level, no dimensions.
         """
-        self._hand_over(sigma)
-        clean = self._guided(latents, sigma)
-        clean = self.finished(clean)
+        self._switch_to_refiner_when_due(sigma)
+        clean = self._classifier_free_guidance(latents, sigma)
+        clean = self.keep_unmasked(clean)
         self._calls += 1
-        family = self._artist.warm.family
-        self._stages.offer(lambda pictures: sketch(clean[pictures], family))
+        family = self._pass.warm.family
+        self._progress.maybe_preview(lambda pictures: preview(clean[pictures], family))
         if clean.is_cuda:
             # Else Python would be steps ahead, and progress and cancels with it.
             torch.cuda.current_stream(clean.device).synchronize()
-        self._stages.step()
+        self._progress.step()
         return clean
 
-    def finished(self, clean: Tensor) -> Tensor:
+    def keep_unmasked(self, clean: Tensor) -> Tensor:
         """Clean latents, with what was to stay as it was."""
         return self._mask.blend(clean) if self._mask else clean
 
-    def _hand_over(self, sigma: Tensor) -> None:
-        if self._handover and self._artist.passed(sigma) > self._handover.at:
-            self._artist = self._handover.to()
-            self._handover = None
-            self._stages.begin("denoise")
-            self._stages.reach(self._calls, self._artist.evaluations)
+    def _switch_to_refiner_when_due(self, sigma: Tensor) -> None:
+        if self._refiner_switch and self._pass.elapsed_fraction(sigma) > self._refiner_switch.at:
+            self._pass = self._refiner_switch.prepare()
+            self._refiner_switch = None
+            self._progress.begin_stage("denoise")
+            self._progress.set_step(self._calls, self._pass.evaluations)
 
-    def _guided(self, latents: Tensor, sigma: Tensor) -> Tensor:
-        text = self._artist.guide.at(self._calls)
-        if not self._artist.guide.guided:
-            return self._evaluated(text, latents, sigma)
+    def _classifier_free_guidance(self, latents: Tensor, sigma: Tensor) -> Tensor:
+        cond = self._pass.conditioning.at(self._calls)
+        if not self._pass.conditioning.guided:
+            return self._evaluate_unet(cond, latents, sigma)
         count = len(latents)
-        clean = self._evaluated(text, torch.cat([latents, latents[text.owners]]), sigma)
+        clean = self._evaluate_unet(cond, torch.cat([latents, latents[cond.owners]]), sigma)
         negatives, prompts = clean[:count], clean[count:]
-        factors = (self._scale * text.weights)[:, None, None, None]
-        return negatives.index_add(0, text.owners, factors * (prompts - negatives[text.owners]))
+        factors = (self._scale * cond.weights)[:, None, None, None]
+        return negatives.index_add(0, cond.owners, factors * (prompts - negatives[cond.owners]))
 
-    def _evaluated(self, text: Steering, latents: Tensor, sigma: Tensor) -> Tensor:
+    def _evaluate_unet(self, cond: CondBatch, latents: Tensor, sigma: Tensor) -> Tensor:
         """What the UNet makes of each row of the text; `(R, 4, H/8, W/8)` float32."""
-        warm, levels = self._artist.warm, self._artist.levels
-        if text is not self._text:
+        warm, levels = self._pass.warm, self._pass.levels
+        if cond is not self._cond:
             height, width = (8 * side for side in latents.shape[-2:])
-            negatives = len(text.hidden) - len(text.owners)
-            self._text = text
-            self._added = added_conditions(warm, text.pooled, width, height, negatives)
+            negatives = len(cond.hidden) - len(cond.owners)
+            self._cond = cond
+            self._added = added_conditions(warm, cond.pooled, width, height, negatives)
         # Filled in by the device: a copy would wait until it has done all before.
         timestep = torch.full(
             (), levels.timestep(sigma).item(), dtype=torch.float32, device=warm.device
@@ -148,7 +148,7 @@ class Denoiser:
         predicted = warm.pipeline.unet(
             levels.unet_input(latents, sigma).to(warm.dtype),
             timestep,
-            encoder_hidden_states=text.hidden,
+            encoder_hidden_states=cond.hidden,
             added_cond_kwargs=self._added,
             return_dict=False,
         )[0]

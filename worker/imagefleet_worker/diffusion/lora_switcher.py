@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from imagefleet_worker import metrics
-from imagefleet_worker.adapters.cache import AdapterShelf
+from imagefleet_worker.adapters.cache import AdapterCache
 from imagefleet_worker.adapters.delta import Adapter
 from imagefleet_worker.adapters.formats import load_adapter
 from imagefleet_worker.adapters.merge import SwitchReport
@@ -13,13 +13,13 @@ from imagefleet_worker.adapters.scaled import ScaledAdapter
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.requests.resolved import WantedLora
+from imagefleet_worker.requests.resolved import RequestedLoRA
 from imagefleet_worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
 
-class AdapterSwitcher:
+class LoRASwitcher:
     """Switches adapters between batches; for the engine's thread.
 
     Args:
@@ -35,14 +35,14 @@ class AdapterSwitcher:
     ) -> None:
         self._pipelines = pipelines
         self._forget_encoded = forget_encoded
-        self._shelf: AdapterShelf[tuple[ModelFile, ModelFile]] = AdapterShelf(
+        self._cache: AdapterCache[tuple[ModelFile, ModelFile]] = AdapterCache(
             self._load,
-            pipelines.resting,
+            pipelines.rest_device,
             host_bytes=int(settings.adapter_cache_gb * 1e9),
             device_bytes=int(settings.device_adapter_gb * 1e9),
         )
 
-    def switch(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> WarmPipeline:
+    def switch(self, warm: WarmPipeline, loras: Sequence[RequestedLoRA]) -> WarmPipeline:
         """The pipeline with exactly these LoRAs on; they stay on until others are wanted.
 
         A pipeline whose weights did not come back bit for bit is loaded anew, and counted.
@@ -52,9 +52,9 @@ class AdapterSwitcher:
                 any is on.
         """
         wanted = self._scaled(warm, loras)
-        if not warm.merged.has_on(wanted):
+        if not warm.merged.has(wanted):
             # Before a hires pass the UNet may still be where it ran, away from its saved weights.
-            self._pipelines.rest()
+            self._pipelines.offload_idle()
         try:
             report = warm.merged.switch(wanted)
         except StateCorrupted as exc:
@@ -67,10 +67,10 @@ class AdapterSwitcher:
         self._count(warm, report)
         return warm
 
-    def _scaled(self, warm: WarmPipeline, loras: Sequence[WantedLora]) -> list[ScaledAdapter]:
+    def _scaled(self, warm: WarmPipeline, loras: Sequence[RequestedLoRA]) -> list[ScaledAdapter]:
         return [
             ScaledAdapter(
-                adapter=self._shelf.get((lora.file, warm.file)),
+                adapter=self._cache.get((lora.file, warm.file)),
                 unet_scale=lora.unet_scale,
                 text_encoder_scale=lora.text_encoder_scale,
             )
@@ -86,7 +86,7 @@ class AdapterSwitcher:
             metrics.SWITCHES.inc()
             metrics.REWRITTEN.inc(report.rewritten)
             metrics.RESTORED.inc(report.restored)
-        stats, saved = self._shelf.stats, warm.merged.saved_bytes
+        stats, saved = self._cache.stats, warm.merged.saved_bytes
         for place, of_place in (("host", stats.host), ("device", stats.device)):
             metrics.ADAPTER_HITS.labels(place).set(of_place.hits)
             metrics.ADAPTER_MISSES.labels(place).set(of_place.misses)

@@ -7,24 +7,24 @@ from PIL import Image
 from imagefleet_shared.request_parts import UpscalePass
 from imagefleet_worker.faces.resolved import ResolvedFaces
 from imagefleet_worker.faces.restore import FaceRestorer
-from imagefleet_worker.progress import Stages
+from imagefleet_worker.progress import BatchProgress
 from imagefleet_worker.upscale.enlarge import Enlarger
 
 
-class Finisher:
+class Postprocessor:
     """Restores and enlarges; used on the engine's thread only."""
 
-    def __init__(self, enlarger: Enlarger, faces: FaceRestorer) -> None:
+    def __init__(self, enlarger: Enlarger, face_restorer: FaceRestorer) -> None:
         self.enlarger = enlarger
         """Which enlarges the pictures of a hires pass too."""
-        self._faces = faces
+        self._face_restorer = face_restorer
 
-    def retouch(
-        self, pictures: Sequence[Image.Image], faces: ResolvedFaces | None, stages: Stages
+    def restore_faces(
+        self, pictures: Sequence[Image.Image], faces: ResolvedFaces | None, progress: BatchProgress
     ) -> Sequence[Image.Image]:
         """What comes first: faces, unless they are for the enlarged picture; raises as its part."""
-        if faces and not faces.asked.after_upscale:
-            return self._faces.restore(pictures, faces, stages)
+        if faces and not faces.request.after_upscale:
+            return self._face_restorer.restore(pictures, faces, progress)
         return pictures
 
     def enlarge(
@@ -32,11 +32,11 @@ class Finisher:
         pictures: Sequence[Image.Image],
         upscale: UpscalePass | None,
         faces: ResolvedFaces | None,
-        stages: Stages,
+        progress: BatchProgress,
     ) -> list[Image.Image]:
         """What comes last: the upscale, and faces where they are for it; raises as its parts do."""
         if upscale:
-            pictures = [self.enlarger.enlarge(each, upscale, stages) for each in pictures]
-        if faces and faces.asked.after_upscale:
-            pictures = self._faces.restore(pictures, faces, stages)
+            pictures = [self.enlarger.enlarge(each, upscale, progress) for each in pictures]
+        if faces and faces.request.after_upscale:
+            pictures = self._face_restorer.restore(pictures, faces, progress)
         return list(pictures)

@@ -35,7 +35,7 @@ _COLOURS: dict[Family, tuple[Tensor, Tensor]] = {
 }
 
 
-def sketch(latents: Tensor, family: Family) -> list[Image.Image]:
+def preview(latents: Tensor, family: Family) -> list[Image.Image]:
     """Clean latents, as far as a step knows them, as RGB pictures of the same size.
 
     Args:

@@ -11,52 +11,54 @@ from imagefleet_shared.field_types import LATENT_MODES, LatentMode
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.diffusion.batch import Batch
-from imagefleet_worker.diffusion.denoiser import Artist, Denoiser, Handover
+from imagefleet_worker.diffusion.denoiser import Denoiser, PreparedPass, RefinerSwitch
 from imagefleet_worker.diffusion.latents import enlarge_latents
-from imagefleet_worker.diffusion.lora_switcher import AdapterSwitcher
-from imagefleet_worker.diffusion.postprocess import Finisher
-from imagefleet_worker.diffusion.vae import decode, encode_images
+from imagefleet_worker.diffusion.lora_switcher import LoRASwitcher
+from imagefleet_worker.diffusion.postprocess import Postprocessor
+from imagefleet_worker.diffusion.vae import decode_latents, encode_images
 from imagefleet_worker.imaging.convert import from_vae_range
 from imagefleet_worker.inpaint.blend import LatentMask
 from imagefleet_worker.inpaint.fill import fill_latents
-from imagefleet_worker.progress import Stages
+from imagefleet_worker.progress import BatchProgress
 from imagefleet_worker.prompts.cache import PromptEncoder
-from imagefleet_worker.prompts.conditioning import Guide, PlannedPicture
+from imagefleet_worker.prompts.conditioning import Conditioning, PlannedPicture
 from imagefleet_worker.prompts.encode import TextSettings
 from imagefleet_worker.requests.resolved import (
-    Hires,
-    Look,
-    Refiner,
+    PassInputs,
+    RefinerPass,
     ResolvedGenerate,
+    ResolvedHires,
     ResolvedJob,
     ResolvedUpscale,
 )
 from imagefleet_worker.sampling.noise import Noise
-from imagefleet_worker.sampling.sample import draw
-from imagefleet_worker.sampling.step_plan import Steps
+from imagefleet_worker.sampling.sample import sample
+from imagefleet_worker.sampling.step_plan import StepPlan
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.upscale.alpha import with_alpha
 
 LATENT_CHANNELS = 4
 """Of every family."""
 
-LookOf = Callable[[ResolvedGenerate], Look]
+PassInputsOf = Callable[[ResolvedGenerate], PassInputs]
 
 
-class Studio:
+class DiffusionRenderer:
     """Draws and enlarges with the models that it keeps warm; used on the engine's thread only."""
 
     def __init__(
-        self, settings: WorkerSettings, pipelines: PipelineCache, finisher: Finisher
+        self, settings: WorkerSettings, pipelines: PipelineCache, postprocessor: Postprocessor
     ) -> None:
         self._max_prompt_tokens = settings.max_prompt_tokens
         self._pipelines = pipelines
-        self._finisher = finisher
-        self._texts = PromptEncoder(int(settings.text_cache_gb * 1e9))
-        self._adapters = AdapterSwitcher(settings, pipelines, self._texts.clear)
+        self._postprocessor = postprocessor
+        self._prompt_encoder = PromptEncoder(int(settings.text_cache_gb * 1e9))
+        self._lora_switcher = LoRASwitcher(settings, pipelines, self._prompt_encoder.clear)
 
     @torch.no_grad()
-    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+    def render(
+        self, jobs: Sequence[ResolvedJob], progress: BatchProgress
+    ) -> list[list[Image.Image]]:
         """Pictures of each job of a batch, on the CPU.
 
         Raises:
@@ -64,101 +66,124 @@ class Studio:
             AllEnded: no job is to go on.
         """
         try:
-            return self._pipelines.relieved(
-                lambda: self._rendered(jobs, stages), divisible=len(jobs) > 1
+            return self._pipelines.retry_after_eviction(
+                lambda: self._render(jobs, progress), divisible=len(jobs) > 1
             )
         finally:
-            self._pipelines.rest()
+            self._pipelines.offload_idle()
 
-    def _rendered(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+    def _render(
+        self, jobs: Sequence[ResolvedJob], progress: BatchProgress
+    ) -> list[list[Image.Image]]:
         if isinstance(job := jobs[0], ResolvedUpscale):
             image = job.picture.image
-            retouched = self._finisher.retouch([image], job.faces, stages)
-            [colours] = self._finisher.enlarge(retouched, job.request, job.faces, stages)
+            retouched = self._postprocessor.restore_faces([image], job.faces, progress)
+            [colours] = self._postprocessor.enlarge(retouched, job.request, job.faces, progress)
             return [[with_alpha(colours, job.picture.alpha, job.request)]]
-        return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), stages)
+        return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), progress)
 
-    def _generate(self, batch: Batch, stages: Stages) -> list[list[Image.Image]]:
+    def _generate(self, batch: Batch, progress: BatchProgress) -> list[list[Image.Image]]:
         shared = batch.shared
-        look, latents = shared.look, self._first_pass(batch, stages)
+        inputs, latents = shared.pass_inputs, self._first_pass(batch, progress)
         if shared.hires:
-            look = shared.hires.look
-            latents = self._hires_pass(batch, shared.hires, latents, stages)
-        drawn = self._decoded(look, latents, stages)
+            inputs = shared.hires.pass_inputs
+            latents = self._hires_pass(batch, shared.hires, latents, progress)
+        drawn = self._decode(inputs, latents, progress)
         # As A1111, before what masks keep is laid over: its faces are not to be touched.
-        pictures = batch.finished(self._finisher.retouch(drawn, shared.faces, stages))
-        return batch.by_job(self._finisher.enlarge(pictures, shared.upscale, shared.faces, stages))
+        pictures = batch.overlay_kept(
+            self._postprocessor.restore_faces(drawn, shared.faces, progress)
+        )
+        return batch.by_job(
+            self._postprocessor.enlarge(pictures, shared.upscale, shared.faces, progress)
+        )
 
-    def _first_pass(self, batch: Batch, stages: Stages) -> Tensor:
+    def _first_pass(self, batch: Batch, progress: BatchProgress) -> Tensor:
         shared = batch.shared
-        artist = self._artist(batch, lambda job: job.look, shared.steps, stages)
-        stages.begin("denoise", artist.evaluations)
-        clean = _start(batch, artist.warm) if shared.start else None
-        masks = batch.per_picture(lambda job: job.start and job.start.latent_mask)
-        handover = self._handover(batch, shared.refiner, stages) if shared.refiner else None
-        return _draw(batch, artist, clean, masks, handover, stages)
+        prepared = self._prepare_pass(
+            batch, lambda job: job.pass_inputs, shared.step_plan, progress
+        )
+        progress.begin_stage("denoise", prepared.evaluations)
+        clean = _initial_latents(batch, prepared.warm) if shared.initial_image else None
+        masks = batch.per_picture(lambda job: job.initial_image and job.initial_image.latent_mask)
+        refiner_switch = (
+            self._refiner_switch(batch, shared.refiner, progress) if shared.refiner else None
+        )
+        return _sample(batch, prepared, clean, masks, refiner_switch, progress)
 
-    def _hires_pass(self, batch: Batch, hires: Hires, latents: Tensor, stages: Stages) -> Tensor:
+    def _hires_pass(
+        self, batch: Batch, hires: ResolvedHires, latents: Tensor, progress: BatchProgress
+    ) -> Tensor:
         pictures = None
         if hires.upscaler not in LATENT_MODES:
-            pictures = self._decoded(batch.shared.look, latents, stages)
-            pictures = [self._enlarged(picture, hires, stages) for picture in pictures]
-        artist = self._artist(batch, _hires_look, hires.steps, stages)
-        stages.begin("hires", artist.evaluations)
+            pictures = self._decode(batch.shared.pass_inputs, latents, progress)
+            pictures = [self._enlarge(picture, hires, progress) for picture in pictures]
+        prepared = self._prepare_pass(batch, _hires_inputs, hires.step_plan, progress)
+        progress.begin_stage("hires", prepared.evaluations)
         if pictures:
-            clean = encode_images(artist.warm, pictures)
+            clean = encode_images(prepared.warm, pictures)
         else:
             size, mode = hires.size, cast(LatentMode, hires.upscaler)
             clean = size.crop_latents(
                 enlarge_latents(latents, size.enlarged_width, size.enlarged_height, mode)
             )
-        masks = batch.per_picture(lambda job: job.start and job.start.hires_mask)
-        return _draw(batch, artist, clean, masks, None, stages)
+        masks = batch.per_picture(lambda job: job.initial_image and job.initial_image.hires_mask)
+        return _sample(batch, prepared, clean, masks, None, progress)
 
-    def _artist(self, batch: Batch, look_of: LookOf, steps: Steps, stages: Stages) -> Artist:
+    def _prepare_pass(
+        self, batch: Batch, inputs_of: PassInputsOf, step_plan: StepPlan, progress: BatchProgress
+    ) -> PreparedPass:
         """The checkpoint of a look, with its adapters on and its texts encoded."""
-        shared, request = look_of(batch.shared), batch.shared.request
-        stages.begin("load")
+        shared, request = inputs_of(batch.shared), batch.shared.request
+        progress.begin_stage("load")
         warm = self._pipelines.get(shared.checkpoint)
-        stages.begin("adapters")
-        warm = self._adapters.switch(warm, shared.loras)
-        stages.begin("text")
-        looks = batch.per_picture(look_of)
-        guide = Guide(
-            self._texts,
+        progress.begin_stage("adapters")
+        warm = self._lora_switcher.switch(warm, shared.loras)
+        progress.begin_stage("text")
+        all_inputs = batch.per_picture(inputs_of)
+        conditioning = Conditioning(
+            self._prompt_encoder,
             warm,
-            [PlannedPicture(look.prompt, look.negative, look.inversions) for look in looks],
+            [
+                PlannedPicture(inputs.prompt, inputs.negative, inputs.inversions)
+                for inputs in all_inputs
+            ],
             request.guidance_scale,
             shared.windows,
             TextSettings(request.clip_skip, self._max_prompt_tokens, request.emphasis),
         )
-        return Artist(warm, guide, steps)
+        return PreparedPass(warm, conditioning, step_plan)
 
-    def _handover(self, batch: Batch, refiner: Refiner, stages: Stages) -> Handover:
-        steps = batch.shared.steps
-        return Handover(
-            refiner.switch_at, lambda: self._artist(batch, _refiner_look, steps, stages)
+    def _refiner_switch(
+        self, batch: Batch, refiner: RefinerPass, progress: BatchProgress
+    ) -> RefinerSwitch:
+        steps = batch.shared.step_plan
+        return RefinerSwitch(
+            refiner.switch_at, lambda: self._prepare_pass(batch, _refiner_inputs, steps, progress)
         )
 
-    def _enlarged(self, picture: Image.Image, hires: Hires, stages: Stages) -> Image.Image:
+    def _enlarge(
+        self, picture: Image.Image, hires: ResolvedHires, progress: BatchProgress
+    ) -> Image.Image:
         size = hires.size
-        large = self._finisher.enlarger.fit(
-            picture, hires.upscaler, size.enlarged_width, size.enlarged_height, stages
+        large = self._postprocessor.enlarger.fit(
+            picture, hires.upscaler, size.enlarged_width, size.enlarged_height, progress
         )
         return size.crop_picture(large)
 
-    def _decoded(self, look: Look, latents: Tensor, stages: Stages) -> list[Image.Image]:
-        warm = self._pipelines.get(look.checkpoint)
-        stages.begin("decode", len(latents))
-        pictures = from_vae_range(decode(warm, latents, stages))
-        self._pipelines.rest()
+    def _decode(
+        self, inputs: PassInputs, latents: Tensor, progress: BatchProgress
+    ) -> list[Image.Image]:
+        warm = self._pipelines.get(inputs.checkpoint)
+        progress.begin_stage("decode", len(latents))
+        pictures = from_vae_range(decode_latents(warm, latents, progress))
+        self._pipelines.offload_idle()
         return pictures
 
 
-def _start(batch: Batch, warm: WarmPipeline) -> Tensor:
+def _initial_latents(batch: Batch, warm: WarmPipeline) -> Tensor:
     """Clean latents of the initial pictures, with what their fill modes put under masks."""
     shared = batch.shared
-    starts = [start for start in batch.per_picture(lambda job: job.start) if start]
+    starts = [start for start in batch.per_picture(lambda job: job.initial_image) if start]
     # Those to be stretched as latents have sizes of their own.
     encoded = {
         start: enlarge_latents(
@@ -177,24 +202,24 @@ def _start(batch: Batch, warm: WarmPipeline) -> Tensor:
     )
 
 
-def _draw(
+def _sample(
     batch: Batch,
-    artist: Artist,
+    prepared: PreparedPass,
     clean: Tensor | None,
     masks: Sequence[Tensor | None],
-    handover: Handover | None,
-    stages: Stages,
+    refiner_switch: RefinerSwitch | None,
+    progress: BatchProgress,
 ) -> Tensor:
     """Latents of a pass, over `clean` ones where there are any."""
     shared = batch.shared
     mask = None if clean is None else LatentMask.of(masks, clean)
-    denoise = Denoiser(artist, shared.request.guidance_scale, mask, handover, stages)
+    denoise = Denoiser(prepared, shared.request.guidance_scale, mask, refiner_switch, progress)
     if clean is None:
         noise = _noise(batch, shared.width, shared.height)
     else:
         noise = _noise(batch, 8 * clean.shape[-1], 8 * clean.shape[-2])
-    return denoise.finished(
-        draw(denoise, artist.steps, artist.course, noise, clean, artist.warm.device)
+    return denoise.keep_unmasked(
+        sample(denoise, prepared.step_plan, prepared.schedule, noise, clean, prepared.warm.device)
     )
 
 
@@ -202,11 +227,11 @@ def _noise(batch: Batch, width: int, height: int) -> Noise:
     return Noise(batch.seeds, (LATENT_CHANNELS, height // 8, width // 8))
 
 
-def _hires_look(job: ResolvedGenerate) -> Look:
+def _hires_inputs(job: ResolvedGenerate) -> PassInputs:
     assert job.hires is not None, "jobs of a batch have the same passes"
-    return job.hires.look
+    return job.hires.pass_inputs
 
 
-def _refiner_look(job: ResolvedGenerate) -> Look:
+def _refiner_inputs(job: ResolvedGenerate) -> PassInputs:
     assert job.refiner is not None, "jobs of a batch have the same passes"
-    return job.refiner.look
+    return job.refiner.pass_inputs

@@ -17,7 +17,7 @@ from imagefleet_shared.errors import CorruptFile, WorkerFailure
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.imaging.convert import to_vae_range
 from imagefleet_worker.metrics import VAE_UPCASTS
-from imagefleet_worker.progress import Stages
+from imagefleet_worker.progress import BatchProgress
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ def encode_images(warm: WarmPipeline, images: Sequence[Image.Image]) -> Tensor:
     def encoded(pixels: Tensor) -> Tensor:
         return vae.encode(pixels.to(warm.device, vae.dtype)).latent_dist.mode().float()
 
-    latents = [_guarded(warm, encoded, to_vae_range(image)) for image in images]
+    latents = [_upcast_on_overflow(warm, encoded, to_vae_range(image)) for image in images]
     return torch.cat(latents) * vae.config.scaling_factor
 
 
-def decode(warm: WarmPipeline, latents: Tensor, stages: Stages) -> Tensor:
+def decode_latents(warm: WarmPipeline, latents: Tensor, progress: BatchProgress) -> Tensor:
     """Scaled latents `(B, 4, H/8, W/8)` of any float dtype as pictures `(B, 3, H, W)`.
 
     In about [-1, 1], float32 on the CPU. One at a time: a batch would be no faster and need B
@@ -65,12 +65,14 @@ def decode(warm: WarmPipeline, latents: Tensor, stages: Stages) -> Tensor:
         )
     pictures: list[Tensor] = []
     for latent in latents.split(1):
-        pictures.append(_guarded(warm, decoded, latent))
-        stages.step()
+        pictures.append(_upcast_on_overflow(warm, decoded, latent))
+        progress.step()
     return torch.cat(pictures)
 
 
-def _guarded(warm: WarmPipeline, run: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+def _upcast_on_overflow(
+    warm: WarmPipeline, run: Callable[[Tensor], Tensor], given: Tensor
+) -> Tensor:
     """What `run` makes of what is given; once more in float32 where half precision overflows."""
     vae, name = warm.pipeline.vae, warm.file.name
     made = run(given)

@@ -4,9 +4,14 @@ from collections.abc import Hashable
 
 from imagefleet_shared.field_types import Priority
 from imagefleet_shared.routing import PRIORITIES
-from imagefleet_worker.engine.scheduler import Setup, Traits
+from imagefleet_worker.engine.scheduler import LoadedState, SchedulingKey
 from imagefleet_worker.prompts.plan import needs_negative
-from imagefleet_worker.requests.resolved import Look, ResolvedGenerate, ResolvedJob, ResolvedUpscale
+from imagefleet_worker.requests.resolved import (
+    PassInputs,
+    ResolvedGenerate,
+    ResolvedJob,
+    ResolvedUpscale,
+)
 
 
 def batch_key(job: ResolvedJob) -> Hashable:
@@ -20,36 +25,36 @@ def batch_key(job: ResolvedJob) -> Hashable:
         return None
     request = job.request
     return (
-        *(_shared(look, request.guidance_scale) for look in job.looks),
-        *(job.width, job.height, job.steps, job.upscale, job.faces),
-        job.hires and (job.hires.size, job.hires.upscaler, job.hires.steps),
+        *(_shared(inputs, request.guidance_scale) for inputs in job.all_pass_inputs),
+        *(job.width, job.height, job.step_plan, job.upscale, job.faces),
+        job.hires and (job.hires.size, job.hires.upscaler, job.hires.step_plan),
         job.refiner and job.refiner.switch_at,
         (job.seeds.variation_strength, job.seeds.resize_from, job.seeds.rng),
         *(request.guidance_scale, request.clip_skip, request.emphasis),
     )
 
 
-def _shared(look: Look, guidance_scale: float) -> Hashable:
+def _shared(inputs: PassInputs, guidance_scale: float) -> Hashable:
     """What of a look a batch has in common."""
-    guided = needs_negative(look.prompt, guidance_scale)
-    return (look.checkpoint, look.loras, look.windows, guided)
+    guided = needs_negative(inputs.prompt, guidance_scale)
+    return (inputs.checkpoint, inputs.loras, inputs.windows, guided)
 
 
-def traits_of(job: ResolvedJob, priority: Priority, *, alone: bool = False) -> Traits:
+def scheduling_key(job: ResolvedJob, priority: Priority, *, alone: bool = False) -> SchedulingKey:
     """What of a job decides about its turn; `alone`: it shares no batch."""
-    looks = [] if isinstance(job, ResolvedUpscale) else job.looks
-    return Traits(
-        key=None if alone else batch_key(job),
+    all_inputs = [] if isinstance(job, ResolvedUpscale) else job.all_pass_inputs
+    return SchedulingKey(
+        batch_key=None if alone else batch_key(job),
         pixels=pixels_of(job),
-        begins=_setup(looks[0]) if looks else None,
-        ends=_setup(looks[-1]) if looks else None,
-        family=looks[0].checkpoint.family if looks else None,
+        first_state=_loaded_state(all_inputs[0]) if all_inputs else None,
+        last_state=_loaded_state(all_inputs[-1]) if all_inputs else None,
+        family=all_inputs[0].checkpoint.family if all_inputs else None,
         priority=PRIORITIES[priority],
     )
 
 
-def _setup(look: Look) -> Setup:
-    return (look.checkpoint, look.loras)
+def _loaded_state(inputs: PassInputs) -> LoadedState:
+    return (inputs.checkpoint, inputs.loras)
 
 
 def pixels_of(job: ResolvedJob) -> int:

@@ -18,7 +18,7 @@ class DeviceMemory(Protocol):
         """What a batch may take; None: not known."""
         ...
 
-    def begin(self) -> None:
+    def begin_batch(self) -> None:
         """A batch begins."""
         ...
 
@@ -46,7 +46,7 @@ class UnmeasuredMemory:
         """Not known."""
         return None
 
-    def begin(self) -> None:
+    def begin_batch(self) -> None:
         """Nothing to note."""
 
     def peak_bytes(self) -> int | None:
@@ -69,7 +69,7 @@ class UnmeasuredMemory:
 UNMEASURED_MEMORY = UnmeasuredMemory()
 
 
-class Room:
+class BatchSizeLimiter:
     """Knows how many pixels a batch of each family of checkpoints may have.
 
     Args:
@@ -83,7 +83,7 @@ class Room:
         self._bytes_per_pixel: dict[Hashable, float] = {}
         self._allowed: dict[Hashable, float] = {}
 
-    def pixels(self, family: Hashable) -> int:
+    def max_pixels(self, family: Hashable) -> int:
         """The most that a batch of the family may have; one job alone may have more."""
         most = min(self._max_pixels, self._allowed.get(family, self._max_pixels))
         per_pixel, free = self._bytes_per_pixel.get(family), self._memory.free_bytes()
@@ -92,9 +92,9 @@ class Room:
         return int(most)
 
     @contextmanager
-    def watched(self, family: Hashable, pixels: int) -> Generator[None]:
+    def measure(self, family: Hashable, pixels: int) -> Generator[None]:
         """Run a batch of so many pixels, and learn from it."""
-        self._memory.begin()
+        self._memory.begin_batch()
         try:
             yield
         except BaseException as error:

@@ -15,23 +15,31 @@ from imagefleet_shared.field_types import Priority
 from imagefleet_shared.status import Stage
 from imagefleet_worker import metrics
 from imagefleet_worker.device.errors import NoRoomForWeights
-from imagefleet_worker.engine.batch_key import traits_of
-from imagefleet_worker.engine.batch_limit import UNMEASURED_MEMORY, DeviceMemory, Room
-from imagefleet_worker.engine.requests import Order, Rendered, seated
-from imagefleet_worker.engine.scheduler import Line, Place
-from imagefleet_worker.progress import NOBODY, AllEnded, Stages, Tell, Viewer
+from imagefleet_worker.engine.batch_key import scheduling_key
+from imagefleet_worker.engine.batch_limit import UNMEASURED_MEMORY, BatchSizeLimiter, DeviceMemory
+from imagefleet_worker.engine.requests import EngineRequest, RenderOutput, image_slices
+from imagefleet_worker.engine.scheduler import BatchScheduler, QueueEntry
+from imagefleet_worker.progress import (
+    NULL_CALLBACKS,
+    BatchCanceled,
+    BatchProgress,
+    JobCallbacks,
+    ProgressCallback,
+)
 from imagefleet_worker.requests.resolved import ResolvedJob
 
 logger = logging.getLogger(__name__)
 
-HEED_S = 0.25
+CHECK_INTERVAL_S = 0.25
 """A job that waits for its turn is asked this often whether it is to go on."""
 
 
 class Renderer(Protocol):
     """Turns jobs into pictures on the device."""
 
-    def render(self, jobs: Sequence[ResolvedJob], stages: Stages) -> list[list[Image.Image]]:
+    def render(
+        self, jobs: Sequence[ResolvedJob], progress: BatchProgress
+    ) -> list[list[Image.Image]]:
         """Draw or enlarge a batch, as `batching` put it together; called on the engine's thread.
 
         Returns:
@@ -68,7 +76,7 @@ class Engine(Thread):
     def __init__(
         self,
         make_renderer: Callable[[], Renderer],
-        beat: Callable[[bool], None],
+        heartbeat: Callable[[bool], None],
         max_batch_pixels: int,
         gather_s: float = 0,
         memory: DeviceMemory = UNMEASURED_MEMORY,
@@ -78,43 +86,43 @@ class Engine(Thread):
         self.ready: Future[None] = Future()
         """Done once the renderer is made, or with what kept it from being made."""
         self._make_renderer = make_renderer
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._memory = memory
-        self._room = Room(max_batch_pixels, memory)
+        self._limiter = BatchSizeLimiter(max_batch_pixels, memory)
         self._gather_s = gather_s
         self._abort = abort
-        self._coming: set[object] = set()
-        self._line: Line[Order] = Line()
+        self._announced: set[object] = set()
+        self._scheduler: BatchScheduler[EngineRequest] = BatchScheduler()
         self._changed = Condition()
         self._closed = False
 
     @contextmanager
-    def expected(self) -> Generator[object]:
+    def announce(self) -> Generator[object]:
         """Announce a job: batches that have room wait a little for it.
 
         Yields:
             What `render` takes to know it again. Where the context ends without, it comes no more.
         """
-        ticket = object()
+        reservation = object()
         with self._changed:
-            self._coming.add(ticket)
+            self._announced.add(reservation)
         try:
-            yield ticket
+            yield reservation
         finally:
             with self._changed:
-                self._coming.discard(ticket)
+                self._announced.discard(reservation)
                 self._changed.notify()
 
     def render(
         self,
         job: ResolvedJob,
-        tell: Tell,
-        viewer: Viewer = NOBODY,
+        report: ProgressCallback,
+        callbacks: JobCallbacks = NULL_CALLBACKS,
         priority: Priority = "normal",
         alone: bool = False,
-        ticket: object = None,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> Rendered:
+        reservation: object = None,
+        while_waiting: Callable[[], None] | None = None,
+    ) -> RenderOutput:
         """Have a job rendered; blocks the calling thread until it is done.
 
         Args:
@@ -131,26 +139,26 @@ class Engine(Thread):
             ImagefleetError: what the job asks for cannot be done.
             JobCanceled, JobTimeout, LeaseLost, HandBack: whatever `tell` or `viewer` raised.
         """
-        order = Order(job, traits_of(job, priority, alone=alone), tell, viewer)
+        request = EngineRequest(job, scheduling_key(job, priority, alone=alone), report, callbacks)
         with self._changed:
-            self._coming.discard(ticket)
-            self._line.join(order, order.traits)
+            self._announced.discard(reservation)
+            self._scheduler.enqueue(request, request.scheduling_key)
             self._changed.notify()
-        if meanwhile is not None:
-            meanwhile()
-        self._heed(order)
-        return order.done.result()
+        if while_waiting is not None:
+            while_waiting()
+        self._wait_for_turn(request)
+        return request.done.result()
 
-    def _heed(self, order: Order) -> None:
+    def _wait_for_turn(self, request: EngineRequest) -> None:
         """Wait for a job's turn; it leaves the line where it must stop before."""
-        while not wait([order.done], HEED_S).done:
+        while not wait([request.done], CHECK_INTERVAL_S).done:
             with self._changed:
-                if order not in self._line:
+                if request not in self._scheduler:
                     return
                 try:
-                    order.viewer.check()
+                    request.callbacks.check_canceled()
                 except BaseException:
-                    self._line.leave(order)
+                    self._scheduler.remove(request)
                     self._changed.notify()
                     raise
 
@@ -174,74 +182,83 @@ class Engine(Thread):
             self._abort()
 
     def _serve(self, renderer: Renderer) -> None:
-        self._beat(False)
-        while orders := self._next():
-            self._run(renderer, orders)
+        self._heartbeat(False)
+        while requests := self._next_batch():
+            self._run_batch(renderer, requests)
             # Finished jobs hold pictures, failed ones their frames' tensors.
-            del orders
-            self._beat(False)
+            del requests
+            self._heartbeat(False)
 
-    def _next(self) -> list[Order]:
+    def _next_batch(self) -> list[EngineRequest]:
         """The orders to run next; none once closed."""
-        batch: list[Place[Order]] = []
+        batch: list[QueueEntry[EngineRequest]] = []
         with self._changed:
             while not batch:
-                self._changed.wait_for(lambda: len(self._line) or self._closed)
-                if not len(self._line):
+                self._changed.wait_for(lambda: len(self._scheduler) or self._closed)
+                if not len(self._scheduler):
                     return []
-                self._changed.wait_for(self._gathered, self._gather_s)
+                self._changed.wait_for(self._batch_ready, self._gather_s)
                 # Meanwhile jobs may have left the line, the last one too.
-                if len(self._line):
-                    batch = self._line.take(self._room.pixels)
+                if len(self._scheduler):
+                    batch = self._scheduler.next_batch(self._limiter.max_pixels)
         for place in batch:
-            metrics.PASSED_OVER.observe(place.passed)
+            metrics.PASSED_OVER.observe(place.passed_over)
         return [place.item for place in batch]
 
-    def _gathered(self) -> bool:
+    def _batch_ready(self) -> bool:
         """Whether a batch gains nothing by waiting for more jobs."""
-        return not self._coming or not len(self._line) or self._line.full(self._room.pixels)
+        return (
+            not self._announced
+            or not len(self._scheduler)
+            or self._scheduler.is_full(self._limiter.max_pixels)
+        )
 
-    def _run(self, renderer: Renderer, orders: Sequence[Order]) -> None:
+    def _run_batch(self, renderer: Renderer, requests: Sequence[EngineRequest]) -> None:
         started_s = monotonic()
-        stages = Stages([self._beating(order.tell) for order in orders], seated(orders))
-        family, pixels = orders[0].traits.family, sum(order.traits.pixels for order in orders)
+        progress = BatchProgress(
+            [self._with_heartbeat(request.report) for request in requests], image_slices(requests)
+        )
+        family, pixels = (
+            requests[0].scheduling_key.family,
+            sum(request.scheduling_key.pixels for request in requests),
+        )
         try:
-            with self._room.watched(family, pixels):
-                pictures = renderer.render([order.job for order in orders], stages)
-            stages.end()
-            metrics.BATCH_JOBS.observe(len(orders))
-            for stage, seconds in stages.seconds.items():
+            with self._limiter.measure(family, pixels):
+                pictures = renderer.render([request.job for request in requests], progress)
+            progress.end_stage()
+            metrics.BATCH_JOBS.observe(len(requests))
+            for stage, seconds in progress.seconds.items():
                 metrics.STAGE_SECONDS.labels(stage).observe(seconds)
-        except AllEnded:
-            self._line.forget()
-            pictures = [[] for _ in orders]
+        except BatchCanceled:
+            self._scheduler.invalidate()
+            pictures = [[] for _ in requests]
         except BaseException as exc:
             if self._memory.is_lost(exc):
                 # No job is to fail of it.
                 raise
-            self._line.forget()
+            self._scheduler.invalidate()
             error = self._memory.as_worker_error(exc)
-            if len(orders) == 1 or isinstance(exc, NoRoomForWeights):
-                for order in orders:
-                    order.done.set_exception(error)
+            if len(requests) == 1 or isinstance(exc, NoRoomForWeights):
+                for request in requests:
+                    request.done.set_exception(error)
                 return
             # One of them cannot be done, or all are too many at once: halves find out which.
-            logger.warning("a batch of %d failed, its halves again apart: %s", len(orders), error)
+            logger.warning("a batch of %d failed, its halves again apart: %s", len(requests), error)
             metrics.BATCHES_SPLIT.labels(type(error).__name__).inc()
-            middle = len(orders) // 2
-            self._run(renderer, orders[:middle])
-            self._run(renderer, orders[middle:])
+            middle = len(requests) // 2
+            self._run_batch(renderer, requests[:middle])
+            self._run_batch(renderer, requests[middle:])
             return
-        for place, (order, images) in enumerate(zip(orders, pictures, strict=True)):
-            if place in stages.ended:
-                order.done.set_exception(stages.ended[place])
+        for place, (request, images) in enumerate(zip(requests, pictures, strict=True)):
+            if place in progress.job_errors:
+                request.done.set_exception(progress.job_errors[place])
                 continue
-            waited_s = started_s - order.ordered_s
-            order.done.set_result(Rendered(images, waited_s, stages.seconds, len(orders)))
+            waited_s = started_s - request.enqueued_at
+            request.done.set_result(RenderOutput(images, waited_s, progress.seconds, len(requests)))
 
-    def _beating(self, tell: Tell) -> Tell:
+    def _with_heartbeat(self, report: ProgressCallback) -> ProgressCallback:
         def beat_and_tell(stage: Stage, step: int, steps: int) -> None:
-            self._beat(True)
-            tell(stage, step, steps)
+            self._heartbeat(True)
+            report(stage, step, steps)
 
         return beat_and_tell

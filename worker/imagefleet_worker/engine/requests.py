@@ -7,13 +7,13 @@ from time import monotonic
 
 from PIL import Image
 
-from imagefleet_worker.engine.scheduler import Traits
-from imagefleet_worker.progress import Tell, Viewer
+from imagefleet_worker.engine.scheduler import SchedulingKey
+from imagefleet_worker.progress import JobCallbacks, ProgressCallback
 from imagefleet_worker.requests.resolved import ResolvedJob, ResolvedUpscale
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderOutput:
     """What the engine made of a job."""
 
     images: list[Image.Image]
@@ -26,23 +26,23 @@ class Rendered:
 
 
 @dataclass(eq=False)
-class Order:
+class EngineRequest:
     """A job in the engine's hands, and who waits for it."""
 
     job: ResolvedJob
-    traits: Traits
-    tell: Tell
-    viewer: Viewer
-    ordered_s: float = field(default_factory=monotonic)
-    done: "Future[Rendered]" = field(default_factory=Future)
+    scheduling_key: SchedulingKey
+    report: ProgressCallback
+    callbacks: JobCallbacks
+    enqueued_at: float = field(default_factory=monotonic)
+    done: "Future[RenderOutput]" = field(default_factory=Future)
 
 
-def seated(orders: Sequence[Order]) -> list[tuple[Viewer, slice]]:
+def image_slices(requests: Sequence[EngineRequest]) -> list[tuple[JobCallbacks, slice]]:
     """The viewers, each with the places of its job's pictures in the batch."""
-    places: list[tuple[Viewer, slice]] = []
+    places: list[tuple[JobCallbacks, slice]] = []
     first = 0
-    for order in orders:
-        count = 1 if isinstance(order.job, ResolvedUpscale) else len(order.job.seeds.seeds)
-        places.append((order.viewer, slice(first, first + count)))
+    for request in requests:
+        count = 1 if isinstance(request.job, ResolvedUpscale) else len(request.job.seeds.seeds)
+        places.append((request.callbacks, slice(first, first + count)))
         first += count
     return places

@@ -16,7 +16,7 @@ from imagefleet_worker.device.errors import NoRoomForWeights
 from imagefleet_worker.faces.parsenet import ParseNet
 from imagefleet_worker.faces.restorer import Restorer, load_restorer
 from imagefleet_worker.faces.retinaface import RetinaFace
-from imagefleet_worker.lru_cache import Kept
+from imagefleet_worker.lru_cache import ByteLRUCache
 from imagefleet_worker.weights.upscaler_tensors import first_sentence, read_weights
 
 N = TypeVar("N", bound=nn.Module)
@@ -33,7 +33,7 @@ class FaceNetworks:
 
     def __init__(self, device: torch.device, budget_bytes: int) -> None:
         self.device = device
-        self._warm = Kept[ModelFile, nn.Module](_size_of, budget_bytes)
+        self._warm = ByteLRUCache[ModelFile, nn.Module](_size_of, budget_bytes)
 
     def restorer(self, file: ModelFile) -> Restorer:
         return self._get(file, load_restorer)
@@ -46,7 +46,7 @@ class FaceNetworks:
 
     def _get(self, file: ModelFile, load: Callable[[Path], N]) -> N:
         # A file is only ever loaded as one of the three: its name says which.
-        return cast(N, self._warm.get(file, lambda: self._loaded(file, load)))
+        return cast(N, self._warm.get_or_load(file, lambda: self._loaded(file, load)))
 
     def _loaded(self, file: ModelFile, load: Callable[[Path], N]) -> N:
         started = time.monotonic()

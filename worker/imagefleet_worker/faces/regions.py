@@ -15,7 +15,7 @@ def overlap(one: Region, other: Region) -> bool:
     )
 
 
-def joined(regions: Iterable[Region]) -> list[Region]:
+def merge_regions(regions: Iterable[Region]) -> list[Region]:
     """Rectangles of which no two overlap and each region lies in one."""
     apart: list[Region] = []
     for region in regions:

@@ -22,7 +22,7 @@ _PARSERS = ("parsing_parsenet",)
 class ResolvedFaces:
     """What a job asks for its faces, and the files for that."""
 
-    asked: FaceRestore
+    request: FaceRestore
     restorer: ModelFile
     detector: ModelFile
     parser: ModelFile
@@ -32,7 +32,7 @@ class ResolvedFaces:
         return (self.restorer, self.detector, self.parser)
 
 
-def resolve_faces(asked: FaceRestore, models: ModelStore) -> ResolvedFaces:
+def resolve_faces(request: FaceRestore, models: ModelStore) -> ResolvedFaces:
     """A request with its files.
 
     Raises:
@@ -42,20 +42,20 @@ def resolve_faces(asked: FaceRestore, models: ModelStore) -> ResolvedFaces:
         FileUnavailable: detector or parser is missing.
         WorkerFailure: the package for CodeFormer is missing.
     """
-    restorer = models.find("face", asked.restorer)
-    architecture = restorer.facts.forms[0] if restorer.facts else ""
-    if asked.fidelity is not None and architecture != "CodeFormer":
+    restorer = models.find("face", request.restorer)
+    architecture = restorer.metadata.forms[0] if restorer.metadata else ""
+    if request.fidelity is not None and architecture != "CodeFormer":
         raise InvalidRequest(
-            f"fidelity {asked.fidelity:g} is for CodeFormer only; {asked.restorer!r} is "
+            f"fidelity {request.fidelity:g} is for CodeFormer only; {request.restorer!r} is "
             f"{architecture}: leave it out"
         )
     if architecture == "CodeFormer" and find_spec("spandrel_extra_arches") is None:
         raise WorkerFailure(
-            f"face restorer {asked.restorer!r} is CodeFormer, under a licence for non-commercial "
+            f"face restorer {request.restorer!r} is CodeFormer, under a licence for non-commercial "
             f"use, which needs {EXTRA}: see the README"
         )
     return ResolvedFaces(
-        asked,
+        request,
         restorer,
         _find_part(models, "face detector", _DETECTORS),
         _find_part(models, "face parser", _PARSERS),

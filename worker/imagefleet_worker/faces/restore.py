@@ -13,11 +13,11 @@ from imagefleet_worker.faces.mask import soft_mask
 from imagefleet_worker.faces.networks import FaceNetworks
 from imagefleet_worker.faces.parsenet import ParseNet
 from imagefleet_worker.faces.paste import Canvas
-from imagefleet_worker.faces.regions import joined, overlap
+from imagefleet_worker.faces.regions import merge_regions, overlap
 from imagefleet_worker.faces.resolved import ResolvedFaces
 from imagefleet_worker.faces.restorer import DEFAULT_FIDELITY, Restorer
 from imagefleet_worker.imaging.decode import deep_grey_as_rgb
-from imagefleet_worker.progress import Stages
+from imagefleet_worker.progress import BatchProgress
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class FaceRestorer:
         self,
         pictures: Sequence[Image.Image],
         faces: ResolvedFaces,
-        stages: Stages,
+        progress: BatchProgress,
     ) -> list[Image.Image]:
         """The pictures with their faces restored.
 
@@ -47,7 +47,7 @@ class FaceRestorer:
             CorruptFile: a network cannot be loaded, or gives NaN.
             AllEnded: no job is to go on; asked after each face.
         """
-        stages.begin("faces")
+        progress.begin_stage("faces")
         detector = self._networks.detector(faces.detector)
         device = self._networks.device
         found = [detect(detector, device, deep_grey_as_rgb(picture)) for picture in pictures]
@@ -60,45 +60,49 @@ class FaceRestorer:
         )
         if not total:
             return list(pictures)
-        hand = _Hand(self._networks, faces)
-        stages.begin("faces", total)
+        hand = _FacePainter(self._networks, faces)
+        progress.begin_stage("faces", total)
         restored: list[Image.Image] = []
         for picture, own in zip(pictures, found, strict=True):
-            restored.append(hand.draw(deep_grey_as_rgb(picture), own, stages) if own else picture)
+            restored.append(
+                hand.paint(deep_grey_as_rgb(picture), own, progress) if own else picture
+            )
         return restored
 
 
-class _Hand:
+class _FacePainter:
     """What draws the faces of one job."""
 
     def __init__(self, networks: FaceNetworks, faces: ResolvedFaces) -> None:
         self._device = networks.device
         self._restorer: Restorer = networks.restorer(faces.restorer)
         self._parser: ParseNet = networks.parser(faces.parser)
-        asked = faces.asked
+        asked = faces.request
         self._visibility = asked.visibility
         self._fidelity = DEFAULT_FIDELITY if asked.fidelity is None else asked.fidelity
 
-    def draw(self, picture: Image.Image, faces: Sequence[Face], stages: Stages) -> Image.Image:
+    def paint(
+        self, picture: Image.Image, faces: Sequence[Face], progress: BatchProgress
+    ) -> Image.Image:
         aligned: list[Alignment] = []
         for face in faces:
             if alignment := align(face.landmarks, *picture.size):
                 aligned.append(alignment)
             else:
-                stages.step()
+                progress.step()
         restored = Image.new("RGB", picture.size)
         restored.paste(picture)
         # Faces that do not meet are drawn apart: floats are only where faces are.
-        for box in joined(each.region for each in aligned):
+        for box in merge_regions(each.region for each in aligned):
             canvas = Canvas(picture, box)
             for alignment in aligned:
                 if overlap(alignment.region, box):
-                    canvas.lay(self._drawn(to_face(picture, alignment)), alignment)
-                    stages.step()
+                    canvas.lay(self._paint_face(to_face(picture, alignment)), alignment)
+                    progress.step()
             canvas.blend(restored, self._visibility)
         return restored
 
-    def _drawn(self, face: Tensor) -> Tensor:
+    def _paint_face(self, face: Tensor) -> Tensor:
         """An aligned face drawn anew, in [0, 1], with its mask as a fourth channel."""
         drawn = self._restorer(face.to(self._device) * 2 - 1, self._fidelity)
         mask = soft_mask(self._parser(drawn))

@@ -12,7 +12,7 @@ from spandrel.architectures.RestoreFormer import RestoreFormerArch
 from torch import Tensor, nn
 
 from imagefleet_shared.errors import CorruptFile
-from imagefleet_worker.weights.face_architecture import Architecture, told_by
+from imagefleet_worker.weights.face_architecture import Architecture, detect_architecture
 from imagefleet_worker.weights.upscaler_tensors import first_sentence, read_weights
 
 DEFAULT_FIDELITY = 0.5
@@ -64,7 +64,7 @@ def load_restorer(path: Path) -> Restorer:
         CorruptFile: it is damaged, asks for Python objects, or is no restorer.
     """
     weights = canonicalize_state_dict(read_weights(path))
-    architecture = told_by(frozenset(weights), path)
+    architecture = detect_architecture(frozenset(weights), path)
     try:
         network = _LOADERS[architecture]().load(weights).model
     except Exception as error:  # spandrel guesses sizes from shapes: a bad file fails in any way

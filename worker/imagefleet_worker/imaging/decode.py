@@ -32,7 +32,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         InvalidImage: of another format, damaged, truncated or animated.
         UnsupportedSize: the header claims more than `max_pixels`; nothing was decoded.
     """
-    return decode(data, max_pixels, _to_rgb)
+    return decode_upright(data, max_pixels, _to_rgb)
 
 
 def decode_mask(data: bytes, max_pixels: int) -> Image.Image:
@@ -43,10 +43,10 @@ def decode_mask(data: bytes, max_pixels: int) -> Image.Image:
     Raises:
         InvalidImage, UnsupportedSize: as there.
     """
-    return decode(data, max_pixels, _with_alpha)
+    return decode_upright(data, max_pixels, _with_alpha)
 
 
-def decode(data: bytes, max_pixels: int, convert: Callable[[Image.Image], T]) -> T:
+def decode_upright(data: bytes, max_pixels: int, convert: Callable[[Image.Image], T]) -> T:
     """What `convert` makes of a caller's PNG, JPEG or WebP, decoded and upright.
 
     Raises:

@@ -16,7 +16,7 @@ def without_masked(picture: Image.Image, mask: Image.Image) -> Image.Image:
     return layer.convert("RGBa")
 
 
-def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
+def fill_masked(picture: Image.Image, mask: Image.Image) -> Image.Image:
     """The RGB picture with its surroundings' colours under the mask (L), as A1111's "fill".
 
     Blurs of what is not masked are laid on each other, the widest at the bottom; each covers as

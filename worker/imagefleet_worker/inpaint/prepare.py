@@ -10,7 +10,7 @@ from imagefleet_shared.field_types import MaskFill, ResizeMode
 from imagefleet_shared.request_parts import Inpaint
 from imagefleet_worker.imaging.convert import resize
 from imagefleet_worker.imaging.hires_size import HiresSize
-from imagefleet_worker.inpaint.fill import filled, without_masked
+from imagefleet_worker.inpaint.fill import fill_masked, without_masked
 from imagefleet_worker.inpaint.fit import fit, own_size
 from imagefleet_worker.inpaint.mask import blurred, to_latent_mask, to_mask
 from imagefleet_worker.inpaint.region import Box, masked_region
@@ -37,7 +37,7 @@ class PreparedImage:
     region: Box | None = None
     """Where in the overlay the result belongs; None: it covers it."""
 
-    def finish(self, picture: Image.Image) -> Image.Image:
+    def overlay_kept(self, picture: Image.Image) -> Image.Image:
         """What was drawn (RGB), laid under what stays; the same bytes where the mask is black.
 
         Args:
@@ -118,7 +118,7 @@ def _whole(
     covered = _placed(mask, final, resize_mode).point(doubled)
     image = prepare_image(picture, size.width, size.height, resize_mode).image
     if inpaint.fill != "original":
-        image = filled(image, fit(mask, image.width, image.height, resize_mode))
+        image = fill_masked(image, fit(mask, image.width, image.height, resize_mode))
     return PreparedImage(
         image=image,
         fill=inpaint.fill,
@@ -150,7 +150,7 @@ def _only_masked(
     within = mask.crop(region)
     image = _placed(picture.crop(region), size, "resize_and_fill")
     if inpaint.fill != "original":
-        image = filled(image, _placed(within, size, "resize_and_fill"))
+        image = fill_masked(image, _placed(within, size, "resize_and_fill"))
     return PreparedImage(
         image=image,
         fill=inpaint.fill,

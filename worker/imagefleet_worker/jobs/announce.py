@@ -65,8 +65,8 @@ class Announcer(Thread):
                 name=file.name,
                 kind=file.kind,
                 family=file.family,
-                forms=file.facts.forms if file.facts else (),
-                trigger_words=file.facts.trigger_words if file.facts else (),
+                forms=file.metadata.forms if file.metadata else (),
+                trigger_words=file.metadata.trigger_words if file.metadata else (),
                 size_bytes=file.size_bytes,
                 sha256=self._models.known_sha256(file),
             )

@@ -21,9 +21,9 @@ from imagefleet_shared.storage_keys import job_folder
 from imagefleet_worker import metrics
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.engine.engine import Engine
-from imagefleet_worker.jobs.execution import Encode, Made, make
-from imagefleet_worker.jobs.leases import HandBack, HeldJob, LeaseKeeper, LeaseLost
-from imagefleet_worker.jobs.prefetch import Holding, Intake
+from imagefleet_worker.jobs.execution import Encode, JobOutput, run_job
+from imagefleet_worker.jobs.leases import LeasedJob, LeaseKeeper, LeaseLost, Requeue
+from imagefleet_worker.jobs.prefetch import PrefetchController, Slot
 from imagefleet_worker.jobs.publish import Publisher, retry_while_unavailable
 from imagefleet_worker.jobs.spool import Spool
 from imagefleet_worker.requests.resolved import ResolvedGenerate, UpscaleJob
@@ -35,7 +35,7 @@ class JobResolver(Protocol):
     """Makes jobs ready for the engine."""
 
     def on_disk(
-        self, job: JobRecord, tell: Callable[[Stage, int, int], None]
+        self, job: JobRecord, report: Callable[[Stage, int, int], None]
     ) -> AbstractContextManager[ResolvedGenerate | UpscaleJob]:
         """A job made ready, with all its models on local disk until the context ends.
 
@@ -61,7 +61,7 @@ class Delivery:
         keeper: LeaseKeeper,
         resolver: JobResolver,
         engine: Engine,
-        intake: Intake,
+        prefetch: PrefetchController,
         publisher: Publisher,
         spool: Spool,
         encode: Encode,
@@ -73,7 +73,7 @@ class Delivery:
         self._keeper = keeper
         self._resolver = resolver
         self._engine = engine
-        self._intake = intake
+        self._prefetch = prefetch
         self._publisher = publisher
         self._spool = spool
         self._encode = encode
@@ -92,12 +92,12 @@ class Delivery:
         if lease is None:
             return "nothing to do: held by another worker, or ended"
         try:
-            with self._keeper.hold(lease) as held, self._intake.hold(lease.job.kind) as holding:
-                result = self._do(held, holding)
+            with self._keeper.hold(lease) as leased, self._prefetch.hold(lease.job.kind) as slot:
+                result = self._run(leased, slot)
         except LeaseLost:
             return "lost: another worker has the job"
-        except HandBack:
-            return self._hand_back(lease)
+        except Requeue:
+            return self._requeue(lease)
         except ImagefleetError as exc:
             self._end(lease, exc)
             raise
@@ -108,53 +108,53 @@ class Delivery:
             self._end(lease, failure)
             raise failure from exc
         # The manifest is published: no attempt needs the kept pictures, whoever has the lease.
-        self._spool.drop(job_id)
+        self._spool.delete(job_id)
         return self._succeed(lease, result)
 
-    def _do(self, held: HeldJob, holding: Holding) -> JobResult:
-        job, leased = held.job, monotonic()
+    def _run(self, leased: LeasedJob, slot: Slot) -> JobResult:
+        job, leased_s = leased.job, monotonic()
         folder = job_folder(job.id, job.submitted_s)
         if job.progress.attempt > 1:
             # An earlier attempt may have come to its end and died before it told the ledger.
-            published = self._publisher.find(held, folder)
+            published = self._publisher.find(leased, folder)
             if published is not None:
                 return published
-        with self._engine.expected() as ticket, ExitStack() as models:
-            held.tell("load", 0, 0)
+        with self._engine.announce() as reservation, ExitStack() as models:
+            leased.report("load", 0, 0)
             resolved = retry_while_unavailable(
-                held, lambda: models.enter_context(self._resolver.on_disk(job, held.tell))
+                leased, lambda: models.enter_context(self._resolver.on_disk(job, leased.report))
             )
-            ready = monotonic()
-            kept = self._spool.find(job.id)
+            resolved_s = monotonic()
+            kept = self._spool.load(job.id)
             if kept:
-                made = Made.before(kept)
+                output = JobOutput.from_spool(kept)
             else:
                 render = partial(
                     self._engine.render,
                     priority=job.priority,
                     # Else whoever is drawn beside a job that takes workers down would fall with it.
                     alone=job.faults > 0,
-                    ticket=ticket,
-                    meanwhile=partial(self._read_ahead, resolved.files),
+                    reservation=reservation,
+                    while_waiting=partial(self._read_ahead, resolved.files),
                 )
-                held.tell("queued", 0, 0)
-                made = make(resolved, render, held, self._encode, holding.drawn)
-        images = self._publisher.store(held, folder, made.pictures)
+                leased.report("queued", 0, 0)
+                output = run_job(resolved, render, leased, self._encode, slot.mark_rendered)
+        images = self._publisher.store(leased, folder, output.pictures)
         result = JobResult(
             job_id=job.id,
             request=resolved.request,
             images=tuple(images),
             timings=Timings(
                 queue_s=max(0.0, job.leased_s - job.submitted_s),
-                engine_wait_s=ready - leased + made.waited_s,
-                stages_s=made.stages_s,
-                batch_jobs=made.batch_jobs,
-                store_s=monotonic() - made.drawn_s,
+                engine_wait_s=resolved_s - leased_s + output.waited_s,
+                stages_s=output.stages_s,
+                batch_jobs=output.batch_jobs,
+                store_s=monotonic() - output.rendered_s,
             ),
             worker=self._worker,
             attempt=job.progress.attempt,
         )
-        return self._publisher.publish(held, folder, result)
+        return self._publisher.publish(leased, folder, result)
 
     def _succeed(self, lease: Lease, result: JobResult) -> str:
         if not self._ledger.succeed(lease, result):
@@ -166,12 +166,12 @@ class Delivery:
     def _end(self, lease: Lease, error: ImagefleetError) -> None:
         if self._ledger.fail(lease, error):
             metrics.JOBS.labels(lease.job.kind, type(error).__name__).inc()
-            self._spool.drop(lease.job.id)
+            self._spool.delete(lease.job.id)
         else:
             # Others have the job; should it come back here, its pictures are needed.
             logger.warning("job %s failed after its lease was lost: %s", lease.job.id, error)
 
-    def _hand_back(self, lease: Lease) -> str:
+    def _requeue(self, lease: Lease) -> str:
         wakeup = self._ledger.release(lease)
         if wakeup:
             try:

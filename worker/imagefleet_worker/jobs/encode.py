@@ -10,7 +10,7 @@ from imagefleet_shared import infotext
 from imagefleet_shared.field_types import ImageFormat
 from imagefleet_shared.image_files import encode_image
 from imagefleet_worker.catalog.model_file import ModelFile
-from imagefleet_worker.requests.infotext import models_of
+from imagefleet_worker.requests.infotext import infotext_models
 from imagefleet_worker.requests.resolved import ResolvedGenerate, ResolvedJob
 
 _PREVIEW_QUALITY = 90
@@ -47,7 +47,7 @@ def encode_pictures(
             seed = job.seeds.seeds[index]
             others = job.seeds.variation_seeds
             variation_seed = others[index] if others and job.seeds.variation_strength else None
-            made_with = models_of(job, sha256_of)
+            made_with = infotext_models(job, sha256_of)
             text = infotext.generated(job.request, seed, made_with, variation_seed)
         else:
             seed, text = None, infotext.upscaled(job.request, job.picture.parameters)
@@ -58,11 +58,11 @@ def encode_pictures(
     return pictures
 
 
-def encode_sketches(sketches: Sequence[Image.Image]) -> bytes:
+def encode_preview(previews: Sequence[Image.Image]) -> bytes:
     """Sketches of one size side by side, as a JPEG."""
-    width, height = sketches[0].size
-    strip = Image.new("RGB", (width * len(sketches), height))
-    for place, one in enumerate(sketches):
+    width, height = previews[0].size
+    strip = Image.new("RGB", (width * len(previews), height))
+    for place, one in enumerate(previews):
         strip.paste(one, (place * width, 0))
     file = BytesIO()
     strip.save(file, "JPEG", quality=_PREVIEW_QUALITY)

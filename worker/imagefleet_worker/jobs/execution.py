@@ -9,26 +9,26 @@ from typing import Protocol
 from PIL import Image
 
 from imagefleet_shared.status import Stage
-from imagefleet_worker.engine.requests import Rendered
+from imagefleet_worker.engine.requests import RenderOutput
 from imagefleet_worker.jobs.encode import Picture
-from imagefleet_worker.progress import Tell, Viewer
+from imagefleet_worker.progress import JobCallbacks, ProgressCallback
 from imagefleet_worker.requests.resolved import ResolvedGenerate, ResolvedJob, UpscaleJob
 
-Render = Callable[[ResolvedJob, Tell, Viewer], Rendered]
+Render = Callable[[ResolvedJob, ProgressCallback, JobCallbacks], RenderOutput]
 Encode = Callable[[ResolvedJob, Sequence[Image.Image]], list[Picture]]
 
-_PARTS = 1000
+_PROGRESS_STEPS = 1000
 """Steps of an upscale of several pictures, shared out by their pixels."""
 
 
-class Listener(Viewer, Protocol):
+class JobReporter(JobCallbacks, Protocol):
     """Who hears of a job's steps; raises where the job must stop."""
 
-    def tell(self, stage: Stage, step: int, steps: int) -> None: ...
+    def report(self, stage: Stage, step: int, steps: int) -> None: ...
 
 
 @dataclass(frozen=True)
-class Made:
+class JobOutput:
     """A job's pictures as files, and where the time went."""
 
     pictures: list[Picture]
@@ -37,22 +37,22 @@ class Made:
     stages_s: dict[str, float]
     batch_jobs: int
     """0 where no engine was asked."""
-    drawn_s: float
+    rendered_s: float
     """When the engine was done, on the monotonic clock."""
 
     @classmethod
-    def before(cls, pictures: list[Picture]) -> "Made":
+    def from_spool(cls, pictures: list[Picture]) -> "JobOutput":
         """Those that an earlier attempt made."""
         return cls(pictures, 0.0, {}, 0, monotonic())
 
 
-def make(
+def run_job(
     job: ResolvedGenerate | UpscaleJob,
     render: Render,
-    listener: Listener,
+    callbacks: JobReporter,
     encode: Encode,
-    drawn: Callable[[], None],
-) -> Made:
+    on_rendered: Callable[[], None],
+) -> JobOutput:
     """Have a job's pictures made; blocks until they are files.
 
     Args:
@@ -67,46 +67,46 @@ def make(
         JobCanceled, JobTimeout, LeaseLost, HandBack: whatever the listener raised.
     """
     if isinstance(job, UpscaleJob):
-        return _enlarge(job, render, listener, encode, drawn)
-    rendered = render(job, listener.tell, listener)
+        return _enlarge(job, render, callbacks, encode, on_rendered)
+    rendered = render(job, callbacks.report, callbacks)
     done_s = monotonic()
-    drawn()
-    listener.tell("store", 0, len(rendered.images))
+    on_rendered()
+    callbacks.report("store", 0, len(rendered.images))
     pictures = encode(job, rendered.images)
-    return Made(pictures, rendered.waited_s, rendered.stages_s, rendered.batch_jobs, done_s)
+    return JobOutput(pictures, rendered.waited_s, rendered.stages_s, rendered.batch_jobs, done_s)
 
 
 def _enlarge(
     job: UpscaleJob,
     render: Render,
-    listener: Listener,
+    callbacks: JobReporter,
     encode: Encode,
-    drawn: Callable[[], None],
-) -> Made:
+    on_rendered: Callable[[], None],
+) -> JobOutput:
     """One picture after the other, so that other jobs get their turn.
 
     A picture is encoded while the engine is at work on the next one, so that memory holds two
     results at most; of the others their files, the sum of which `UploadChecker` limits.
     """
-    rendered: list[Rendered] = []
+    rendered: list[RenderOutput] = []
     files: list[Future[list[Picture]]] = []
-    pixels = [upload.width * upload.height for upload in job.uploads]
+    pixels = [upload.width * upload.height for upload in job.inputs]
     with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder:
         for place in range(len(pixels)):
-            part = job.ready(place)
-            tell = listener.tell
+            part = job.decode(place)
+            report = callbacks.report
             if len(pixels) > 1:
-                tell = _shared_out(tell, sum(pixels[:place]), pixels[place], sum(pixels))
-            one = render(part, tell, listener)
+                report = _scaled_progress(report, sum(pixels[:place]), pixels[place], sum(pixels))
+            one = render(part, report, callbacks)
             if files:
                 files[-1].result()
             files.append(encoder.submit(encode, part, one.images))
-            rendered.append(Rendered([], one.waited_s, one.stages_s, one.batch_jobs))
+            rendered.append(RenderOutput([], one.waited_s, one.stages_s, one.batch_jobs))
         done_s = monotonic()
-        drawn()
-        listener.tell("store", 0, len(pixels))
+        on_rendered()
+        callbacks.report("store", 0, len(pixels))
     stages = {stage for each in rendered for stage in each.stages_s}
-    return Made(
+    return JobOutput(
         [picture for each in files for picture in each.result()],
         sum(each.waited_s for each in rendered),
         {stage: sum(each.stages_s.get(stage, 0) for each in rendered) for stage in stages},
@@ -115,14 +115,16 @@ def _enlarge(
     )
 
 
-def _shared_out(tell: Tell, before: int, own: int, total: int) -> Tell:
+def _scaled_progress(
+    report: ProgressCallback, before: int, own: int, total: int
+) -> ProgressCallback:
     """Tells of one picture's enlargement as part of the whole job's."""
 
     def told(stage: Stage, step: int, steps: int) -> None:
         if stage == "upscale":
             done = before + (own * step / steps if steps else 0)
-            tell(stage, int(_PARTS * done / total), _PARTS)
+            report(stage, int(_PROGRESS_STEPS * done / total), _PROGRESS_STEPS)
         else:
-            tell(stage, step, steps)
+            report(stage, step, steps)
 
     return told

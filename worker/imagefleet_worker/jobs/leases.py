@@ -10,28 +10,28 @@ from PIL import Image
 from redis.exceptions import RedisError
 
 from imagefleet_shared.errors import JobCanceled, JobTimeout
-from imagefleet_shared.ledger import Held, Ledger
+from imagefleet_shared.ledger import LeaseStatus, Ledger
 from imagefleet_shared.records import JobRecord, Lease
 from imagefleet_shared.status import Stage
-from imagefleet_worker.jobs.encode import encode_sketches
+from imagefleet_worker.jobs.encode import encode_preview
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 0.25
+RENEW_INTERVAL_S = 0.25
 """Progress is told, and cancels are heard, this often, for all jobs held at once."""
 
-Verdict = Held | Literal["handed_back"]
+LeaseState = LeaseStatus | Literal["handed_back"]
 
 
 class LeaseLost(Exception):
     """The job is no longer ours: stop, and change nothing."""
 
 
-class HandBack(Exception):
+class Requeue(Exception):
     """This worker shuts down: stop, and give the job back to the queue."""
 
 
-class HeldJob:
+class LeasedJob:
     """A job that this worker holds. `tell` may be called from any thread.
 
     Args:
@@ -44,9 +44,9 @@ class HeldJob:
         self.lease = lease
         self._ledger = ledger
         self._wake = wake
-        self._verdict: Verdict = "held"
-        self._sketches: Sequence[Image.Image] = ()
-        self.watched = False
+        self._state: LeaseState = "held"
+        self._previews: Sequence[Image.Image] = ()
+        self.preview_wanted = False
         """Whether somebody waits for a preview."""
         self._progress: tuple[Stage, int, int] = ("queued", 0, 0)
 
@@ -55,7 +55,7 @@ class HeldJob:
         """The job's record, as it was when the lease was taken."""
         return self.lease.job
 
-    def tell(self, stage: Stage, step: int, steps: int) -> None:
+    def report(self, stage: Stage, step: int, steps: int) -> None:
         """Say how far the job is; costs nothing, the keeper passes it on. Raises as `check`.
 
         That it waits, or no longer does, is passed on at once: should this worker die, it decides
@@ -65,15 +65,15 @@ class HeldJob:
         self._progress = (stage, step, steps)
         if (stage == "queued") != waited:
             self._wake()
-        self.check()
+        self.check_canceled()
 
-    def check(self) -> None:
+    def check_canceled(self) -> None:
         """Go on, or not.
 
         Raises:
             JobCanceled, JobTimeout, LeaseLost, HandBack: the job must not go on.
         """
-        match self._verdict:
+        match self._state:
             case "held" | "watched":
                 return
             case "canceled":
@@ -83,39 +83,39 @@ class HeldJob:
             case "lost":
                 raise LeaseLost(self.job.id)
             case "handed_back":
-                raise HandBack(self.job.id)
+                raise Requeue(self.job.id)
 
-    def confirm(self) -> None:
+    def renew_now(self) -> None:
         """Renew the lease now, before something that cannot be taken back.
 
         A process that was stopped for a while learns here that others have its job. Raises as
         `check`.
         """
-        [verdict] = self._ledger.renew([self.beat()])
-        self.hear(verdict)
-        self.check()
+        [state] = self._ledger.renew([self.renewal()])
+        self.apply(state)
+        self.check_canceled()
 
-    def beat(self) -> tuple[Lease, Stage, int, int]:
+    def renewal(self) -> tuple[Lease, Stage, int, int]:
         """What the ledger is to be told."""
         return (self.lease, *self._progress)
 
-    def hear(self, verdict: Verdict) -> None:
+    def apply(self, state: LeaseState) -> None:
         """Take note of what becomes of the job; the first end that is heard counts."""
-        if verdict == "watched":
-            self.watched = True
-        elif verdict != "held" and self._verdict == "held":
-            self._verdict = verdict
+        if state == "watched":
+            self.preview_wanted = True
+        elif state != "held" and self._state == "held":
+            self._state = state
 
-    def show(self, sketches: Sequence[Image.Image]) -> None:
+    def show_preview(self, previews: Sequence[Image.Image]) -> None:
         """Give what the pictures look like so far; costs nothing, the keeper passes it on."""
-        self._sketches = sketches
-        self.watched = False
+        self._previews = previews
+        self.preview_wanted = False
 
-    def pass_on_sketches(self) -> None:
+    def publish_preview(self) -> None:
         """Put what was shown where apps see it."""
-        sketches, self._sketches = self._sketches, ()
-        if sketches:
-            self._ledger.show(self.lease, encode_sketches(sketches))
+        previews, self._previews = self._previews, ()
+        if previews:
+            self._ledger.publish_preview(self.lease, encode_preview(previews))
 
 
 class LeaseKeeper(Thread):
@@ -124,31 +124,31 @@ class LeaseKeeper(Thread):
     def __init__(self, ledger: Ledger) -> None:
         super().__init__(name="lease-keeper", daemon=True)
         self._ledger = ledger
-        self._held: set[HeldJob] = set()
+        self._leased: set[LeasedJob] = set()
         self._changed = Condition()
-        self._woken = self._handing_back = self._closed = False
+        self._woken = self._requeueing = self._closed = False
 
     @contextmanager
-    def hold(self, lease: Lease) -> Generator[HeldJob]:
+    def hold(self, lease: Lease) -> Generator[LeasedJob]:
         """Keep a lease for as long as the context lasts."""
-        held = HeldJob(lease, self._ledger, self._wake)
+        leased = LeasedJob(lease, self._ledger, self._wake)
         with self._changed:
-            if self._handing_back:
-                held.hear("handed_back")
-            self._held.add(held)
+            if self._requeueing:
+                leased.apply("handed_back")
+            self._leased.add(leased)
             self._changed.notify()
         try:
-            yield held
+            yield leased
         finally:
             with self._changed:
-                self._held.discard(held)
+                self._leased.discard(leased)
 
-    def hand_back_all(self) -> None:
+    def requeue_all(self) -> None:
         """Stop every job held now or later at its next step and give it back."""
         with self._changed:
-            self._handing_back = True
-            for held in self._held:
-                held.hear("handed_back")
+            self._requeueing = True
+            for leased in self._leased:
+                leased.apply("handed_back")
 
     def close(self) -> None:
         """End the thread."""
@@ -159,28 +159,30 @@ class LeaseKeeper(Thread):
     def run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._held or self._closed)
+                self._changed.wait_for(lambda: self._leased or self._closed)
                 if self._closed:
                     return
                 self._woken = False
-                held = list(self._held)
-            self._renew(held)
+                leased = list(self._leased)
+            self._renew(leased)
             with self._changed:
-                self._changed.wait_for(lambda: self._woken or self._closed, timeout=BEAT_S)
+                self._changed.wait_for(
+                    lambda: self._woken or self._closed, timeout=RENEW_INTERVAL_S
+                )
 
     def _wake(self) -> None:
         with self._changed:
             self._woken = True
             self._changed.notify()
 
-    def _renew(self, held: list[HeldJob]) -> None:
+    def _renew(self, leased: list[LeasedJob]) -> None:
         try:
             # Before the beat: whoever hears of a step finds the preview of it.
-            for one in held:
-                one.pass_on_sketches()
-            verdicts = self._ledger.renew([one.beat() for one in held])
+            for one in leased:
+                one.publish_preview()
+            states = self._ledger.renew([one.renewal() for one in leased])
         except RedisError as exc:  # away, or refusing to write: the next beat may get through
             logger.warning("leases not renewed: %s", exc)
             return
-        for one, verdict in zip(held, verdicts, strict=True):
-            one.hear(verdict)
+        for one, state in zip(leased, states, strict=True):
+            one.apply(state)

@@ -25,11 +25,11 @@ from imagefleet_worker.jobs.kombu_patch import read_every_reply
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 0.25
+POLL_INTERVAL_S = 0.25
 """The queues are looked at this often, and whenever a job is taken or drawn."""
 
 
-def share_of(backlog: Mapping[JobKind, Backlog], held: Mapping[JobKind, int], slots: int) -> int:
+def fair_share(backlog: Mapping[JobKind, Backlog], held: Mapping[JobKind, int], slots: int) -> int:
     """How many jobs a worker should hold before they are drawn, from 1 to `slots`."""
     if all(of_kind.workers == 1 for of_kind in backlog.values()):
         return slots
@@ -39,27 +39,27 @@ def share_of(backlog: Mapping[JobKind, Backlog], held: Mapping[JobKind, int], sl
     return max(1, min(slots, ceil(share)))
 
 
-class Holding:
+class Slot:
     """A job between its lease and its end."""
 
-    def __init__(self, intake: "Intake", kind: JobKind) -> None:
-        self._intake = intake
+    def __init__(self, controller: "PrefetchController", kind: JobKind) -> None:
+        self._controller = controller
         self._kind: JobKind = kind
-        self._drawn = False
+        self._rendered = False
 
-    def drawn(self) -> None:
+    def mark_rendered(self) -> None:
         """The device is done with it: another may take its place."""
-        if not self._drawn:
-            self._drawn = True
-            self._intake.count(self._kind, held=-1, drawn=1)
+        if not self._rendered:
+            self._rendered = True
+            self._controller.count(self._kind, held=-1, rendered=1)
 
-    def end(self) -> None:
+    def release(self) -> None:
         """It has ended, drawn or not."""
-        self.drawn()
-        self._intake.count(self._kind, held=0, drawn=-1)
+        self.mark_rendered()
+        self._controller.count(self._kind, held=0, rendered=-1)
 
 
-class Intake(Thread):
+class PrefetchController(Thread):
     """Sets how many messages Celery's consumer may have unacknowledged, until closed."""
 
     def __init__(self, redis: Redis, worker: str, kinds: tuple[JobKind, ...], slots: int) -> None:
@@ -69,33 +69,33 @@ class Intake(Thread):
         self._kinds = kinds
         self._slots = slots
         self._held: Counter[JobKind] = Counter()
-        self._drawn = 0
+        self._rendered = 0
         self._consumer: Any = None
-        self._news = False
+        self._dirty = False
         self._closed = False
         self._changed = Condition()
 
     @contextmanager
-    def hold(self, kind: JobKind) -> Generator[Holding]:
+    def hold(self, kind: JobKind) -> Generator[Slot]:
         """Count a job for as long as the context lasts."""
-        self.count(kind, held=1, drawn=0)
-        holding = Holding(self, kind)
+        self.count(kind, held=1, rendered=0)
+        slot = Slot(self, kind)
         try:
-            yield holding
+            yield slot
         finally:
-            holding.end()
+            slot.release()
 
-    def count(self, kind: JobKind, *, held: int, drawn: int) -> None:
+    def count(self, kind: JobKind, *, held: int, rendered: int) -> None:
         """Add to the jobs held and to those drawn, and look anew."""
         with self._changed:
             self._held[kind] += held
-            self._drawn += drawn
-            self._news = True
+            self._rendered += rendered
+            self._dirty = True
             self._changed.notify()
 
-    def step(self) -> type[bootsteps.StartStopStep]:
+    def consumer_step(self) -> type[bootsteps.StartStopStep]:
         """The part of Celery's consumer through which it is told."""
-        intake = self
+        controller = self
 
         class IntakeStep(bootsteps.StartStopStep):
             requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -104,10 +104,10 @@ class Intake(Thread):
                 read_every_reply(parent.task_consumer.channel)
                 parent.qos.value = 1
                 parent.qos.set(1)
-                intake.attach(parent)
+                controller.attach(parent)
 
             def stop(self, parent: Any) -> None:  # noqa: ANN401
-                intake.attach(None)
+                controller.attach(None)
 
         return IntakeStep
 
@@ -115,7 +115,7 @@ class Intake(Thread):
         """Serve this consumer, new after each lost connection; None: there is none for now."""
         with self._changed:
             self._consumer = consumer
-            self._news = True
+            self._dirty = True
             self._changed.notify()
 
     def close(self) -> None:
@@ -127,23 +127,23 @@ class Intake(Thread):
     def run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._news or self._closed, LOOK_S)
+                self._changed.wait_for(lambda: self._dirty or self._closed, POLL_INTERVAL_S)
                 if self._closed:
                     return
-                self._news = False
-                held, drawn, consumer = Counter(self._held), self._drawn, self._consumer
+                self._dirty = False
+                held, drawn, consumer = Counter(self._held), self._rendered, self._consumer
             try:
                 backlog = read_backlog(self._redis, self._kinds, self._worker)
             except RedisError as exc:
                 logger.warning("the queues were not looked at: %s", exc)
                 continue
-            share = share_of(backlog, held, self._slots)
+            share = fair_share(backlog, held, self._slots)
             metrics.SHARE.set(share)
             if consumer is not None:
-                _allow(consumer, min(self._slots, share + drawn))
+                _set_prefetch_count(consumer, min(self._slots, share + drawn))
 
 
-def _allow(consumer: Any, messages: int) -> None:  # noqa: ANN401
+def _set_prefetch_count(consumer: Any, messages: int) -> None:  # noqa: ANN401
     """Let it have so many messages unacknowledged; in its own thread, which this wakes."""
 
     def set_count() -> None:

@@ -11,7 +11,7 @@ from imagefleet_shared.results import ImageResult, JobResult
 from imagefleet_shared.storage import ObjectStore
 from imagefleet_shared.storage_keys import CONTENT_TYPES, image_key, manifest_key
 from imagefleet_worker.jobs.encode import Picture
-from imagefleet_worker.jobs.leases import HeldJob
+from imagefleet_worker.jobs.leases import LeasedJob
 from imagefleet_worker.jobs.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -34,26 +34,28 @@ class Publisher:
         self._store = store
         self._spool = spool
 
-    def find(self, held: HeldJob, folder: str) -> JobResult | None:
+    def find(self, leased: LeasedJob, folder: str) -> JobResult | None:
         """The result that an earlier attempt published in the folder; None: there is none."""
-        manifest = retry_while_unavailable(held, lambda: self._store.find(manifest_key(folder)))
+        manifest = retry_while_unavailable(leased, lambda: self._store.find(manifest_key(folder)))
         return None if manifest is None else JobResult.model_validate_json(manifest)
 
-    def store(self, held: HeldJob, folder: str, pictures: Sequence[Picture]) -> list[ImageResult]:
+    def store(
+        self, leased: LeasedJob, folder: str, pictures: Sequence[Picture]
+    ) -> list[ImageResult]:
         """Store pictures; while the store is away they lie on local disk."""
 
         def store_all() -> list[ImageResult]:
             return [self._store_one(folder, *one) for one in enumerate(pictures)]
 
-        held.confirm()
+        leased.renew_now()
         try:
             return store_all()
         except StorageUnavailable:
             # The device is not asked twice for what waits here, not even after a restart.
-            self._spool.keep(held.job.id, pictures)
-            return retry_while_unavailable(held, store_all)
+            self._spool.save(leased.job.id, pictures)
+            return retry_while_unavailable(leased, store_all)
 
-    def publish(self, held: HeldJob, folder: str, result: JobResult) -> JobResult:
+    def publish(self, leased: LeasedJob, folder: str, result: JobResult) -> JobResult:
         """Write the manifest, unless another attempt was first: then that one's result counts."""
         key, content = manifest_key(folder), result.model_dump_json().encode()
 
@@ -63,8 +65,8 @@ class Publisher:
                 return result
             return JobResult.model_validate_json(self._store.find(key) or b"")
 
-        held.confirm()
-        return retry_while_unavailable(held, publish_once)
+        leased.renew_now()
+        return retry_while_unavailable(leased, publish_once)
 
     def _store_one(self, folder: str, index: int, picture: Picture) -> ImageResult:
         key = image_key(folder, index, picture.format)
@@ -81,7 +83,7 @@ class Publisher:
         )
 
 
-def retry_while_unavailable(held: HeldJob, call: Callable[[], T]) -> T:
+def retry_while_unavailable(leased: LeasedJob, call: Callable[[], T]) -> T:
     """Call until the store answers, the job must stop, or patience ends.
 
     Raises:
@@ -95,6 +97,6 @@ def retry_while_unavailable(held: HeldJob, call: Callable[[], T]) -> T:
         except StorageUnavailable as exc:
             if monotonic() > give_up:
                 raise
-            logger.warning("job %s waits for the store: %s", held.job.id, exc)
-        held.check()
+            logger.warning("job %s waits for the store: %s", leased.job.id, exc)
+        leased.check_canceled()
         sleep(STORE_RETRY_S)

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 _LISTING = "pictures.json"
 _UNFINISHED = "unfinished-"
-_KEPT_S = 24 * 3600
+_MAX_AGE_S = 24 * 3600
 """A job that another worker ended leaves its pictures here; no attempt waits so long for them."""
 
 
@@ -31,7 +31,7 @@ class Spool:
         self._root = root
         self._sweep()
 
-    def keep(self, job_id: str, pictures: Sequence[Picture]) -> None:
+    def save(self, job_id: str, pictures: Sequence[Picture]) -> None:
         """Keep a job's pictures: all of them, or, where the disk is full, none.
 
         Those that an earlier attempt kept stay.
@@ -47,15 +47,15 @@ class Spool:
                 listing: list[tuple[str, dict[str, object]]] = []
                 for index, picture in enumerate(pictures):
                     (folder / str(index)).write_bytes(picture.content)
-                    facts = asdict(picture)
-                    del facts["content"]
-                    listing.append((sha256(picture.content).hexdigest(), facts))
+                    fields = asdict(picture)
+                    del fields["content"]
+                    listing.append((sha256(picture.content).hexdigest(), fields))
                 (folder / _LISTING).write_text(json.dumps(listing))
                 folder.rename(kept)
         except OSError as exc:
             logger.warning("pictures of job %s are in memory only: %s", job_id, exc)
 
-    def find(self, job_id: str) -> list[Picture] | None:
+    def load(self, job_id: str) -> list[Picture] | None:
         """A job's pictures that an earlier attempt kept here; None where it kept none.
 
         Those that are not what was kept, as after a crash of the host, are forgotten.
@@ -65,23 +65,23 @@ class Spool:
             if not folder.exists():
                 return None
             pictures: list[Picture] = []
-            for index, (digest, facts) in enumerate(json.loads((folder / _LISTING).read_text())):
+            for index, (digest, fields) in enumerate(json.loads((folder / _LISTING).read_text())):
                 content = (folder / str(index)).read_bytes()
                 if sha256(content).hexdigest() != digest:
                     raise ValueError(f"file {index} of {len(content)} bytes is another")
-                pictures.append(Picture(content=content, **facts))
+                pictures.append(Picture(content=content, **fields))
         except (OSError, ValueError, TypeError) as exc:
             logger.warning("kept pictures of job %s are of no use: %s", job_id, exc)
-            self.drop(job_id)
+            self.delete(job_id)
             return None
         return pictures
 
-    def drop(self, job_id: str) -> None:
+    def delete(self, job_id: str) -> None:
         """Forget a job's pictures."""
         rmtree(self._root / job_id, ignore_errors=True)
 
     def _sweep(self) -> None:
-        oldest_s = time() - _KEPT_S
+        oldest_s = time() - _MAX_AGE_S
         for folder in self._root.glob("*"):
             # Other workers of the host sweep too, and what others own cannot be looked into.
             with suppress(OSError):

@@ -6,7 +6,7 @@ from torch import Tensor
 from imagefleet_shared.field_types import Emphasis
 
 
-def emphasise(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:
+def apply_weights(hidden: Tensor, weights: Tensor, emphasis: Emphasis) -> Tensor:
     """Multiply each token's vector by its weight.
 
     With "original" a window is then scaled back to the mean that it had, over all of its tokens

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from imagefleet_worker.adapters.scaled import Terms
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.lru_cache import Kept, KeptStats
+from imagefleet_worker.lru_cache import ByteLRUCache, CacheStats
 from imagefleet_worker.prompts.encode import TextSettings, encode_windows, windows_of
 from imagefleet_worker.prompts.encoded import EncodedText
-from imagefleet_worker.prompts.triggers import TextualInversion
+from imagefleet_worker.prompts.triggers import PromptEmbedding
 from imagefleet_worker.prompts.windows import inversions_in
 
 
@@ -18,7 +18,7 @@ class _Key:
     """Everything that decides an encoding; the tokens follow from text and inversions."""
 
     text: str
-    inversions: tuple[TextualInversion, ...]
+    inversions: tuple[PromptEmbedding, ...]
     """Only those that stand in the text."""
     settings: TextSettings
     checkpoint: ModelFile
@@ -36,17 +36,19 @@ class PromptEncoder:
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        self._kept: Kept[_Key, EncodedText] = Kept(lambda text: text.size_bytes, budget_bytes)
+        self._kept: ByteLRUCache[_Key, EncodedText] = ByteLRUCache(
+            lambda text: text.size_bytes, budget_bytes
+        )
 
     @property
-    def stats(self) -> KeptStats:
+    def stats(self) -> CacheStats:
         return self._kept.stats
 
     def encode(
         self,
         warm: WarmPipeline,
         text: str,
-        inversions: Sequence[TextualInversion],
+        inversions: Sequence[PromptEmbedding],
         settings: TextSettings,
     ) -> EncodedText:
         """A text, encoded with the adapters that are on; read it, do not write to it.
@@ -65,7 +67,7 @@ class PromptEncoder:
         windows = windows_of(warm, text, inversions, settings)
         adapters = warm.merged.on_text_encoders
         key = _Key(text, inversions_in(windows), settings, warm.file, adapters)
-        return self._kept.get(key, lambda: encode_windows(warm, windows, settings))
+        return self._kept.get_or_load(key, lambda: encode_windows(warm, windows, settings))
 
     def clear(self) -> None:
         """Keep nothing: for when the weights were found not to be what they should have been."""

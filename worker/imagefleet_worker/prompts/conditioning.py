@@ -9,9 +9,9 @@ from torch import Tensor
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.prompts.cache import PromptEncoder
 from imagefleet_worker.prompts.encode import TextSettings
-from imagefleet_worker.prompts.encoded import EncodedText, filled_up, stacked, zeroed
+from imagefleet_worker.prompts.encoded import EncodedText, pad_windows, stacked, zeroed
 from imagefleet_worker.prompts.plan import Part, needs_negative, texts_of
-from imagefleet_worker.prompts.triggers import TextualInversion
+from imagefleet_worker.prompts.triggers import PromptEmbedding
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class PlannedPicture:
     parts: tuple[Part, ...]
     """Of the prompt, at least one."""
     negative: Part
-    inversions: tuple[TextualInversion, ...] = ()
+    inversions: tuple[PromptEmbedding, ...] = ()
     """Those that its texts may trigger."""
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class CondBatch:
     """The texts of one evaluation: R rows, of which the last P are the prompts' parts.
 
     With guidance B rows of negatives come first, in the pictures' order, and R = B + P; without,
@@ -44,7 +44,7 @@ class Steering:
     """`(P,)` float32."""
 
 
-class Guide:
+class Conditioning:
     """Steers a batch through one pass; for the engine's thread.
 
     Every text of every schedule is encoded when it is made, so nothing is left to fail later. An
@@ -89,24 +89,24 @@ class Guide:
         for part, picture in rows:
             texts = texts_of([part])
             encoded = [encoder.encode(warm, text, picture.inversions, settings) for text in texts]
-            filled = filled_up(encoded, empty, windows)
+            filled = pad_windows(encoded, empty, windows)
             # As A1111 has it; diffusers, for the base only. Zeros mean the same in any number.
             if warm.family != "sd1" and part is picture.negative and texts == ("",):
                 filled = [zeroed(text) for text in filled]
             self._encoded.append(dict(zip(texts, filled, strict=True)))
         self._texts: list[str] = []
-        self._steering: Steering | None = None
+        self._cond: CondBatch | None = None
 
-    def at(self, call: int) -> Steering:
+    def at(self, call: int) -> CondBatch:
         """The texts of an evaluation; the same object for as long as they stay the same.
 
         Args:
             call: how many evaluations there were before it, in this pass.
         """
         texts = [part.text_at(call) for part in self._parts]
-        if self._steering is None or texts != self._texts:
+        if self._cond is None or texts != self._texts:
             rows = [own[text] for own, text in zip(self._encoded, texts, strict=True)]
             hidden, pooled = stacked(rows)
-            self._steering = Steering(hidden, pooled, self._owners, self._weights)
+            self._cond = CondBatch(hidden, pooled, self._owners, self._weights)
             self._texts = texts
-        return self._steering
+        return self._cond

@@ -7,27 +7,27 @@ from transformers import CLIPTokenizer
 
 from imagefleet_shared.field_types import Emphasis
 from imagefleet_worker.prompts.lay_out import lay_out
-from imagefleet_worker.prompts.triggers import Offer, TextualInversion
+from imagefleet_worker.prompts.triggers import EmbeddingCandidate, PromptEmbedding
 from imagefleet_worker.prompts.windows import check_length, inversions_in
 
 
 @dataclass(frozen=True)
-class Measure:
+class PromptLength:
     """What texts take."""
 
     windows: int
     """Windows of 75 tokens of the longest."""
-    inversions: tuple[TextualInversion, ...]
+    inversions: tuple[PromptEmbedding, ...]
     """That stand in any, in order of first appearance."""
 
 
-def measure(
+def count_tokens(
     tokenizer: CLIPTokenizer,
     texts: Iterable[str],
-    offers: Sequence[Offer],
+    candidates: Sequence[EmbeddingCandidate],
     max_tokens: int,
     emphasis: Emphasis = "original",
-) -> Measure:
+) -> PromptLength:
     """Measure texts, one after another.
 
     Args:
@@ -44,10 +44,10 @@ def measure(
         ImagefleetError: an unusable one is triggered.
     """
     count = 0
-    triggered: dict[TextualInversion, None] = {}
+    triggered: dict[PromptEmbedding, None] = {}
     for text in texts:
-        windows = lay_out(tokenizer, text, offers, emphasis)
+        windows = lay_out(tokenizer, text, candidates, emphasis)
         check_length(windows, max_tokens)
         count = max(count, len(windows))
         triggered |= dict.fromkeys(inversions_in(windows))
-    return Measure(count, tuple(triggered))
+    return PromptLength(count, tuple(triggered))

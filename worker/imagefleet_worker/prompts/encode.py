@@ -14,12 +14,18 @@ from transformers.utils.generic import ModelOutput
 from imagefleet_shared.field_types import Emphasis
 from imagefleet_worker.adapters.textual_inversion import TextEncoder, check_fit
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.prompts.apply_weights import emphasise
+from imagefleet_worker.prompts.apply_weights import apply_weights
 from imagefleet_worker.prompts.encoded import EncodedText
-from imagefleet_worker.prompts.inject_embeddings import injected
+from imagefleet_worker.prompts.inject_embeddings import injected_embeddings
 from imagefleet_worker.prompts.lay_out import lay_out
-from imagefleet_worker.prompts.triggers import TextualInversion
-from imagefleet_worker.prompts.windows import Place, check_length, inversions_in, token_ids, weights
+from imagefleet_worker.prompts.triggers import PromptEmbedding
+from imagefleet_worker.prompts.windows import (
+    WindowToken,
+    check_length,
+    inversions_in,
+    token_ids,
+    weights,
+)
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,9 @@ class _Encoder(NamedTuple):
 def windows_of(
     warm: WarmPipeline,
     text: str,
-    inversions: Sequence[TextualInversion],
+    inversions: Sequence[PromptEmbedding],
     settings: TextSettings,
-) -> list[list[Place]]:
+) -> list[list[WindowToken]]:
     """A text's windows of tokens and vectors.
 
     Raises:
@@ -61,7 +67,7 @@ def windows_of(
 
 
 def encode_windows(
-    warm: WarmPipeline, windows: Sequence[list[Place]], settings: TextSettings
+    warm: WarmPipeline, windows: Sequence[list[WindowToken]], settings: TextSettings
 ) -> EncodedText:
     """Encode a text's windows, each in a run of its own.
 
@@ -88,7 +94,7 @@ def encode_windows(
     for encoder in encoders:
         outputs = [_run(encoder, window, warm.device) for window in windows]
         layers = [_layer(warm, encoder.model, output, settings.clip_skip) for output in outputs]
-        emphasised = emphasise(torch.cat(layers), factors, settings.emphasis)
+        emphasised = apply_weights(torch.cat(layers), factors, settings.emphasis)
         hidden.append(emphasised.flatten(0, 1))
         if encoder.component == "text_encoder_2":
             # It comes last, and only it has a projection.
@@ -106,7 +112,7 @@ def _text_encoders(warm: WarmPipeline) -> list[_Encoder]:
     return [second] if warm.family == "sdxl_refiner" else [first, second]
 
 
-def _run(encoder: _Encoder, window: list[Place], device: torch.device) -> ModelOutput:
+def _run(encoder: _Encoder, window: list[WindowToken], device: torch.device) -> ModelOutput:
     tokenizer = encoder.tokenizer
     padding = cast(int, tokenizer.convert_tokens_to_ids(str(tokenizer.pad_token)))
     tokens = torch.tensor([token_ids(window, padding)], device=device)
@@ -114,7 +120,7 @@ def _run(encoder: _Encoder, window: list[Place], device: torch.device) -> ModelO
         return encoder.model(tokens, output_hidden_states=True)
 
 
-def _injection(encoder: _Encoder, window: list[Place]) -> AbstractContextManager[None]:
+def _injection(encoder: _Encoder, window: list[WindowToken]) -> AbstractContextManager[None]:
     columns: list[int] = []
     vectors: list[Tensor] = []
     for column, place in enumerate(window, start=1):
@@ -125,7 +131,7 @@ def _injection(encoder: _Encoder, window: list[Place]) -> AbstractContextManager
     if not vectors:
         return nullcontext()
     rows = torch.zeros(len(columns), dtype=torch.int64)
-    return injected(encoder.model, rows, torch.tensor(columns), torch.stack(vectors))
+    return injected_embeddings(encoder.model, rows, torch.tensor(columns), torch.stack(vectors))
 
 
 def _layer(

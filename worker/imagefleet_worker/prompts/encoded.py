@@ -21,7 +21,9 @@ class EncodedText:
         return self.hidden.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
 
-def filled_up(texts: Sequence[EncodedText], empty: EncodedText, windows: int) -> list[EncodedText]:
+def pad_windows(
+    texts: Sequence[EncodedText], empty: EncodedText, windows: int
+) -> list[EncodedText]:
     """The texts with so many windows, the shorter ones filled up with empty ones.
 
     Args:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 
 @contextmanager
-def injected(
+def injected_embeddings(
     encoder: PreTrainedModel, rows: Tensor, columns: Tensor, vectors: Tensor
 ) -> Generator[None]:
     """In the body, the encoder reads vectors at the given places of its input.

@@ -10,16 +10,16 @@ from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.field_types import Emphasis
 from imagefleet_worker.prompts.parse import BREAK, parse_attention
 from imagefleet_worker.prompts.tokens import letters_of, tokenized
-from imagefleet_worker.prompts.triggers import Offer, Triggers
-from imagefleet_worker.prompts.windows import Layout, Place
+from imagefleet_worker.prompts.triggers import EmbeddingCandidate, Triggers
+from imagefleet_worker.prompts.windows import WindowBuilder, WindowToken
 
 
 def lay_out(
     tokenizer: CLIPTokenizer,
     text: str,
-    offers: Sequence[Offer],
+    candidates: Sequence[EmbeddingCandidate],
     emphasis: Emphasis,
-) -> list[list[Place]]:
+) -> list[list[WindowToken]]:
     """The windows of a text, at least one, each of at most 75 places.
 
     Every piece of one weight is tokenized by itself, so that a word or a trigger with a bracket in
@@ -36,8 +36,8 @@ def lay_out(
         ImagefleetError: an unusable one is triggered.
     """
     pieces = _pieces(text, emphasis)
-    triggers = Triggers(tokenizer, offers)
-    layout = Layout(cast(int, tokenizer.convert_tokens_to_ids(",</w>")))
+    triggers = Triggers(tokenizer, candidates)
+    layout = WindowBuilder(cast(int, tokenizer.convert_tokens_to_ids(",</w>")))
     tokens_of_pieces = tokenized(tokenizer, [piece for piece, _ in pieces])
     for piece, tokens in zip(pieces, tokens_of_pieces, strict=True):
         if piece == BREAK:
@@ -64,7 +64,7 @@ def _pieces(text: str, emphasis: Emphasis) -> list[tuple[str, float]]:
     return pieces
 
 
-def _add(layout: Layout, triggers: Triggers, tokens: Sequence[int], weight: float) -> None:
+def _add(layout: WindowBuilder, triggers: Triggers, tokens: Sequence[int], weight: float) -> None:
     position = 0
     while position < len(tokens):
         match = triggers.at(tokens, position)

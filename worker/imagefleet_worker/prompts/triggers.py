@@ -11,7 +11,7 @@ from imagefleet_worker.prompts.tokens import tokenized
 
 
 @dataclass(frozen=True)
-class TextualInversion:
+class PromptEmbedding:
     """An embedding as a prompt may use it."""
 
     embedding: Embedding
@@ -22,14 +22,14 @@ class TextualInversion:
 
 
 @dataclass(frozen=True)
-class Unusable:
+class UnusableEmbedding:
     """What has an embedding's name and cannot be one now, which only texts with the name mind."""
 
     token: str
     fault: ImagefleetError
 
 
-Offer = TextualInversion | Unusable
+EmbeddingCandidate = PromptEmbedding | UnusableEmbedding
 """What a text may trigger."""
 
 
@@ -44,19 +44,19 @@ class Triggers:
         InvalidRequest: one has no tokens.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, offers: Sequence[Offer]) -> None:
-        self._by_tokens: dict[tuple[int, ...], Offer] = {}
-        words = tokenized(tokenizer, [offer.token for offer in offers])
-        for offer, word in zip(offers, words, strict=True):
+    def __init__(self, tokenizer: CLIPTokenizer, candidates: Sequence[EmbeddingCandidate]) -> None:
+        self._by_tokens: dict[tuple[int, ...], EmbeddingCandidate] = {}
+        words = tokenized(tokenizer, [candidate.token for candidate in candidates])
+        for candidate, word in zip(candidates, words, strict=True):
             if not word:
-                raise InvalidRequest(f"token {offer.token!r} has no characters to look for")
+                raise InvalidRequest(f"token {candidate.token!r} has no characters to look for")
             tokens = tuple(word)
-            known = self._by_tokens.setdefault(tokens, offer)
-            if known != offer:
-                self._by_tokens[tokens] = _clash(known, offer)
+            known = self._by_tokens.setdefault(tokens, candidate)
+            if known != candidate:
+                self._by_tokens[tokens] = _clash(known, candidate)
         self._lengths = sorted({len(tokens) for tokens in self._by_tokens}, reverse=True)
 
-    def at(self, tokens: Sequence[int], position: int) -> tuple[TextualInversion, int] | None:
+    def at(self, tokens: Sequence[int], position: int) -> tuple[PromptEmbedding, int] | None:
         """The inversion with the longest trigger that starts there, and the trigger's length.
 
         Raises:
@@ -64,20 +64,20 @@ class Triggers:
             ImagefleetError: what is triggered is unusable.
         """
         for length in self._lengths:
-            offer = self._by_tokens.get(tuple(tokens[position : position + length]))
-            if isinstance(offer, Unusable):
-                raise offer.fault
-            if offer is not None:
-                return offer, length
+            candidate = self._by_tokens.get(tuple(tokens[position : position + length]))
+            if isinstance(candidate, UnusableEmbedding):
+                raise candidate.fault
+            if candidate is not None:
+                return candidate, length
         return None
 
 
-def _clash(one: Offer, other: Offer) -> Unusable:
-    if isinstance(one, Unusable):
+def _clash(one: EmbeddingCandidate, other: EmbeddingCandidate) -> UnusableEmbedding:
+    if isinstance(one, UnusableEmbedding):
         return one
-    if isinstance(other, Unusable):
+    if isinstance(other, UnusableEmbedding):
         return other
-    return Unusable(
+    return UnusableEmbedding(
         one.token,
         InvalidRequest(
             f"tokens {one.token!r} and {other.token!r} read the same; "
@@ -86,5 +86,5 @@ def _clash(one: Offer, other: Offer) -> Unusable:
     )
 
 
-def _describe(inversion: TextualInversion) -> str:
+def _describe(inversion: PromptEmbedding) -> str:
     return f"{inversion.embedding.name} at scale {inversion.scale}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imagefleet_shared.errors import PromptTooLong
-from imagefleet_worker.prompts.triggers import TextualInversion
+from imagefleet_worker.prompts.triggers import PromptEmbedding
 
 START, END = 49406, 49407
 """CLIP's tokens for the start and the end of a text."""
@@ -21,20 +21,20 @@ _UNREAD = 0  # The token at a vector's place; any would do but the end token, wh
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WindowToken:
     """What stands in one place of a window."""
 
     token: int
     """In CLIP's vocabulary; not read where a vector stands."""
     weight: float
     """The emphasis on it; 1 for none."""
-    inversion: TextualInversion | None = None
+    inversion: PromptEmbedding | None = None
     """The textual inversion whose vector stands here."""
     row: int = 0
     """Which of its vectors."""
 
 
-class Layout:
+class WindowBuilder:
     """Windows being filled from left to right; none has more than 75 places.
 
     Args:
@@ -43,15 +43,15 @@ class Layout:
 
     def __init__(self, comma: int) -> None:
         self._comma = comma
-        self._full: list[list[Place]] = []
-        self._open: list[Place] = []
+        self._full: list[list[WindowToken]] = []
+        self._open: list[WindowToken] = []
 
     def add_token(self, token: int, weight: float) -> None:
         """Put a token in the next place."""
         self._make_room(token)
-        self._open.append(Place(token, weight))
+        self._open.append(WindowToken(token, weight))
 
-    def add_inversion(self, inversion: TextualInversion, token: int, weight: float) -> None:
+    def add_inversion(self, inversion: PromptEmbedding, token: int, weight: float) -> None:
         """Put all vectors of an inversion into one window.
 
         Args:
@@ -63,14 +63,14 @@ class Layout:
         length = inversion.embedding.length
         if len(self._open) + length > WINDOW:
             self.next_window()
-        self._open += [Place(_UNREAD, weight, inversion, row) for row in range(length)]
+        self._open += [WindowToken(_UNREAD, weight, inversion, row) for row in range(length)]
 
     def next_window(self) -> None:
         """End the window, however full; its other places stay empty."""
         self._full.append(self._open)
         self._open = []
 
-    def windows(self) -> list[list[Place]]:
+    def windows(self) -> list[list[WindowToken]]:
         """The windows with what they hold; an empty text has one, a break at the end adds none."""
         return [*self._full, self._open] if self._open or not self._full else self._full
 
@@ -83,14 +83,14 @@ class Layout:
         self.next_window()
         self._open = moved
 
-    def _after_last_comma(self) -> list[Place]:
+    def _after_last_comma(self) -> list[WindowToken]:
         for back in range(COMMA_BACKTRACK):
             if self._open[WINDOW - 1 - back].token == self._comma:
                 return self._open[WINDOW - back :]
         return []
 
 
-def token_ids(places: list[Place], padding: int) -> list[int]:
+def token_ids(places: list[WindowToken], padding: int) -> list[int]:
     """The 77 tokens of a window.
 
     Args:
@@ -101,18 +101,18 @@ def token_ids(places: list[Place], padding: int) -> list[int]:
     return [START, *text, END, *[padding] * (WINDOW - len(text))]
 
 
-def weights(places: list[Place]) -> list[float]:
+def weights(places: list[WindowToken]) -> list[float]:
     """The 77 weights of a window; start, end and padding have 1."""
     text = [place.weight for place in places]
     return [1.0, *text, *[1.0] * (WINDOW + 1 - len(text))]
 
 
-def token_count(windows: list[list[Place]]) -> int:
+def token_count(windows: list[list[WindowToken]]) -> int:
     """A text's length as A1111 counts it: every window but the last is 75."""
     return WINDOW * (len(windows) - 1) + len(windows[-1])
 
 
-def check_length(windows: list[list[Place]], max_tokens: int) -> None:
+def check_length(windows: list[list[WindowToken]], max_tokens: int) -> None:
     """Check that a text has at most so many tokens, in A1111's count.
 
     Raises:
@@ -122,7 +122,7 @@ def check_length(windows: list[list[Place]], max_tokens: int) -> None:
         raise PromptTooLong(token_count(windows), max_tokens)
 
 
-def inversions_in(windows: Sequence[list[Place]]) -> tuple[TextualInversion, ...]:
+def inversions_in(windows: Sequence[list[WindowToken]]) -> tuple[PromptEmbedding, ...]:
     """The inversions that stand in a text, in order of first appearance."""
     places = (place for window in windows for place in window)
     return tuple(dict.fromkeys(place.inversion for place in places if place.inversion))

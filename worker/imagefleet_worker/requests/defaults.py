@@ -6,14 +6,14 @@ from imagefleet_shared.request_parts import HiresPass
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.sampling.seeds import seed_of
-from imagefleet_worker.sampling.step_plan import Steps
+from imagefleet_worker.sampling.step_plan import StepPlan
 
 _DEFAULT_STRENGTH = 0.75
 # With strength 1, A1111 too leaves a thousandth of the picture.
 _MOST_STRENGTH = 0.999
 
 
-def filled(
+def apply_defaults(
     request: GenerateRequest, checkpoint: ModelFile, source: Image.Image | None, job_id: str
 ) -> GenerateRequest:
     """The request with what it leaves open decided."""
@@ -37,25 +37,25 @@ def filled(
     return GenerateRequest.model_validate(dict(request) | decided)
 
 
-def first_steps(request: GenerateRequest) -> Steps:
+def first_step_plan(request: GenerateRequest) -> StepPlan:
     steps, strength = request.num_inference_steps, request.strength
-    return Steps(
+    return StepPlan(
         scheduler=request.scheduler,
         sigma_schedule=request.sigma_schedule,
-        asked=steps,
+        requested=steps,
         scheduled=steps,
         executed=None if strength is None else int(min(strength, _MOST_STRENGTH) * steps) + 1,
         eta=request.eta,
     )
 
 
-def hires_steps(request: GenerateRequest, hires: HiresPass) -> Steps:
+def hires_step_plan(request: GenerateRequest, hires: HiresPass) -> StepPlan:
     """A1111 stretches the schedule so that exactly the steps asked for are executed."""
     executed = hires.num_inference_steps or request.num_inference_steps
-    return Steps(
+    return StepPlan(
         scheduler=hires.scheduler or request.scheduler,
         sigma_schedule=hires.sigma_schedule or request.sigma_schedule,
-        asked=executed,
+        requested=executed,
         scheduled=max(executed, int(executed / min(hires.strength, _MOST_STRENGTH))),
         executed=executed,
         eta=request.eta,

@@ -15,8 +15,12 @@ from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.prompts.extra_networks import LoRARef, extract_loras
 from imagefleet_worker.prompts.tokens import letters_of
-from imagefleet_worker.prompts.triggers import Offer, TextualInversion, Unusable
-from imagefleet_worker.requests.resolved import WantedLora
+from imagefleet_worker.prompts.triggers import (
+    EmbeddingCandidate,
+    PromptEmbedding,
+    UnusableEmbedding,
+)
+from imagefleet_worker.requests.resolved import RequestedLoRA
 from imagefleet_worker.weights.adapter_tensors import read_tensors
 
 
@@ -26,7 +30,7 @@ def find_loras(
     asked: Sequence[LoRA],
     checkpoint: ModelFile,
     models: ModelStore,
-) -> tuple[str, tuple[WantedLora, ...]]:
+) -> tuple[str, tuple[RequestedLoRA, ...]]:
     """The prompt without its tags, and the LoRAs of tags and fields, each once.
 
     Raises:
@@ -41,11 +45,11 @@ def find_loras(
         raise InvalidRequest(
             f"<lora:{misplaced[0].name}> stands in the negative prompt; LoRAs belong in the prompt"
         )
-    wanted: dict[str, WantedLora] = {}
+    wanted: dict[str, RequestedLoRA] = {}
     for ref in (*tagged, *_as_refs(asked)):
-        file = _fitting(models, ref.name, checkpoint)
+        file = _find_lora(models, ref.name, checkpoint)
         # By the file's own name: the other mention may have its alias.
-        one = WantedLora(file, ref.unet_scale, ref.text_encoder_scale)
+        one = RequestedLoRA(file, ref.unet_scale, ref.text_encoder_scale)
         known = wanted.setdefault(file.name, one)
         if known != one:
             raise InvalidRequest(
@@ -58,10 +62,10 @@ def find_loras(
 def find_inversions(
     asked: Sequence[AskedInversion],
     letters: Sequence[str],
-    loras: Iterable[WantedLora],
+    loras: Iterable[RequestedLoRA],
     checkpoint: ModelFile,
     models: ModelStore,
-) -> tuple[Offer, ...]:
+) -> tuple[EmbeddingCandidate, ...]:
     """What may be triggered: embeddings of the request's fields, of its LoRAs' files, and those of
     the store for the checkpoint's family whose name a text may have.
 
@@ -75,18 +79,18 @@ def find_inversions(
         CorruptFile, StorageUnavailable, WorkerFailure: it cannot be read, or two have its name.
     """
     fitting = {file.name: file for file in models.named("embedding", checkpoint.family)}
-    found: dict[str, Offer] = {}
+    found: dict[str, EmbeddingCandidate] = {}
     for one in asked:
         file = fitting.get(one.name) or models.find("embedding", one.name)
         token = one.token or one.name
-        found[token] = TextualInversion(_embedding(file, models), token, one.scale)
+        found[token] = PromptEmbedding(_embedding(file, models), token, one.scale)
     for lora in loras:
         for embedding in _bundled(lora.file, models):
-            found.setdefault(embedding.name, TextualInversion(embedding, embedding.name))
+            found.setdefault(embedding.name, PromptEmbedding(embedding, embedding.name))
     for file in fitting.values():
         name = letters_of(file.name)
         if file.name not in found and any(name in text for text in letters):
-            found[file.name] = _offer(file, models)
+            found[file.name] = _candidate(file, models)
     return tuple(found.values())
 
 
@@ -103,11 +107,11 @@ def _as_refs(asked: Sequence[LoRA]) -> list[LoRARef]:
     ]
 
 
-def _scales(lora: WantedLora) -> str:
+def _scales(lora: RequestedLoRA) -> str:
     return f"{lora.unet_scale:g} (UNet) and {lora.text_encoder_scale:g} (text encoders)"
 
 
-def _fitting(models: ModelStore, name: str, checkpoint: ModelFile) -> ModelFile:
+def _find_lora(models: ModelStore, name: str, checkpoint: ModelFile) -> ModelFile:
     file = models.find("lora", name)
     if file.family is not None and file.family != checkpoint.family:
         raise IncompatibleAdapter(
@@ -117,27 +121,27 @@ def _fitting(models: ModelStore, name: str, checkpoint: ModelFile) -> ModelFile:
     return file
 
 
-def _offer(file: ModelFile, models: ModelStore) -> Offer:
+def _candidate(file: ModelFile, models: ModelStore) -> EmbeddingCandidate:
     try:
-        return TextualInversion(_embedding(file, models), file.name)
+        return PromptEmbedding(_embedding(file, models), file.name)
     except ImagefleetError as exc:
         # Whether a text has the name is not known yet: "art" is in "a party".
-        return Unusable(file.name, exc)
+        return UnusableEmbedding(file.name, exc)
 
 
 def _embedding(file: ModelFile, models: ModelStore) -> Embedding:
     if file.fault:
         raise file.fault
     models.fetch(file)
-    return _loaded(file)
+    return _load_embedding(file)
 
 
 @lru_cache(maxsize=256)
-def _loaded(file: ModelFile) -> Embedding:
+def _load_embedding(file: ModelFile) -> Embedding:
     return load_embedding(file.path)
 
 
 def _bundled(file: ModelFile, models: ModelStore) -> tuple[Embedding, ...]:
-    if not (file.facts and file.facts.bundles_embeddings):
+    if not (file.metadata and file.metadata.bundles_embeddings):
         return ()
     return bundled_embeddings(read_tensors(models.fetch(file)).tensors, models.sha256(file) or "")

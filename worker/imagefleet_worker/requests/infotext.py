@@ -9,34 +9,36 @@ from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.requests.resolved import ResolvedGenerate
 
 
-def check_text(job: ResolvedGenerate) -> None:
+def check_infotext(job: ResolvedGenerate) -> None:
     """Refuse a job whose text its files have no room for; raises `InvalidRequest`.
 
     The files to be hashed may not be on disk yet: room is asked for digests of all of them, and for
     the longest seeds.
     """
-    made_with = models_of(job, lambda file: "0" * 64)
+    made_with = infotext_models(job, lambda file: "0" * 64)
     text = infotext.generated(job.request, MAX_SEED, made_with, MAX_SEED)
     check_parameters(job.request.output_format, text)
 
 
-def models_of(
+def infotext_models(
     job: ResolvedGenerate, sha256_of: Callable[[ModelFile], str | None]
 ) -> infotext.Models:
     """The models of a picture, with their hashes."""
-    checkpoint, *others = [look.checkpoint for look in job.looks]
+    checkpoint, *others = [inputs.checkpoint for inputs in job.all_pass_inputs]
     digests = {other.name: sha256_of(other) for other in others}
     return infotext.Models(
         checkpoint=checkpoint.name,
         checkpoint_sha256=sha256_of(checkpoint),
         loras={
-            lora.file.name: sha256_of(lora.file) or "" for look in job.looks for lora in look.loras
+            lora.file.name: sha256_of(lora.file) or ""
+            for inputs in job.all_pass_inputs
+            for lora in inputs.loras
         },
         embeddings={
             inversion.embedding.name: inversion.embedding.sha256
-            for look in job.looks
-            for inversion in look.inversions
+            for inputs in job.all_pass_inputs
+            for inversion in inputs.inversions
         },
-        padded=any(look.windows > 1 for look in job.looks),
+        padded=any(inputs.windows > 1 for inputs in job.all_pass_inputs),
         other_checkpoints={name: digest for name, digest in digests.items() if digest},
     )

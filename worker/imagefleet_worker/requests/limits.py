@@ -11,16 +11,16 @@ from imagefleet_shared.request_parts import ImageRef, UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.faces.resolved import resolve_faces
-from imagefleet_worker.requests.resolved import Upload, UpscaleJob
+from imagefleet_worker.requests.resolved import CheckedInput, UpscaleJob
 from imagefleet_worker.upscale.decode_input import decode_upscale_input
 from imagefleet_worker.upscale.size import upscale_size
 
-_TOGETHER = 4
+_MAX_TOTAL_FACTOR = 4
 """Times `max_pixels`: what all pictures of a request may have, as the files of all lie in memory
 until the last one is done. By default that is 64 of 2048 x 2048."""
 
 
-class UploadChecker:
+class InputChecker:
     """Checks upscales and their pictures.
 
     Args:
@@ -46,7 +46,7 @@ class UploadChecker:
         self._check_upscalers(request)
         restore = request.face_restore
         faces = resolve_faces(restore, self._models) if restore else None
-        uploads: list[Upload] = []
+        inputs: list[CheckedInput] = []
         room, total = self._max_pixels, 0
         for place, image in enumerate(request.images):
             with _named(f"images[{place}]"):
@@ -60,8 +60,8 @@ class UploadChecker:
             total += max(width * height, size.width * size.height)
             self._check_total(f"images[0] to images[{place}], before or after the upscale,", total)
             room -= width * height
-            uploads.append(Upload(content, width, height, picture if room >= 0 else None))
-        return UpscaleJob(request, tuple(uploads), faces)
+            inputs.append(CheckedInput(content, width, height, picture if room >= 0 else None))
+        return UpscaleJob(request, tuple(inputs), faces)
 
     def check_drawn(self, request: GenerateRequest, width: int, height: int) -> None:
         """Refuse drawn pictures of that size that cannot be kept, enlarged or written as asked for.
@@ -86,8 +86,8 @@ class UploadChecker:
                 self._models.find("upscaler", name)
 
     def _check_total(self, what: str, pixels: int) -> None:
-        if pixels > _TOGETHER * self._max_pixels:
-            raise TooManyPixels(what, pixels, _TOGETHER * self._max_pixels)
+        if pixels > _MAX_TOTAL_FACTOR * self._max_pixels:
+            raise TooManyPixels(what, pixels, _MAX_TOTAL_FACTOR * self._max_pixels)
 
     def _check_sizes(
         self, upscale: UpscalePass, output_format: ImageFormat, width: int, height: int

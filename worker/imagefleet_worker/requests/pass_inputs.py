@@ -11,15 +11,15 @@ from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.checkpoints.empty_pipeline import clip_tokenizer
 from imagefleet_worker.prompts.comments import without_comments
-from imagefleet_worker.prompts.count_tokens import Measure, measure
+from imagefleet_worker.prompts.count_tokens import PromptLength, count_tokens
 from imagefleet_worker.prompts.lay_out import letters_in
 from imagefleet_worker.prompts.plan import plan_negative, plan_prompt, texts_of
-from imagefleet_worker.prompts.triggers import Offer
+from imagefleet_worker.prompts.triggers import EmbeddingCandidate
 from imagefleet_worker.requests.find_adapters import find_inversions, find_loras
-from imagefleet_worker.requests.resolved import Look
+from imagefleet_worker.requests.resolved import PassInputs
 
 
-class LookFinder:
+class PassInputResolver:
     """Finds what texts and names ask for; safe to share between threads.
 
     Args:
@@ -33,7 +33,7 @@ class LookFinder:
         # A tokenizer serves one thread at a time.
         self._tokenizing = Lock()
 
-    def find(
+    def resolve(
         self,
         checkpoint: ModelFile,
         prompt: str,
@@ -44,7 +44,7 @@ class LookFinder:
         emphasis: Emphasis,
         steps: int,
         first_pass_steps: int | None = None,
-    ) -> Look:
+    ) -> PassInputs:
         """The look of a pass.
 
         Args:
@@ -66,11 +66,15 @@ class LookFinder:
         negative = plan_negative(negative_text, steps, first_pass_steps)
         texts = texts_of((*parts, negative))
         letters = [letters_in(one, emphasis) for one in texts]
-        offers = find_inversions(inversions, letters, wanted, checkpoint, self._models)
-        measured = self._measured(texts, offers, emphasis)
-        return Look(checkpoint, wanted, parts, negative, measured.inversions, measured.windows)
+        candidates = find_inversions(inversions, letters, wanted, checkpoint, self._models)
+        measured = self._count_tokens(texts, candidates, emphasis)
+        return PassInputs(
+            checkpoint, wanted, parts, negative, measured.inversions, measured.windows
+        )
 
-    def bare(self, look: Look, checkpoint: ModelFile, emphasis: Emphasis) -> Look:
+    def without_adapters(
+        self, inputs: PassInputs, checkpoint: ModelFile, emphasis: Emphasis
+    ) -> PassInputs:
         """The look's texts for a checkpoint that no adapter fits.
 
         A text without its embeddings may take more windows: their names are words there.
@@ -78,13 +82,13 @@ class LookFinder:
         Raises:
             PromptTooLong: more than allowed.
         """
-        measured = self._measured(texts_of((*look.prompt, look.negative)), (), emphasis)
+        measured = self._count_tokens(texts_of((*inputs.prompt, inputs.negative)), (), emphasis)
         return replace(
-            look, checkpoint=checkpoint, loras=(), inversions=(), windows=measured.windows
+            inputs, checkpoint=checkpoint, loras=(), inversions=(), windows=measured.windows
         )
 
-    def _measured(
-        self, texts: Sequence[str], offers: Sequence[Offer], emphasis: Emphasis
-    ) -> Measure:
+    def _count_tokens(
+        self, texts: Sequence[str], candidates: Sequence[EmbeddingCandidate], emphasis: Emphasis
+    ) -> PromptLength:
         with self._tokenizing:
-            return measure(self._tokenizer, texts, offers, self._max_tokens, emphasis)
+            return count_tokens(self._tokenizer, texts, candidates, self._max_tokens, emphasis)

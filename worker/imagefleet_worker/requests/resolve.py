@@ -13,17 +13,23 @@ from imagefleet_shared.request_parts import ImageRef
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_shared.storage import ObjectStore
 from imagefleet_worker.catalog.model_file import ModelFile
-from imagefleet_worker.catalog.remote import Tell, unheard
+from imagefleet_worker.catalog.remote import FetchProgress, null_progress
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.faces.resolved import resolve_faces
 from imagefleet_worker.imaging.decode import decode_image, decode_mask
 from imagefleet_worker.imaging.hires_size import hires_size
 from imagefleet_worker.inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
-from imagefleet_worker.requests.defaults import filled, first_steps, hires_steps
-from imagefleet_worker.requests.infotext import check_text
-from imagefleet_worker.requests.limits import UploadChecker, check_pixels
-from imagefleet_worker.requests.pass_inputs import LookFinder
-from imagefleet_worker.requests.resolved import Hires, Look, Refiner, ResolvedGenerate, UpscaleJob
+from imagefleet_worker.requests.defaults import apply_defaults, first_step_plan, hires_step_plan
+from imagefleet_worker.requests.infotext import check_infotext
+from imagefleet_worker.requests.limits import InputChecker, check_pixels
+from imagefleet_worker.requests.pass_inputs import PassInputResolver
+from imagefleet_worker.requests.resolved import (
+    PassInputs,
+    RefinerPass,
+    ResolvedGenerate,
+    ResolvedHires,
+    UpscaleJob,
+)
 from imagefleet_worker.sampling.sample import schedule_steps
 from imagefleet_worker.sampling.seeds import seeds_of
 from imagefleet_worker.settings import WorkerSettings
@@ -36,8 +42,8 @@ class Resolver:
         self._settings = settings
         self._models = models
         self._store = store
-        self._uploads = UploadChecker(models, self._fetch, settings.max_output_pixels)
-        self._looks = LookFinder(models, settings.max_prompt_tokens)
+        self._inputs = InputChecker(models, self._fetch, settings.max_output_pixels)
+        self._pass_inputs = PassInputResolver(models, settings.max_prompt_tokens)
 
     def resolve(self, job: JobRecord) -> ResolvedGenerate | UpscaleJob:
         """Make a job ready.
@@ -49,12 +55,12 @@ class Resolver:
         """
         request = job.request()
         if isinstance(request, UpscaleRequest):
-            return self._uploads.check(request)
+            return self._inputs.check(request)
         return self.generate(request, job.id)
 
     @contextmanager
     def on_disk(
-        self, job: JobRecord, tell: Tell = unheard
+        self, job: JobRecord, report: FetchProgress = null_progress
     ) -> Generator[ResolvedGenerate | UpscaleJob]:
         """A job made ready, with all its models on local disk until the context ends.
 
@@ -64,16 +70,18 @@ class Resolver:
 
         Raises as `resolve`.
         """
-        ready = self.resolve(job)
+        resolved = self.resolve(job)
         # Now, so that gigabytes are fetched only for what can be done.
-        with self.kept(ready, tell):
-            yield ready
+        with self.pinned(resolved, report):
+            yield resolved
 
     @contextmanager
-    def kept(self, ready: ResolvedGenerate | UpscaleJob, tell: Tell = unheard) -> Generator[None]:
+    def pinned(
+        self, resolved: ResolvedGenerate | UpscaleJob, report: FetchProgress = null_progress
+    ) -> Generator[None]:
         """Have all models of a job on local disk until the context ends; raises as `resolve`."""
-        upscalers = [file for file in map(self._upscaler, ready.upscalers) if file]
-        with self._models.kept((*ready.files, *upscalers), tell):
+        upscalers = [file for file in map(self._upscaler, resolved.upscalers) if file]
+        with self._models.pinned((*resolved.files, *upscalers), report):
             yield
 
     def default_checkpoint(self) -> str | None:
@@ -89,32 +97,32 @@ class Resolver:
         """Make a request to draw ready; raises as `resolve`."""
         checkpoint = self._checkpoint(asked.checkpoint)
         source = self._picture(asked.image) if asked.image else None
-        request = filled(asked, checkpoint, source, job_id)
+        request = apply_defaults(asked, checkpoint, source, job_id)
         width, height = request.width or 0, request.height or 0
         check_pixels("picture", width, height, self._settings.max_pixels)
         hires = self._hires(request, checkpoint, width, height) if request.hires else None
-        start = self._start(request, source, hires) if source else None
+        start = self._prepare_image(request, source, hires) if source else None
         size = (hires.size.width, hires.size.height) if hires else (width, height)
         whole = start.overlay if start and start.region else None
-        self._uploads.check_drawn(request, *(whole.size if whole else size))
-        look = self._look(request, checkpoint)
+        self._inputs.check_drawn(request, *(whole.size if whole else size))
+        inputs = self._first_pass_inputs(request, checkpoint)
         job = ResolvedGenerate(
             request=request,
-            look=look,
+            pass_inputs=inputs,
             width=width,
             height=height,
             seeds=seeds_of(request),
-            steps=first_steps(request),
-            start=start,
-            refiner=self._refiner(request, look),
+            step_plan=first_step_plan(request),
+            initial_image=start,
+            refiner=self._refiner(request, inputs),
             hires=hires,
             upscale=request.upscale,
             faces=resolve_faces(request.face_restore, self._models)
             if request.face_restore
             else None,
         )
-        _require_used(request, job.looks)
-        check_text(job)
+        _require_embeddings_used(request, job.all_pass_inputs)
+        check_infotext(job)
         return job
 
     def _checkpoint(self, name: str | None) -> ModelFile:
@@ -150,32 +158,32 @@ class Resolver:
             raise InvalidRequest(f"input image {image.key!r} is not in the store")
         return content
 
-    def _look(self, request: GenerateRequest, checkpoint: ModelFile) -> Look:
-        return self._looks.find(
+    def _first_pass_inputs(self, request: GenerateRequest, checkpoint: ModelFile) -> PassInputs:
+        return self._pass_inputs.resolve(
             checkpoint,
             request.prompt,
             request.negative_prompt,
             loras=request.loras,
             inversions=request.textual_inversions,
             emphasis=request.emphasis,
-            steps=schedule_steps(first_steps(request)),
+            steps=schedule_steps(first_step_plan(request)),
         )
 
-    def _refiner(self, request: GenerateRequest, look: Look) -> Refiner | None:
+    def _refiner(self, request: GenerateRequest, inputs: PassInputs) -> RefinerPass | None:
         if request.refiner_checkpoint is None:
             return None
         checkpoint = self._models.find("checkpoint", request.refiner_checkpoint)
-        _require_same_latents("refiner_checkpoint", checkpoint, look.checkpoint)
-        if checkpoint.family == look.checkpoint.family:
-            own = replace(look, checkpoint=checkpoint)
+        _require_same_latents("refiner_checkpoint", checkpoint, inputs.checkpoint)
+        if checkpoint.family == inputs.checkpoint.family:
+            own = replace(inputs, checkpoint=checkpoint)
         else:
             # SDXL's refiner is another network: no LoRA is for it, A1111 gives it no embeddings.
-            own = self._looks.bare(look, checkpoint, request.emphasis)
-        return Refiner(own, request.refiner_switch_at)
+            own = self._pass_inputs.without_adapters(inputs, checkpoint, request.emphasis)
+        return RefinerPass(own, request.refiner_switch_at)
 
     def _hires(
         self, request: GenerateRequest, checkpoint: ModelFile, width: int, height: int
-    ) -> Hires:
+    ) -> ResolvedHires:
         hires = request.hires
         assert hires is not None, "called where there is a hires pass"
         size = hires_size(width, height, hires)
@@ -185,20 +193,20 @@ class Resolver:
             first, checkpoint = checkpoint, self._checkpoint(hires.checkpoint)
             if hires.upscaler in LATENT_MODES:
                 _require_same_latents("hires.checkpoint", checkpoint, first)
-        look = self._looks.find(
+        inputs = self._pass_inputs.resolve(
             checkpoint,
             request.prompt if hires.prompt is None else hires.prompt,
             request.negative_prompt if hires.negative_prompt is None else hires.negative_prompt,
             loras=request.loras if hires.loras is None else hires.loras,
             inversions=request.textual_inversions,
             emphasis=request.emphasis,
-            steps=schedule_steps(hires_steps(request, hires)),
-            first_pass_steps=schedule_steps(first_steps(request)),
+            steps=schedule_steps(hires_step_plan(request, hires)),
+            first_pass_steps=schedule_steps(first_step_plan(request)),
         )
-        return Hires(look, size, hires.upscaler, hires_steps(request, hires))
+        return ResolvedHires(inputs, size, hires.upscaler, hires_step_plan(request, hires))
 
-    def _start(
-        self, request: GenerateRequest, source: Image.Image, hires: Hires | None
+    def _prepare_image(
+        self, request: GenerateRequest, source: Image.Image, hires: ResolvedHires | None
     ) -> PreparedImage:
         width, height = request.width or 0, request.height or 0
         if request.inpaint is None:
@@ -215,9 +223,9 @@ class Resolver:
         return prepared
 
 
-def _require_used(request: GenerateRequest, looks: Iterable[Look]) -> None:
+def _require_embeddings_used(request: GenerateRequest, all_inputs: Iterable[PassInputs]) -> None:
     """Every embedding that the request has as a field stands in some text."""
-    used = {(one.embedding.name, one.token) for look in looks for one in look.inversions}
+    used = {(one.embedding.name, one.token) for inputs in all_inputs for one in inputs.inversions}
     for asked in request.textual_inversions:
         token = asked.token or asked.name
         if (asked.name, token) not in used:

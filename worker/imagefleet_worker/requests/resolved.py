@@ -10,7 +10,7 @@ from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.prompts.plan import Part
 from imagefleet_worker.sampling.seeds import Seeds
-from imagefleet_worker.sampling.step_plan import Steps
+from imagefleet_worker.sampling.step_plan import StepPlan
 from imagefleet_worker.upscale.decode_input import UpscaleInput, decode_upscale_input
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from imagefleet_worker.faces.resolved import ResolvedFaces
     from imagefleet_worker.imaging.hires_size import HiresSize
     from imagefleet_worker.inpaint.prepare import PreparedImage
-    from imagefleet_worker.prompts.triggers import TextualInversion
+    from imagefleet_worker.prompts.triggers import PromptEmbedding
 
 
 @dataclass(frozen=True)
-class WantedLora:
+class RequestedLoRA:
     """A LoRA file and how much of it is wanted."""
 
     file: ModelFile
@@ -31,37 +31,37 @@ class WantedLora:
 
 
 @dataclass(frozen=True)
-class Look:
+class PassInputs:
     """What a pass draws with, everything found and checked."""
 
     checkpoint: ModelFile
-    loras: tuple[WantedLora, ...]
+    loras: tuple[RequestedLoRA, ...]
     """By name."""
     prompt: tuple[Part, ...]
     negative: Part
-    inversions: tuple[TextualInversion, ...]
+    inversions: tuple[PromptEmbedding, ...]
     """That stand in a text."""
     windows: int
     """Windows of 75 tokens that the longest of its texts takes."""
 
 
 @dataclass(frozen=True)
-class Refiner:
+class RefinerPass:
     """The checkpoint that takes over in the first pass."""
 
-    look: Look
+    pass_inputs: PassInputs
     switch_at: float
     """Share of the training timesteps passed."""
 
 
 @dataclass(frozen=True)
-class Hires:
+class ResolvedHires:
     """The second pass, everything decided."""
 
-    look: Look
+    pass_inputs: PassInputs
     size: HiresSize
     upscaler: str
-    steps: Steps
+    step_plan: StepPlan
 
 
 @dataclass(frozen=True)
@@ -70,29 +70,32 @@ class ResolvedGenerate:
 
     request: GenerateRequest
     """The request with what was decided filled in; guidance, clip_skip, emphasis are read here."""
-    look: Look
+    pass_inputs: PassInputs
     width: int
     height: int
     seeds: Seeds
-    steps: Steps
-    start: PreparedImage | None
+    step_plan: StepPlan
+    initial_image: PreparedImage | None
     """None: txt2img."""
-    refiner: Refiner | None
-    hires: Hires | None
+    refiner: RefinerPass | None
+    hires: ResolvedHires | None
     upscale: UpscalePass | None
     faces: ResolvedFaces | None
 
     @property
-    def looks(self) -> list[Look]:
+    def all_pass_inputs(self) -> list[PassInputs]:
         """Of every pass."""
-        return [self.look, *(part.look for part in (self.refiner, self.hires) if part)]
+        return [
+            self.pass_inputs,
+            *(part.pass_inputs for part in (self.refiner, self.hires) if part),
+        ]
 
     @property
     def files(self) -> list[ModelFile]:
         """Checkpoints and LoRAs of every pass, and what faces need; embeddings are read already."""
-        loras = (lora.file for look in self.looks for lora in look.loras)
+        loras = (lora.file for inputs in self.all_pass_inputs for lora in inputs.loras)
         faces = self.faces.files if self.faces else ()
-        return [*(look.checkpoint for look in self.looks), *loras, *faces]
+        return [*(inputs.checkpoint for inputs in self.all_pass_inputs), *loras, *faces]
 
     @property
     def upscalers(self) -> list[str]:
@@ -111,7 +114,7 @@ class ResolvedUpscale:
 
 
 @dataclass(frozen=True)
-class Upload:
+class CheckedInput:
     """A picture of an upscale job, as it came and was found good."""
 
     content: bytes
@@ -126,12 +129,12 @@ class UpscaleJob:
     """An upscale job whose pictures were all checked; they are enlarged one after the other."""
 
     request: UpscaleRequest
-    uploads: tuple[Upload, ...]
+    inputs: tuple[CheckedInput, ...]
     faces: ResolvedFaces | None
 
-    def ready(self, place: int) -> ResolvedUpscale:
+    def decode(self, index: int) -> ResolvedUpscale:
         """The picture at that place, decoded."""
-        upload = self.uploads[place]
+        upload = self.inputs[index]
         pixels = upload.width * upload.height
         picture = upload.decoded or decode_upscale_input(upload.content, pixels)
         return ResolvedUpscale(self.request, picture, self.faces)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from imagefleet_worker.sampling.steps import Denoise, StepNoise, ancestral, renoised, towards
+from imagefleet_worker.sampling.steps import Denoise, StepNoise, ancestral, interpolate, renoised
 
 
 def dpmpp_2s_ancestral(
@@ -17,8 +17,8 @@ def dpmpp_2s_ancestral(
         clean = denoise(latents, sigma)
         if down > 0:
             middle = (sigma * down).sqrt()
-            clean = denoise(towards(clean, latents, middle / sigma), middle)
-        latents = towards(clean, latents, down / sigma)
+            clean = denoise(interpolate(clean, latents, middle / sigma), middle)
+        latents = interpolate(clean, latents, down / sigma)
         latents = renoised(latents, noise, sigma, sigma_next, up)
     return latents
 
@@ -37,12 +37,12 @@ def dpmpp_sde(
         start, middle, end = log.exp(), (log + (log_next - log) * 0.5).exp(), log_next.exp()
 
         down, up = ancestral(start, middle, eta)
-        halfway = towards(clean, latents, down / start)
+        halfway = interpolate(clean, latents, down / start)
         halfway = renoised(halfway, noise, start, middle, up)
         clean = denoise(halfway, middle)
 
         down, up = ancestral(start, end, eta)
-        latents = towards(clean, latents, down / start)
+        latents = interpolate(clean, latents, down / start)
         latents = renoised(latents, noise, start, end, up)
     return latents
 
@@ -61,7 +61,7 @@ def dpmpp_2m(
         if previous is not None:
             clean_before, width_before = previous
             ahead = clean + (clean - clean_before) * (width / width_before / 2)
-        latents = towards(ahead, latents, sigma_next / sigma)
+        latents = interpolate(ahead, latents, sigma_next / sigma)
         previous = clean, width
     return latents
 
@@ -108,7 +108,7 @@ def _multistep_sde(
             return clean
         width = sigma.log() - sigma_next.log()
         decay = width * (1 + eta)
-        latents = towards(clean, latents, (-decay).exp())
+        latents = interpolate(clean, latents, (-decay).exp())
         if past:
             latents = latents + _bend(clean, width, decay, past, midpoint)
         amount = sigma_next * (-torch.expm1(-2 * eta * width)).sqrt()

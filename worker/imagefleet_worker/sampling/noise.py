@@ -10,7 +10,7 @@ from imagefleet_worker.sampling.philox import PhiloxGenerator
 from imagefleet_worker.sampling.seeds import RandomSource, Seeds
 from imagefleet_worker.sampling.steps import StepNoise
 
-Shape = tuple[int, int, int]
+LatentShape = tuple[int, int, int]
 """Of one picture's latents: `(C, h, w)`."""
 
 _SAME_DIRECTION = 0.9995
@@ -22,7 +22,7 @@ class Noise:
     As A1111 draws it, hence call `first` first, and once.
     """
 
-    def __init__(self, seeds: Seeds, shape: Shape) -> None:
+    def __init__(self, seeds: Seeds, shape: LatentShape) -> None:
         """Noise for latents of that shape, without the batch."""
         self.seeds = seeds
         self.shape = shape
@@ -54,7 +54,7 @@ class Noise:
         return inner if shape == self.shape else _pasted(inner, own)
 
 
-def brownian(seeds: Seeds, shape: Shape, sigmas: Tensor) -> StepNoise:
+def brownian(seeds: Seeds, shape: LatentShape, sigmas: Tensor) -> StepNoise:
     """Noise of Brownian paths over the levels: the finer the steps, the same in sum.
 
     Args:

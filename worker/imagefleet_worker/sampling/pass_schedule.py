@@ -12,12 +12,12 @@ from imagefleet_worker.sampling.schedules import sigmas as spaced
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Course:
+class SampleSchedule:
     """One pass of a solver, from noise to picture or from a picture's latents."""
 
     sigmas: Tensor
     """`(n + 1,)` descending, float32 on the CPU: what the solver is called with."""
-    schedule: Tensor
+    whole: Tensor
     """The whole schedule, for Brownian noise; `sigmas` are its last ones in image-to-image."""
     noised_at: Tensor
     """The level that the noise on a picture has, 0-dim."""
@@ -72,13 +72,13 @@ def tail(sigmas: Tensor, executed: int) -> Tensor:
     return sigmas[-executed - 1 :]
 
 
-def make_course(
+def make_schedule(
     name: SchedulerName,
     schedule: SigmaSchedule,
     levels: NoiseLevels,
     steps: int,
     executed: int | None = None,
-) -> Course:
+) -> SampleSchedule:
     """What a solver runs, as A1111 does.
 
     Args:
@@ -92,10 +92,10 @@ def make_course(
     """
     whole = make_sigmas(name, schedule, levels, steps)
     if executed is None:
-        return _course(whole, whole, whole[0], name)
+        return _sample_schedule(whole, whole, whole[0], name)
     if not SOLVERS[name].by_timesteps:
         rest = tail(whole, executed)
-        return _course(rest, whole, rest[0], name)
+        return _sample_schedule(rest, whole, rest[0], name)
     timesteps = _timesteps(levels, steps)
     noised_at = levels.sigma(timesteps[-executed])
     if name == "unipc":
@@ -103,13 +103,15 @@ def make_course(
         rest = _unipc_sigmas(levels, max(executed - 1, 1), int(start))
     else:
         rest = tail(whole, max(executed - 2, 1))
-    return _course(rest, whole, noised_at, name)
+    return _sample_schedule(rest, whole, noised_at, name)
 
 
-def _course(sigmas: Tensor, schedule: Tensor, noised_at: Tensor, name: SchedulerName) -> Course:
-    return Course(
+def _sample_schedule(
+    sigmas: Tensor, schedule: Tensor, noised_at: Tensor, name: SchedulerName
+) -> SampleSchedule:
+    return SampleSchedule(
         sigmas=sigmas,
-        schedule=schedule,
+        whole=schedule,
         noised_at=noised_at,
         unit_variance=SOLVERS[name].by_timesteps,
     )

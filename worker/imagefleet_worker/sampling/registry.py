@@ -8,14 +8,14 @@ from torch import Tensor
 from imagefleet_shared.samplers import SchedulerName
 from imagefleet_worker.sampling import dpmpp, restart, solvers, timestep_solvers
 from imagefleet_worker.sampling.schedules import Spacing
-from imagefleet_worker.sampling.steps import Solve
+from imagefleet_worker.sampling.steps import Solver
 
 
 @dataclass(frozen=True, kw_only=True)
 class SolverEntry:
     """One solver."""
 
-    solve: Solve
+    solve: Solver
     evaluations: Callable[[Tensor], int]
     """How often it calls the UNet over given sigmas, exactly."""
     automatic: Spacing = "normal"

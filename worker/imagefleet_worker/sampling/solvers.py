@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from imagefleet_worker.sampling.steps import Denoise, StepNoise, ancestral, renoised, towards
+from imagefleet_worker.sampling.steps import Denoise, StepNoise, ancestral, interpolate, renoised
 
 _LMS_ORDER = 4
 
@@ -17,7 +17,7 @@ def euler(
 ) -> Tensor:
     """Euler's method (arXiv:2206.00364, algorithm 1 without its correction)."""
     for sigma, sigma_next in pairwise(sigmas):
-        latents = towards(denoise(latents, sigma), latents, sigma_next / sigma)
+        latents = interpolate(denoise(latents, sigma), latents, sigma_next / sigma)
     return latents
 
 
@@ -27,7 +27,7 @@ def euler_ancestral(
     """Euler's method, going too far down and back up with fresh noise."""
     for sigma, sigma_next in pairwise(sigmas):
         down, up = ancestral(sigma, sigma_next, eta)
-        latents = towards(denoise(latents, sigma), latents, down / sigma)
+        latents = interpolate(denoise(latents, sigma), latents, down / sigma)
         latents = renoised(latents, noise, sigma, sigma_next, up)
     return latents
 
@@ -74,7 +74,7 @@ def _midpoint_step(denoise: Denoise, latents: Tensor, sigma: Tensor, sigma_next:
     if sigma_next == 0:
         return clean
     middle = (sigma * sigma_next).sqrt()
-    halfway = towards(clean, latents, middle / sigma)
+    halfway = interpolate(clean, latents, middle / sigma)
     slope = (halfway - denoise(halfway, middle)) / middle
     return latents + slope * (sigma_next - sigma)
 

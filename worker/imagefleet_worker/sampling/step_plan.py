@@ -6,12 +6,12 @@ from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
+class StepPlan:
     """Which steps a pass takes."""
 
     scheduler: SchedulerName
     sigma_schedule: SigmaSchedule
-    asked: int
+    requested: int
     """By the request."""
     scheduled: int
     """From pure noise to none."""

@@ -17,7 +17,7 @@ class StepNoise(Protocol):
         ...
 
 
-class Solve(Protocol):
+class Solver(Protocol):
     """A solver: from noised latents to those of the last level."""
 
     def __call__(
@@ -35,7 +35,7 @@ class Solve(Protocol):
         ...
 
 
-def towards(clean: Tensor, latents: Tensor, share: Tensor) -> Tensor:
+def interpolate(clean: Tensor, latents: Tensor, share: Tensor) -> Tensor:
     """Latents of a lower level: that share of the way back from the clean ones.
 
     With share sigma_next / sigma this is Euler's step, and DPM-Solver++'s of order one.

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from imagefleet_worker.sampling.solvers import euler_ancestral
-from imagefleet_worker.sampling.steps import Denoise, StepNoise, towards
+from imagefleet_worker.sampling.steps import Denoise, StepNoise, interpolate
 
 _UNIPC_ORDER = 3
 _ADAMS_BASHFORTH = {
@@ -65,7 +65,7 @@ def unipc(
         places = [math.log(start / at) / width for at, _ in older]
         bends = [(other - clean) / place for (_, other), place in zip(older, places, strict=True)]
 
-        straight = towards(clean, latents, sigma / start)
+        straight = interpolate(clean, latents, sigma / start)
         latents = straight + width * _weighted(_unipc_weights(places, width), bends)
         if step == steps:
             break

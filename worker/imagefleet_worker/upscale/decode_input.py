@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from imagefleet_shared.image_files import read_parameters
-from imagefleet_worker.imaging.decode import decode
+from imagefleet_worker.imaging.decode import decode_upright
 from imagefleet_worker.upscale.alpha_bleed import spread_colours
 
 _DEEP_WHITE = 65535
@@ -42,7 +42,7 @@ def decode_upscale_input(content: bytes, max_pixels: int) -> UpscaleInput:
         InvalidImage: of another format, damaged, truncated or animated.
         UnsupportedSize: the header claims more than `max_pixels`; nothing was decoded.
     """
-    return decode(content, max_pixels, lambda image: _taken_apart(image, content))
+    return decode_upright(content, max_pixels, lambda image: _taken_apart(image, content))
 
 
 def _taken_apart(image: Image.Image, content: bytes) -> UpscaleInput:

@@ -10,7 +10,7 @@ from imagefleet_shared.field_types import LANCZOS, NEAREST
 from imagefleet_shared.request_parts import UpscalePass
 from imagefleet_worker.imaging.convert import resize, to_unit_range
 from imagefleet_worker.imaging.decode import deep_grey_as_rgb
-from imagefleet_worker.progress import Stages
+from imagefleet_worker.progress import BatchProgress
 from imagefleet_worker.upscale.cache import UpscalerCache
 from imagefleet_worker.upscale.size import upscale_size
 from imagefleet_worker.upscale.upscaler import Upscaler
@@ -34,7 +34,9 @@ class Enlarger:
         self._upscalers = upscalers
         self._max_pixels = _MAX_EXCESS * max_output_pixels
 
-    def enlarge(self, image: Image.Image, upscale: UpscalePass, stages: Stages) -> Image.Image:
+    def enlarge(
+        self, image: Image.Image, upscale: UpscalePass, progress: BatchProgress
+    ) -> Image.Image:
         """A picture enlarged as asked, of exactly that size (see `upscale_size`).
 
         Args:
@@ -55,18 +57,18 @@ class Enlarger:
         if upscale.upscaler_2 and upscale.upscaler_2_visibility > 0:
             names.append(upscale.upscaler_2)
         wanted = (size.enlarged_width, size.enlarged_height)
-        enlarged = self._each(image, names, *wanted, tiling, stages)
+        enlarged = self._each(image, names, *wanted, tiling, progress)
         picture = enlarged[0]
         if len(enlarged) > 1:
             picture = Image.blend(picture, enlarged[1], upscale.upscaler_2_visibility)
         return size.crop(picture)
 
     def fit(
-        self, image: Image.Image, upscaler: str, width: int, height: int, stages: Stages
+        self, image: Image.Image, upscaler: str, width: int, height: int, progress: BatchProgress
     ) -> Image.Image:
         """A picture at exactly that size, by the upscaler of that name; errors as `enlarge`."""
         tiling = _Tiling(None, _DEFAULT_OVERLAP)
-        [picture] = self._each(image, [upscaler], width, height, tiling, stages)
+        [picture] = self._each(image, [upscaler], width, height, tiling, progress)
         return picture
 
     def _each(
@@ -76,15 +78,15 @@ class Enlarger:
         width: int,
         height: int,
         tiling: "_Tiling",
-        stages: Stages,
+        progress: BatchProgress,
     ) -> list[Image.Image]:
         """The picture at that size, by each of the upscalers."""
-        stages.begin("upscale")
+        progress.begin_stage("upscale")
         networks = {
             name: self._upscalers.get(name) for name in names if name not in (LANCZOS, NEAREST)
         }
         runs = sum(_runs(network, image, width, height) for network in networks.values())
-        progress = _Progress(max(1, runs), stages.reach)
+        counter = _RunCounter(max(1, runs), progress.set_step)
         pictures: list[Image.Image] = []
         for name in names:
             if name == NEAREST:
@@ -92,7 +94,7 @@ class Enlarger:
                 pictures.append(small.resize((width, height), Image.Resampling.NEAREST))
                 continue
             if name in networks:
-                large = self._by_network(image, networks[name], width, height, tiling, progress)
+                large = self._by_network(image, networks[name], width, height, tiling, counter)
             else:
                 large = image
             same = large.size == (width, height)
@@ -106,7 +108,7 @@ class Enlarger:
         width: int,
         height: int,
         tiling: "_Tiling",
-        progress: "_Progress",
+        counter: "_RunCounter",
     ) -> Image.Image:
         """Apply the network, as A1111 does, until the picture is at least as large as wanted."""
         for _ in range(_runs(network, image, width, height)):
@@ -117,9 +119,9 @@ class Enlarger:
                 to_unit_range(image),
                 tile_size=tiling.size,
                 tile_overlap=tiling.overlap,
-                on_tile=progress.told,
+                on_tile=counter.count_tiles,
             )
-            progress.next()
+            counter.next_run()
         return image
 
 
@@ -131,19 +133,19 @@ class _Tiling:
     overlap: int
 
 
-class _Progress:
+class _RunCounter:
     """Tiles of several runs of networks, counted as one course."""
 
-    def __init__(self, runs: int, reach: Callable[[int, int], None]) -> None:
-        self._runs, self._reach, self._done = runs, reach, 0
+    def __init__(self, runs: int, set_step: Callable[[int, int], None]) -> None:
+        self._runs, self._set_step, self._done = runs, set_step, 0
 
-    def told(self, done: int, total: int) -> None:
+    def count_tiles(self, done: int, total: int) -> None:
         if self._runs == 1:
-            self._reach(done, total)
+            self._set_step(done, total)
         else:
-            self._reach(_PARTS * self._done + _PARTS * done // total, _PARTS * self._runs)
+            self._set_step(_PARTS * self._done + _PARTS * done // total, _PARTS * self._runs)
 
-    def next(self) -> None:
+    def next_run(self) -> None:
         self._done += 1
 
 

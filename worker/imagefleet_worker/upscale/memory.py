@@ -18,7 +18,7 @@ _MAX_TILE_PX = 1040
 _MIN_TILE_PX = 32
 _MAX_BATCH = 16
 _PROBE_PX = 64
-SHARE = 0.7
+USABLE_SHARE = 0.7
 """Of the memory that is free, for one call."""
 
 

@@ -19,7 +19,7 @@ from spandrel.architectures.SwinIR import SwinIR
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention
 
-from imagefleet_worker.upscale.window_order import Orders, Shape, kinds_of
+from imagefleet_worker.upscale.window_order import FeatureShape, WindowOrderCache, kinds_of
 
 # Fused attention on CUDA wants head sizes that are multiples of it; SwinIR-M's heads have 30.
 _HEAD_MULTIPLE = 8
@@ -65,7 +65,7 @@ def speed_up(model: SwinIR, compiled: bool = False) -> None:
         model: to be changed.
         compiled: have Inductor fuse each block when it first runs, once for all sizes.
     """
-    orders = Orders()
+    orders = WindowOrderCache()
     for layer in cast("Sequence[nn.Module]", model.layers):
         group = cast(nn.Module, layer.residual_group)
         layer.residual_group = _Group(cast("Sequence[_Block]", group.blocks), orders)
@@ -78,7 +78,7 @@ def speed_up(model: SwinIR, compiled: bool = False) -> None:
 class _Group(nn.Module):
     """The blocks between two convolutions; takes the place of spandrel's BasicLayer."""
 
-    def __init__(self, blocks: Sequence[_Block], orders: Orders) -> None:
+    def __init__(self, blocks: Sequence[_Block], orders: WindowOrderCache) -> None:
         super().__init__()
         self._blocks = nn.ModuleList(_WindowBlock(block) for block in blocks)
         self._places = [(block.window_size, block.shift_size) for block in blocks]
@@ -93,7 +93,7 @@ class _Group(nn.Module):
         for place, (block, (window, next_shift)) in enumerate(
             zip(self._blocks, self._places, strict=True)
         ):
-            shape = Shape(batch, *size, window)
+            shape = FeatureShape(batch, *size, window)
             order = self._orders.get(shape, shift, next_shift, flat.device)
             before, flat = flat, torch.index_select(flat, 0, order, out=spare)
             spare = before if place else torch.empty_like(flat)  # the first one is not ours

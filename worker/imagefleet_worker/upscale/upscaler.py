@@ -123,7 +123,7 @@ class Upscaler:
             return replace(tiling, batch=1)
         if self._bytes_per_pixel is None:
             self._bytes_per_pixel = memory.bytes_per_pixel(self._run, device)
-        pixels = memory.SHARE * CudaMemory(device).free_bytes() / self._bytes_per_pixel
+        pixels = memory.USABLE_SHARE * CudaMemory(device).free_bytes() / self._bytes_per_pixel
         return memory.fitting(pixels, tile_size, tile_overlap)
 
     def _run(self, tile: Tensor) -> Tensor:

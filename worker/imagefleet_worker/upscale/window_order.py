@@ -11,7 +11,7 @@ _KEPT_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
-class Shape:
+class FeatureShape:
     """Of features: what decides where a window's pixels are."""
 
     batch: int
@@ -20,7 +20,7 @@ class Shape:
     window: int
 
 
-def kinds_of(shape: Shape, shift: int) -> list[int]:
+def kinds_of(shape: FeatureShape, shift: int) -> list[int]:
     """Windows of each kind: inside, at the right edge, at the bottom, in the corner."""
     down, across = shape.height // shape.window, shape.width // shape.window
     if shift == 0:
@@ -29,7 +29,7 @@ def kinds_of(shape: Shape, shift: int) -> list[int]:
     return [shape.batch * count for count in counts]
 
 
-def _window_order(shape: Shape, shift: int) -> Tensor:
+def _window_order(shape: FeatureShape, shift: int) -> Tensor:
     """`(B * H * W,)` int64: which pixel each token is, windows of a kind together."""
     window, down, across = shape.window, shape.height // shape.window, shape.width // shape.window
     pixels = torch.arange(shape.batch * shape.height * shape.width)
@@ -43,17 +43,17 @@ def _window_order(shape: Shape, shift: int) -> Tensor:
     return torch.cat([windows[:, rows, columns].reshape(-1) for rows, columns in kinds])
 
 
-_Key = tuple[Shape, int | None, int | None, torch.device]
+_Key = tuple[FeatureShape, int | None, int | None, torch.device]
 
 
-class Orders:
+class WindowOrderCache:
     """Gathers from one order of a picture's features to another; least recently used out first."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[_Key, Tensor] = OrderedDict()
 
     def get(
-        self, shape: Shape, before: int | None, after: int | None, device: torch.device
+        self, shape: FeatureShape, before: int | None, after: int | None, device: torch.device
     ) -> Tensor:
         """The gather between the orders of two shifts; None: the picture's rows."""
         key = (shape, before, after, device)
@@ -69,7 +69,7 @@ class Orders:
         return sum(order.nbytes for order in self._kept.values())
 
 
-def _gather(shape: Shape, before: int | None, after: int | None) -> Tensor:
+def _gather(shape: FeatureShape, before: int | None, after: int | None) -> Tensor:
     pixels = torch.arange(shape.batch * shape.height * shape.width)
     place = pixels
     if before is not None:

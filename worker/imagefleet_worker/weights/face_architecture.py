@@ -26,17 +26,17 @@ _TENSORS: dict[Architecture, frozenset[str]] = {
 }
 
 
-def architecture_of(path: Path) -> Architecture:
+def read_architecture(path: Path) -> Architecture:
     """The restorer's architecture; of a file in today's formats only the names are read.
 
     Raises:
         FileUnavailable: the file cannot be read.
         CorruptFile: it is damaged, or no face restorer.
     """
-    return told_by(_tensor_names(path), path)
+    return detect_architecture(_tensor_names(path), path)
 
 
-def told_by(names: frozenset[str], path: Path) -> Architecture:
+def detect_architecture(names: frozenset[str], path: Path) -> Architecture:
     """The architecture whose tensors are all there; raises `CorruptFile`."""
     for architecture, tensors in _TENSORS.items():
         if tensors <= names:

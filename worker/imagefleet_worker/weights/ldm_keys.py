@@ -11,9 +11,9 @@ from typing import Literal
 
 from imagefleet_worker.weights.families import Family
 
-Component = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
+LdmComponent = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 
-COMPONENTS: dict[Family, tuple[Component, ...]] = {
+COMPONENTS: dict[Family, tuple[LdmComponent, ...]] = {
     "sd1": ("unet", "vae", "text_encoder"),
     "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
     "sdxl_refiner": ("unet", "vae", "text_encoder_2"),
@@ -91,7 +91,7 @@ _OPEN_CLIP_RULES = [
 ]
 
 
-def ldm_names(family: Family, component: Component, keys: Collection[str]) -> dict[str, LdmName]:
+def ldm_names(family: Family, component: LdmComponent, keys: Collection[str]) -> dict[str, LdmName]:
     """The place in the file of every weight of a module, by the module's own state-dict keys."""
     if component == "unet":
         layers = _count(keys, r"down_blocks\.0\.resnets\.(\d+)\.")

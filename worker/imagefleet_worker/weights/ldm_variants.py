@@ -6,14 +6,14 @@ from imagefleet_worker.weights.families import Family
 from imagefleet_worker.weights.ldm_keys import (
     CLIP_PREFIXES,
     OPEN_CLIP_PREFIXES,
-    Component,
+    LdmComponent,
     LdmName,
     ldm_names,
 )
 
 
 def file_names(
-    family: Family, component: Component, keys: Collection[str], stored: Collection[str]
+    family: Family, component: LdmComponent, keys: Collection[str], stored: Collection[str]
 ) -> dict[str, LdmName]:
     """As `ldm_names`, for a file that holds the tensors `stored`."""
     names = ldm_names(family, component, keys)

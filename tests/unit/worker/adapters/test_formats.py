@@ -18,7 +18,7 @@ from torch import Tensor
 
 from imagefleet_shared.errors import CorruptFile, FileUnavailable, IncompatibleAdapter
 from imagefleet_worker.adapters.delta import Component, Target
-from imagefleet_worker.adapters.formats import AdapterFile, describe, load_adapter
+from imagefleet_worker.adapters.formats import AdapterFile, describe_adapter, load_adapter
 from imagefleet_worker.adapters.key_names import Naming
 from imagefleet_worker.adapters.kinds.factors import Factors
 from imagefleet_worker.weights.adapter_tensors import MAX_PICKLE_BYTES, is_finite
@@ -439,7 +439,7 @@ FAMILY_UNTOLD = {"sd1_peft_lokr"}
 def test_a_description_needs_the_header_alone(tmp_path: Path, table: str) -> None:
     path = tmp_path / "real.safetensors"
     write_table(path, table)
-    description = describe(path)
+    description = describe_adapter(path)
     assert description.family == (None if table in FAMILY_UNTOLD else table.split("_")[0])
     assert description.kinds == KINDS.get(table, ("lora",))
     assert (description.trigger_words, description.bundles_embeddings) == ((), False)
@@ -447,7 +447,7 @@ def test_a_description_needs_the_header_alone(tmp_path: Path, table: str) -> Non
 
 def test_a_description_tells_of_bundled_embeddings(tmp_path: Path) -> None:
     tensors = {**whole(), "bundle_emb.cat.clip_l": torch.ones(1, 768)}
-    assert describe(saved(tmp_path, tensors)).bundles_embeddings
+    assert describe_adapter(saved(tmp_path, tensors)).bundles_embeddings
 
 
 @pytest.mark.parametrize(
@@ -472,7 +472,7 @@ def test_a_description_tells_of_bundled_embeddings(tmp_path: Path) -> None:
 def test_trigger_words_come_from_the_metadata(
     tmp_path: Path, metadata: dict[str, str], words: list[str]
 ) -> None:
-    assert list(describe(saved(tmp_path, whole(), metadata)).trigger_words) == words
+    assert list(describe_adapter(saved(tmp_path, whole(), metadata)).trigger_words) == words
 
 
 @pytest.mark.parametrize(
@@ -522,10 +522,10 @@ def test_trigger_words_come_from_the_metadata(
 def test_the_family_is_told_as_far_as_the_file_tells_it(
     tmp_path: Path, key: str, metadata: dict[str, str], family: Family | None
 ) -> None:
-    assert describe(saved(tmp_path, {key: torch.ones(4, 1024)}, metadata)).family == family
+    assert describe_adapter(saved(tmp_path, {key: torch.ones(4, 1024)}, metadata)).family == family
 
 
 def test_a_pickle_is_described_too(tmp_path: Path) -> None:
     torch.save(whole(), tmp_path / "style.pt")
-    description = describe(tmp_path / "style.pt")
+    description = describe_adapter(tmp_path / "style.pt")
     assert (description.kinds, description.family) == (("lora",), "sd1")

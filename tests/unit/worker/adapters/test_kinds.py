@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from imagefleet_worker.adapters.kinds.build import AnyDelta, weight_delta
-from imagefleet_worker.adapters.kinds.factors import Misfit
-from imagefleet_worker.adapters.kinds.low_rank import RowwiseLoRA
+from imagefleet_worker.adapters.kinds.factors import ShapeMismatch
+from imagefleet_worker.adapters.kinds.low_rank import RowwiseLoRADelta
 from imagefleet_worker.adapters.kinds.product import Product
 from imagefleet_worker.adapters.kinds.tensors import Incomplete, StatedAlpha
 
@@ -409,7 +409,7 @@ WRONG_SHAPES: list[tuple[str, dict[str, Tensor], str]] = [
     ids=[case[0] for case in WRONG_SHAPES],
 )
 def test_shapes_that_do_not_go_together_are_told(parts: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(Misfit, match=message):
+    with pytest.raises(ShapeMismatch, match=message):
         build(MATRIX, parts)
 
 
@@ -436,7 +436,7 @@ def test_a_loras_factors_make_the_lora_as_a_whole(shape: tuple[int, ...]) -> Non
     generator = torch.Generator().manual_seed(0)
     up = torch.randn(shape[0], 4, *[1] * (len(shape) - 2), generator=generator)
     down = torch.randn(4, *shape[1:], generator=generator)
-    lora = RowwiseLoRA(Product(up, down), 0.5)
+    lora = RowwiseLoRADelta(Product(up, down), 0.5)
     original = torch.zeros(shape)
     left, right, scale = lora.factors()
     torch.testing.assert_close(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imagefleet_shared.errors import CorruptFile, IncompatibleAdapter
 from imagefleet_worker.adapters.delta import Component, Target
-from imagefleet_worker.adapters.formats import AdapterFile, describe, load_adapter
+from imagefleet_worker.adapters.formats import AdapterFile, describe_adapter, load_adapter
 from imagefleet_worker.adapters.key_names import Naming
 from imagefleet_worker.weights.families import Family
 from tests.full_size import full_size_modules
@@ -140,7 +140,7 @@ def test_megabytes_of_metadata_are_read(tmp_path: Path) -> None:
     }
     assert len(metadata["ss_tag_frequency"]) > 8 * 2**20
     assert load(tmp_path, lora(QUERY), metadata).metadata == metadata
-    description = describe(tmp_path / "style.safetensors")
+    description = describe_adapter(tmp_path / "style.safetensors")
     assert description.trigger_words[0] == "a tag of the training set, number 239999"
     assert description.kinds == ("lora",)
 

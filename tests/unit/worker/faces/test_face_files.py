@@ -17,7 +17,7 @@ from imagefleet_shared.request_parts import FaceRestore
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.faces.networks import FaceNetworks
 from imagefleet_worker.faces.resolved import resolve_faces
-from imagefleet_worker.weights.face_architecture import architecture_of
+from imagefleet_worker.weights.face_architecture import read_architecture
 
 GFPGAN = ("toRGB.0.weight", "stylegan_decoder.style_mlp.1.weight")
 RESTOREFORMER = ("quantize.embedding.weight", "quant_conv.weight", "encoder.conv_in.weight")
@@ -59,7 +59,7 @@ def test_the_folders_of_a1111_serve_as_they_are(store: ModelStore) -> None:
 def test_restorers_are_listed_with_their_architecture_and_nothing_else_is(
     store: ModelStore,
 ) -> None:
-    listed = [(file.name, file.facts and file.facts.forms) for file in store.listed("face")]
+    listed = [(file.name, file.metadata and file.metadata.forms) for file in store.listed("face")]
     assert listed == [("GFPGANv1.4", ("GFPGAN",)), ("codeformer-v0.1.0", ("CodeFormer",))]
     assert store.listed("upscaler") == ()
 
@@ -120,13 +120,13 @@ def test_codeformer_without_its_package_names_the_extra(
 def test_an_architecture_is_told_by_the_names_of_tensors(
     tmp_path: Path, names: tuple[str, ...], architecture: str, suffix: str
 ) -> None:
-    assert architecture_of(write(tmp_path / f"a.{suffix}", names)) == architecture
+    assert read_architecture(write(tmp_path / f"a.{suffix}", names)) == architecture
 
 
 def test_pytorchs_older_format_is_read_too(tmp_path: Path) -> None:
     weights = {name: torch.zeros(1) for name in GFPGAN}
     torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert architecture_of(tmp_path / "old.pth") == "GFPGAN"
+    assert read_architecture(tmp_path / "old.pth") == "GFPGAN"
 
 
 def test_an_upscaler_among_the_faces_is_not_listed_and_says_why(
@@ -143,13 +143,13 @@ def test_a_damaged_file_is_corrupt(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(content)
     with pytest.raises(CorruptFile, match=r"a\.pth"):
-        architecture_of(path)
+        read_architecture(path)
 
 
 def test_a_pickle_that_asks_for_objects_is_refused(tmp_path: Path) -> None:
     torch.save({"toRGB.0.weight": Path("x")}, tmp_path / "a.pth")
     with pytest.raises(CorruptFile, match=r"a\.pth"):
-        architecture_of(tmp_path / "a.pth")
+        read_architecture(tmp_path / "a.pth")
 
 
 def test_a_detector_that_is_none_is_corrupt(store: ModelStore) -> None:

@@ -3,7 +3,7 @@
 from itertools import combinations
 from random import Random
 
-from imagefleet_worker.faces.regions import Region, bands, joined, overlap
+from imagefleet_worker.faces.regions import Region, bands, merge_regions, overlap
 
 
 def area(region: Region) -> int:
@@ -21,16 +21,16 @@ def test_regions_overlap_where_they_share_a_pixel() -> None:
 
 def test_regions_that_do_not_overlap_stay_as_they_are() -> None:
     apart = [(0, 0, 10, 10), (10, 0, 20, 10), (0, 90, 10, 100)]
-    assert joined(apart) == apart
+    assert merge_regions(apart) == apart
 
 
 def test_a_region_joins_those_that_it_bridges_and_those_that_their_rectangle_meets() -> None:
     left, right, corner = (0, 0, 10, 10), (20, 0, 30, 10), (28, 38, 35, 45)
     bridge = (5, 5, 25, 40)
-    assert joined([left, right, corner]) == [left, right, corner]
+    assert merge_regions([left, right, corner]) == [left, right, corner]
     # The bridge meets no corner, but the rectangle round it and what it joins does.
     assert not overlap(bridge, corner)
-    assert joined([left, right, corner, bridge]) == [(0, 0, 35, 45)]
+    assert merge_regions([left, right, corner, bridge]) == [(0, 0, 35, 45)]
 
 
 def test_joined_regions_are_apart_and_hold_every_region() -> None:
@@ -38,7 +38,7 @@ def test_joined_regions_are_apart_and_hold_every_region() -> None:
     for _ in range(200):
         corners = [(random.randrange(90), random.randrange(90)) for _ in range(6)]
         regions = [(x, y, x + random.randint(1, 40), y + 9) for x, y in corners]
-        boxes = joined(regions)
+        boxes = merge_regions(regions)
         assert not any(overlap(*pair) for pair in combinations(boxes, 2))
         for left, top, right, bottom in regions:
             assert any(

@@ -19,7 +19,7 @@ from imagefleet_worker.faces.detect import detect
 from imagefleet_worker.faces.networks import FaceNetworks
 from imagefleet_worker.faces.resolved import ResolvedFaces, resolve_faces
 from imagefleet_worker.faces.restore import FaceRestorer
-from imagefleet_worker.progress import AllEnded, Stages
+from imagefleet_worker.progress import BatchCanceled, BatchProgress
 from tests.face_models import model_store, one_label, portrait
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ class Listener:
     def __init__(self, stop_at: int | None = None) -> None:
         self.told: list[tuple[Stage, int, int]] = []
         self._stop_at = stop_at
-        self.stages = Stages([self._tell])
+        self.progress = BatchProgress([self._tell])
 
     def _tell(self, stage: Stage, step: int, steps: int) -> None:
         self.told.append((stage, step, steps))
@@ -49,7 +49,7 @@ def resolved(store: ModelStore, **fields: object) -> ResolvedFaces:
 def restore(
     restorer: FaceRestorer, picture: Image.Image, faces: ResolvedFaces
 ) -> NDArray[np.int16]:
-    [result] = restorer.restore([picture], faces, Listener().stages)
+    [result] = restorer.restore([picture], faces, Listener().progress)
     assert result.size == picture.size
     return np.asarray(result).astype(np.int16)
 
@@ -125,7 +125,7 @@ def test_a_picture_without_faces_is_returned_itself(
     listener = Listener()
     flat = Image.new("RGB", (200, 200), "teal")
     deep = Image.fromarray(np.full((200, 200), 30_000, dtype=np.uint16))
-    results = restorer.restore([flat, deep], resolved(face_store), listener.stages)
+    results = restorer.restore([flat, deep], resolved(face_store), listener.progress)
     assert results[0] is flat
     assert results[1] is deep
     assert listener.told == [("faces", 0, 0)]
@@ -137,7 +137,7 @@ def test_faces_of_several_pictures_are_counted_as_one_course(
     listener = Listener()
     flat = Image.new("RGB", (200, 200), "teal")
     pictures = [portrait(seed=1)[0], flat, portrait(seed=3)[0]]
-    results = restorer.restore(pictures, resolved(face_store), listener.stages)
+    results = restorer.restore(pictures, resolved(face_store), listener.progress)
     assert [result is picture for result, picture in zip(results, pictures, strict=True)] == [
         *(False, True, False),
     ]
@@ -151,8 +151,8 @@ def test_a_job_is_canceled_between_faces_and_the_next_one_is_right(
     faces = resolved(face_store)
     expected = restore(restorer, pictures[1], faces)
     listener = Listener(stop_at=1)
-    with pytest.raises(AllEnded):
-        restorer.restore(pictures, faces, listener.stages)
+    with pytest.raises(BatchCanceled):
+        restorer.restore(pictures, faces, listener.progress)
     assert listener.told[-1] == ("faces", 1, 2)
     assert (restore(restorer, pictures[1], faces) == expected).all()
 

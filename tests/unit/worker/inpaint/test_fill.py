@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from imagefleet_shared.field_types import MaskFill
-from imagefleet_worker.inpaint.fill import fill_latents, filled, without_masked
+from imagefleet_worker.inpaint.fill import fill_latents, fill_masked, without_masked
 
 RED, BLUE = (200, 10, 20), (20, 10, 200)
 
@@ -26,7 +26,7 @@ def block(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Imag
 
 def test_what_is_not_masked_stays_to_the_byte() -> None:
     picture, mask = noise(70, 50), block(70, 50, (20, 10, 45, 50))
-    result = np.asarray(filled(picture, mask))
+    result = np.asarray(fill_masked(picture, mask))
     kept = np.asarray(mask) == 0
     np.testing.assert_array_equal(result[kept], np.asarray(picture)[kept])
 
@@ -34,7 +34,7 @@ def test_what_is_not_masked_stays_to_the_byte() -> None:
 def test_a_hole_in_one_colour_is_filled_with_it() -> None:
     picture = Image.new("RGB", (96, 64), RED)
     picture.paste((0, 255, 0), (40, 20, 60, 40))
-    result = np.asarray(filled(picture, block(96, 64, (40, 20, 60, 40)))).astype(int)
+    result = np.asarray(fill_masked(picture, block(96, 64, (40, 20, 60, 40)))).astype(int)
     # A colour premultiplied with little alpha in 8 bits does not come back exactly.
     assert np.abs(result - RED).max() <= 8
 
@@ -42,7 +42,7 @@ def test_a_hole_in_one_colour_is_filled_with_it() -> None:
 def test_a_hole_between_two_colours_takes_the_nearer_at_each_side() -> None:
     picture = Image.new("RGB", (96, 64), RED)
     picture.paste(BLUE, (48, 0, 96, 64))
-    result = np.asarray(filled(picture, block(96, 64, (32, 0, 64, 64)))).astype(int)
+    result = np.asarray(fill_masked(picture, block(96, 64, (32, 0, 64, 64)))).astype(int)
     assert np.abs(result[:, 32] - RED).max() <= 8
     assert np.abs(result[:, 63] - BLUE).max() <= 8
     assert result[32, 40, 0] > result[32, 56, 0]
@@ -58,18 +58,18 @@ def test_veils_of_a1111s_radii_lie_on_each_other() -> None:
         over = np.dstack([veil[..., :3] * veil[..., 3:], veil[..., 3:]])
         under = over + under * (1 - over[..., 3:])
     expected = 255 * under[..., :3] / under[..., 3:]
-    assert np.abs(np.asarray(filled(picture, mask)) - expected).max() < 3
+    assert np.abs(np.asarray(fill_masked(picture, mask)) - expected).max() < 3
 
 
 def test_where_all_is_masked_nothing_is_known() -> None:
-    black = filled(noise(32, 32), Image.new("L", (32, 32), 255))
+    black = fill_masked(noise(32, 32), Image.new("L", (32, 32), 255))
     assert black.getcolors() == [(32 * 32, (0, 0, 0))]
 
 
 def test_the_picture_given_is_not_changed() -> None:
     picture = noise(32, 32)
     before = picture.tobytes()
-    filled(picture, block(32, 32, (4, 4, 9, 9)))
+    fill_masked(picture, block(32, 32, (4, 4, 9, 9)))
     assert (picture.mode, picture.tobytes()) == ("RGB", before)
 
 

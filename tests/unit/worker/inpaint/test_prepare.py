@@ -12,7 +12,7 @@ from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.field_types import MaskFill, ResizeMode
 from imagefleet_shared.request_parts import HiresPass, ImageRef, Inpaint
 from imagefleet_worker.imaging.hires_size import HiresSize, hires_size
-from imagefleet_worker.inpaint.fill import filled
+from imagefleet_worker.inpaint.fill import fill_masked
 from imagefleet_worker.inpaint.fit import fit
 from imagefleet_worker.inpaint.mask import blurred
 from imagefleet_worker.inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
@@ -85,7 +85,7 @@ def test_without_a_mask_the_picture_is_fitted_and_the_result_stays_as_drawn(
     assert prepared.image.tobytes() == fit(noise(50, 70), 64, 72, mode).tobytes()
     assert (prepared.latent_mask, prepared.hires_mask, prepared.fill) == (None, None, "original")
     drawn = noise(64, 72, 1)
-    assert prepared.finish(drawn) is drawn
+    assert prepared.overlay_kept(drawn) is drawn
 
 
 def test_what_is_stretched_as_latents_keeps_its_size() -> None:
@@ -98,7 +98,7 @@ def test_without_blur_exactly_the_white_pixels_are_drawn() -> None:
     assert prepared.image.tobytes() == picture.tobytes()
     drawn = noise(96, 64, 1)
     expected = np.where(values(mask)[..., None] > 0, values(drawn), values(picture))
-    np.testing.assert_array_equal(values(prepared.finish(drawn)), expected)
+    np.testing.assert_array_equal(values(prepared.overlay_kept(drawn)), expected)
 
 
 def test_the_latents_under_the_mask_are_drawn() -> None:
@@ -116,7 +116,7 @@ def test_invert_draws_the_rest() -> None:
     assert inverted.latent_mask is not None
     assert torch.equal(inverted.latent_mask, 1 - plain.latent_mask)
     drawn = noise(96, 64, 1)
-    kept = differs(inverted.finish(drawn), picture)
+    kept = differs(inverted.overlay_kept(drawn), picture)
     np.testing.assert_array_equal(kept, (values(mask) == 0) & differs(drawn, picture))
 
 
@@ -124,7 +124,7 @@ def test_blur_mixes_at_the_edge_and_leaves_the_rest() -> None:
     """Half of the mask is enough for the picture to be the drawn one: A1111 doubles it there."""
     picture, mask = noise(96, 64), block(96, 64, (32, 16, 64, 48))
     drawn = noise(96, 64, 1)
-    result = prepare(picture, mask, asked(mask_blur=4)).finish(drawn)
+    result = prepare(picture, mask, asked(mask_blur=4)).overlay_kept(drawn)
     soft = values(blurred(mask, 4))
     np.testing.assert_array_equal(values(result)[soft == 0], values(picture)[soft == 0])
     np.testing.assert_array_equal(values(result)[soft >= 128], values(drawn)[soft >= 128])
@@ -155,7 +155,7 @@ def test_only_masked_leaves_every_other_byte_of_any_picture(
         prepared = prepare(picture, mask, asked(blur, only_masked=True, padding=padding), (64, 72))
     except InvalidRequest:
         reject()  # too thin a line, or a blur that leaves nothing of it
-    result = prepared.finish(Image.new("RGB", (64, 72), DRAWN))
+    result = prepared.overlay_kept(Image.new("RGB", (64, 72), DRAWN))
     assert result.size == size
     outside = values(blurred(mask, blur)) == 0
     np.testing.assert_array_equal(values(result)[outside], values(picture)[outside])
@@ -173,7 +173,7 @@ def test_only_masked_draws_the_region_at_the_full_size() -> None:
     expected[..., 2:6, 2:6] = 1
     assert prepared.latent_mask is not None
     assert torch.equal(prepared.latent_mask, expected)
-    changed = differs(prepared.finish(Image.new("RGB", (64, 64), DRAWN)), picture)
+    changed = differs(prepared.overlay_kept(Image.new("RGB", (64, 64), DRAWN)), picture)
     np.testing.assert_array_equal(changed, values(mask) > 0)
 
 
@@ -182,7 +182,7 @@ def test_only_masked_gives_a_big_picture_back_at_its_own_size(mode: ResizeMode) 
     picture, mask = noise(333, 517), block(333, 517, (0, 460, 333, 517))
     prepared = prepare(picture, mask, asked(only_masked=True), (64, 64), mode)
     assert prepared.image.size == (64, 64)
-    assert prepared.finish(noise(64, 64, 1)).size == (333, 517)
+    assert prepared.overlay_kept(noise(64, 64, 1)).size == (333, 517)
 
 
 def test_one_white_pixel_is_enough_where_only_it_is_drawn() -> None:
@@ -190,7 +190,7 @@ def test_one_white_pixel_is_enough_where_only_it_is_drawn() -> None:
     prepared = prepare(picture, mask, asked(only_masked=True, padding=0), (64, 64))
     assert prepared.latent_mask is not None
     assert prepared.latent_mask.all()
-    changed = differs(prepared.finish(Image.new("RGB", (64, 64), DRAWN)), picture)
+    changed = differs(prepared.overlay_kept(Image.new("RGB", (64, 64), DRAWN)), picture)
     assert np.argwhere(changed).tolist() == [[32, 64]]
 
 
@@ -233,7 +233,7 @@ def test_the_mask_goes_with_the_picture(mode: ResizeMode) -> None:
     prepared = prepare(picture, block(200, 120, box), asked(), (128, 128), mode)
     target: ResizeMode = "just_resize" if mode == "latent" else mode
     painted = values(fit(picture, 128, 128, target))[..., 0]
-    result = values(prepared.finish(Image.new("RGB", (128, 128), DRAWN)))
+    result = values(prepared.overlay_kept(Image.new("RGB", (128, 128), DRAWN)))
     assert (result[painted == 255] == DRAWN).all()
     assert (result[painted == 0] == 0).all()
 
@@ -242,7 +242,7 @@ def test_a_mask_of_another_resolution_is_stretched_to_the_picture() -> None:
     picture = noise(128, 64)
     for only_masked in (False, True):
         prepared = prepare(picture, block(64, 32, (8, 8, 24, 16)), asked(only_masked=only_masked))
-        result = prepared.finish(Image.new("RGB", (128, 64), DRAWN))
+        result = prepared.overlay_kept(Image.new("RGB", (128, 64), DRAWN))
         # Lanczos rings a little inside of the edges.
         assert np.abs(values(result)[18:30, 18:46].astype(int) - DRAWN).max() < 16
         assert not differs(result, picture)[40:].any()
@@ -257,9 +257,9 @@ def test_other_fills_draw_the_surroundings_in_before_the_encoder(
     inpaint = asked(fill=fill, only_masked=only_masked, padding=16)
     prepared = prepare(picture, mask, inpaint)
     assert prepared.fill == fill
-    assert prepared.image.tobytes() == filled(picture, mask).tobytes()
+    assert prepared.image.tobytes() == fill_masked(picture, mask).tobytes()
     # What stays is still the picture, not what was filled in.
-    result = prepared.finish(noise(64, 64, 1))
+    result = prepared.overlay_kept(noise(64, 64, 1))
     assert not differs(result, picture)[values(mask) == 0].any()
 
 
@@ -267,7 +267,7 @@ def test_the_fill_is_cut_with_the_picture() -> None:
     picture, mask = noise(128, 64), block(128, 64, (40, 0, 80, 64))
     image = prepare(picture, mask, asked(fill="fill"), (64, 64), "crop_and_resize").image
     middle = (32, 0, 96, 64)
-    assert image.tobytes() == filled(picture.crop(middle), mask.crop(middle)).tobytes()
+    assert image.tobytes() == fill_masked(picture.crop(middle), mask.crop(middle)).tobytes()
 
 
 def test_a_region_without_room_for_the_proportions_comes_back_undistorted() -> None:
@@ -277,7 +277,7 @@ def test_a_region_without_room_for_the_proportions_comes_back_undistorted() -> N
     inpaint = asked(only_masked=True, padding=0)
     prepared = prepare(picture, block(40, 200, (0, 60, 40, 120)), inpaint, (256, 128))
     assert prepared.region == (0, 60, 40, 120)
-    as_encoded = values(prepared.finish(prepared.image)).astype(int)
+    as_encoded = values(prepared.overlay_kept(prepared.image)).astype(int)
     assert np.abs(as_encoded - values(picture)).max() < 8
 
 
@@ -291,7 +291,7 @@ def test_outpainting_is_a_larger_canvas_with_its_border_masked() -> None:
     expected[..., 4:12] = 0
     assert prepared.latent_mask is not None
     assert torch.equal(prepared.latent_mask, expected)
-    result = values(prepared.finish(Image.new("RGB", (128, 64), DRAWN)))
+    result = values(prepared.overlay_kept(Image.new("RGB", (128, 64), DRAWN)))
     np.testing.assert_array_equal(result[:, 32:96], values(picture))
     assert (result[:, :32] == DRAWN).all()
     assert (result[:, 96:] == DRAWN).all()
@@ -309,7 +309,7 @@ def test_the_mask_holds_in_the_hires_pass_and_its_picture() -> None:
     assert torch.equal(prepared.hires_mask, expected)
     # As large as the picture given: its own pixels, not those of the first pass, come back.
     drawn = noise(128, 128, 1)
-    changed = differs(prepared.finish(drawn), picture)
+    changed = differs(prepared.overlay_kept(drawn), picture)
     np.testing.assert_array_equal(changed, (values(mask) > 0) & differs(drawn, picture))
 
 
@@ -317,7 +317,7 @@ def test_hires_cuts_what_stays_as_it_cuts_what_is_drawn() -> None:
     picture, mask = noise(128, 128), block(128, 128, (32, 32, 64, 96))
     hires = hires_size(64, 64, HiresPass(width=128, height=64))
     prepared = prepare(picture, mask, asked(), (64, 64), hires=hires)
-    result = prepared.finish(Image.new("RGB", (128, 64), DRAWN))
+    result = prepared.overlay_kept(Image.new("RGB", (128, 64), DRAWN))
     expected = values(picture)[32:96].copy()
     expected[:, 32:64] = DRAWN
     np.testing.assert_array_equal(values(result), expected)
@@ -329,7 +329,7 @@ def test_only_masked_lays_a_hires_picture_into_its_region() -> None:
     prepared = prepare(picture, mask, asked(only_masked=True), (64, 64), hires=hires)
     assert prepared.hires_mask is not None
     assert prepared.hires_mask.shape == (1, 1, 12, 12)
-    result = prepared.finish(Image.new("RGB", (96, 96), DRAWN))
+    result = prepared.overlay_kept(Image.new("RGB", (96, 96), DRAWN))
     assert (values(result)[40:60, 90:110] == DRAWN).all()
     assert not differs(result, picture)[values(mask) == 0].any()
 

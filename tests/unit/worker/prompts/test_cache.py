@@ -17,7 +17,7 @@ from imagefleet_worker.prompts.cache import PromptEncoder
 from imagefleet_worker.prompts.encode import TextSettings
 from imagefleet_worker.prompts.encoded import EncodedText
 from tests.random_adapters import adapter_of
-from tests.unit.worker.prompts.test_inject import hooks, inversion
+from tests.unit.worker.prompts.test_inject_embeddings import hooks, inversion
 
 SETTINGS = TextSettings(clip_skip=None, max_tokens=1000)
 TEXTS = ["", "a cat", "a (dog:1.3) by the sea", "a cat BREAK " + "very " * 90 + "long"]

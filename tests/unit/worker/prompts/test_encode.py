@@ -10,7 +10,7 @@ from torch import Tensor
 from imagefleet_shared.errors import InvalidRequest, PromptTooLong
 from imagefleet_shared.field_types import Emphasis
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.prompts.apply_weights import emphasise
+from imagefleet_worker.prompts.apply_weights import apply_weights
 from tests.conditioning import Conditioning, encode
 from tests.unit.worker.prompts import reference
 
@@ -147,9 +147,9 @@ def test_emphasis_is_computed_in_float32_and_rounded_once(dtype: torch.dtype) ->
     factors = torch.ones(2, 77)
     factors[1, 3:6] = 1.3
 
-    emphasised = emphasise(hidden, factors, "original")
+    emphasised = apply_weights(hidden, factors, "original")
 
-    exact = emphasise(hidden.double().float(), factors, "original")
+    exact = apply_weights(hidden.double().float(), factors, "original")
     assert torch.equal(emphasised, exact.to(dtype))
     assert torch.equal(emphasised[0], hidden[0])
     torch.testing.assert_close(exact[1].mean(), hidden[1].float().mean())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
-from imagefleet_worker.sampling.pass_schedule import levels_for, make_course
+from imagefleet_worker.sampling.pass_schedule import levels_for, make_schedule
 from imagefleet_worker.sampling.registry import SOLVERS
 from imagefleet_worker.sampling.schedules import Spacing, karras, sigmas
 from tests.unit.worker.sampling.references import REFERENCES
@@ -82,12 +82,12 @@ def test_eta_is_how_much_noise_is_added(name: SchedulerName, eta: float) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_the_last_part_of_a_schedule_is_a_schedule(name: SchedulerName, executed: int) -> None:
     """Multistep solvers have no past there, and start as they do at the top."""
-    course = make_course(name, "automatic", LEVELS, 20, executed)
-    if len(course.sigmas) == 2 and SOLVERS[name].brownian:
+    schedule = make_schedule(name, "automatic", LEVELS, 20, executed)
+    if len(schedule.sigmas) == 2 and SOLVERS[name].brownian:
         pytest.skip("k-diffusion fails to make a single step")
-    start, eta = course.from_picture(torch.ones(2, 4, 6, 8), unit_noise()), SOLVERS[name].eta
-    ours = SOLVERS[name].solve(two_clusters, start, course.sigmas, counted_noise(), eta)
-    theirs = REFERENCES[name](two_clusters, start, course.sigmas, counted_noise(), eta)
+    start, eta = schedule.from_picture(torch.ones(2, 4, 6, 8), unit_noise()), SOLVERS[name].eta
+    ours = SOLVERS[name].solve(two_clusters, start, schedule.sigmas, counted_noise(), eta)
+    theirs = REFERENCES[name](two_clusters, start, schedule.sigmas, counted_noise(), eta)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -135,10 +135,10 @@ def test_evaluations_are_counted_exactly(
     entry = SOLVERS[name]
     schedules = ("automatic",) if entry.by_timesteps else get_args(SigmaSchedule)
     for schedule in schedules:
-        course = make_course(name, schedule, LEVELS, steps, executed)
+        schedule = make_schedule(name, schedule, LEVELS, steps, executed)
         denoise = Counted(two_clusters)
-        entry.solve(denoise, unit_noise(), course.sigmas, counted_noise(), entry.eta)
-        assert denoise.calls == entry.evaluations(course.sigmas) > 0, schedule
+        entry.solve(denoise, unit_noise(), schedule.sigmas, counted_noise(), entry.eta)
+        assert denoise.calls == entry.evaluations(schedule.sigmas) > 0, schedule
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -162,12 +162,12 @@ def test_solvers_draw_no_numbers_of_their_own(name: SchedulerName) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_latents_may_be_on_a_device_where_levels_and_noise_are_not(name: SchedulerName) -> None:
     """And no solver looks at a number of theirs: there is none to see on this one."""
-    course, levels = make_course(name, "automatic", LEVELS, 20), levels_for(name, LEVELS)
-    latents = course.from_noise(unit_noise().to("meta"))
+    schedule, levels = make_schedule(name, "automatic", LEVELS, 20), levels_for(name, LEVELS)
+    latents = schedule.from_noise(unit_noise().to("meta"))
 
     def denoise(latents: Tensor, sigma: Tensor) -> Tensor:
         return levels.clean(latents, levels.unet_input(latents, sigma).half(), sigma)
 
-    end = SOLVERS[name].solve(denoise, latents, course.sigmas, counted_noise(), 1.0)
+    end = SOLVERS[name].solve(denoise, latents, schedule.sigmas, counted_noise(), 1.0)
     assert end.device.type == "meta"
     assert end.dtype == torch.float32

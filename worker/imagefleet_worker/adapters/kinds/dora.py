@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imagefleet_worker.adapters.kinds.factors import Factors, Shape, float32
+from imagefleet_worker.adapters.kinds.factors import Factors, TensorShape, float32
 from imagefleet_worker.adapters.kinds.low_rank import LowRank
 
 # As in LyCORIS: a row of zeros stays one and does not become NaN.
@@ -27,7 +27,7 @@ class DoRA(Factors):
     kernel flattened into its inputs."""
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> TensorShape:
         return self.direction.shape
 
     def of(self, original: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imagefleet_worker.adapters.kinds.factors import Factors, Misfit, Shape, float32
+from imagefleet_worker.adapters.kinds.factors import Factors, ShapeMismatch, TensorShape, float32
 from imagefleet_worker.adapters.kinds.low_rank import LowRank
 
 
@@ -16,7 +16,7 @@ class Full(Factors):
     delta: Tensor
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> TensorShape:
         return tuple(self.delta.shape)
 
     def of(self, original: Tensor) -> Tensor:
@@ -61,13 +61,13 @@ class SparseRest(Factors):
         outputs, *rest = self.delta.shape
         inputs = torch.Size(rest).numel()
         if not len(self.rows) == len(self.columns) == len(self.values):
-            raise Misfit(f"{len(self.values)} values at {len(self.rows)} places")
+            raise ShapeMismatch(f"{len(self.values)} values at {len(self.rows)} places")
         for places, limit in ((self.rows, outputs), (self.columns, inputs)):
             if len(places) and not 0 <= int(places.min()) <= int(places.max()) < limit:
-                raise Misfit(f"sparse values outside of a weight of {outputs} by {inputs}")
+                raise ShapeMismatch(f"sparse values outside of a weight of {outputs} by {inputs}")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> TensorShape:
         return self.delta.shape
 
     def of(self, original: Tensor) -> Tensor:

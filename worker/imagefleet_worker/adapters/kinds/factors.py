@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 
-class Misfit(ValueError):
+class ShapeMismatch(ValueError):
     """Tensors whose shapes do not go together; the message has them, but not the layer's name."""
 
 
@@ -57,7 +57,7 @@ def float32(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True).to(torch.float32)
 
 
-def fits(delta: Shape, parameter: Shape) -> bool:
+def fits(delta: TensorShape, parameter: TensorShape) -> bool:
     """Whether a delta of the natural shape of its factors can be that parameter's.
 
     Files have a 1x1 convolution for a matrix and the reverse, and flatten a convolution's kernel
@@ -67,7 +67,7 @@ def fits(delta: Shape, parameter: Shape) -> bool:
     return _trimmed(delta) == _trimmed(parameter) or delta == flat
 
 
-def _trimmed(shape: Shape) -> Shape:
+def _trimmed(shape: TensorShape) -> TensorShape:
     while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]
     return shape

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from imagefleet_worker.adapters.kinds.factors import Factors, Misfit, Shape, float32
+from imagefleet_worker.adapters.kinds.factors import Factors, ShapeMismatch, TensorShape, float32
 from imagefleet_worker.adapters.kinds.product import Product
 
 
@@ -24,10 +24,10 @@ class GLoRA(Factors):
         super().__post_init__()
         inputs = self.added.shape[1]
         if self.on_weight.shape[:2] != (inputs, inputs):
-            raise Misfit(f"halves of shapes {self.on_weight.shape} and {self.added.shape}")
+            raise ShapeMismatch(f"halves of shapes {self.on_weight.shape} and {self.added.shape}")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> TensorShape:
         return self.added.shape
 
     def of(self, original: Tensor) -> Tensor:

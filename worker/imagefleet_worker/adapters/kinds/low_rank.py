@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imagefleet_worker.adapters.kinds.factors import Factors, Misfit, Shape
+from imagefleet_worker.adapters.kinds.factors import Factors, ShapeMismatch, TensorShape
 from imagefleet_worker.adapters.kinds.product import Product, Whole
 
 
 @dataclass(frozen=True, eq=False)
-class LoRA(Factors):
+class LoRADelta(Factors):
     """``scale * up @ down`` (arXiv:2106.09685); for convolutions LoCon (arXiv:2309.14859)."""
 
     product: Product
     scale: float
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> TensorShape:
         return self.product.shape
 
     def of(self, original: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class LoRA(Factors):
 
 
 @dataclass(frozen=True, eq=False)
-class RowwiseLoRA(LoRA):
+class RowwiseLoRADelta(LoRADelta):
     """A LoRA whose product has no core: some rows of it cost no more than their share.
 
     A CPU adds them while they are in its cache, for half of the time that whole matrices take.
@@ -50,10 +50,10 @@ class LoHa(Factors):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.first.shape != self.second.shape:
-            raise Misfit(f"halves of shapes {self.first.shape} and {self.second.shape}")
+            raise ShapeMismatch(f"halves of shapes {self.first.shape} and {self.second.shape}")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> TensorShape:
         return self.first.shape
 
     def of(self, original: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ class LoKr(Factors):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.first.shape) != 2 or len(self.second.shape) < 2:
-            raise Misfit(f"halves of shapes {self.first.shape} and {self.second.shape}")
+            raise ShapeMismatch(f"halves of shapes {self.first.shape} and {self.second.shape}")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> TensorShape:
         (a, c), (b, d, *kernel) = self.first.shape, self.second.shape
         return (a * b, c * d, *kernel)
 
@@ -89,4 +89,4 @@ class LoKr(Factors):
         return torch.kron(first.view(*first.shape, *kernel_ones), second).reshape(original.shape)
 
 
-LowRank = LoRA | LoHa | LoKr
+LowRank = LoRADelta | LoHa | LoKr

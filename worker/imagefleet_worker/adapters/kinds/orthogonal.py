@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imagefleet_worker.adapters.kinds.factors import Factors, Misfit, float32
+from imagefleet_worker.adapters.kinds.factors import Factors, ShapeMismatch, float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,9 @@ class BOFT(Factors):
         _check_blocks(self.blocks, 4, self.rescale)
         stages, _, size, _ = self.blocks.shape
         if size % 2 or self.outputs % (size << (stages - 1)):
-            raise Misfit(f"{stages} butterfly stages of size {size} for {self.outputs} outputs")
+            raise ShapeMismatch(
+                f"{stages} butterfly stages of size {size} for {self.outputs} outputs"
+            )
 
     @property
     def outputs(self) -> int:
@@ -82,10 +84,10 @@ class BOFT(Factors):
 
 def _check_blocks(blocks: Tensor, axes: int, rescale: Tensor | None) -> None:
     if blocks.ndim != axes or blocks.shape[-1] != blocks.shape[-2]:
-        raise Misfit(f"rotation blocks of shape {tuple(blocks.shape)}")
+        raise ShapeMismatch(f"rotation blocks of shape {tuple(blocks.shape)}")
     outputs = blocks.shape[-3] * blocks.shape[-2]
     if rescale is not None and rescale.numel() != outputs:
-        raise Misfit(f"rescale of shape {tuple(rescale.shape)} for {outputs} outputs")
+        raise ShapeMismatch(f"rescale of shape {tuple(rescale.shape)} for {outputs} outputs")
 
 
 def _rotation_less_identity(blocks: Tensor, constraint: float) -> Tensor:

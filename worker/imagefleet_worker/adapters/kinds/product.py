@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imagefleet_worker.adapters.kinds.factors import Factors, Misfit, Shape, float32
+from imagefleet_worker.adapters.kinds.factors import Factors, ShapeMismatch, TensorShape, float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,12 @@ class Product(Factors):
         )
         paired = len(inner) == (2 if self.core is None else 4) and inner[::2] == inner[1::2]
         if min(map(len, sizes)) < 2 or not paired or not _is_flat(self.left):
-            raise Misfit(f"factors of shapes {' and '.join(map(str, sizes))}")
+            raise ShapeMismatch(f"factors of shapes {' and '.join(map(str, sizes))}")
         if self.core is not None and not _is_flat(self.right):
-            raise Misfit(f"factors of shapes {' and '.join(map(str, sizes))}")
+            raise ShapeMismatch(f"factors of shapes {' and '.join(map(str, sizes))}")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> TensorShape:
         """``(out, in, *kernel)``."""
         kernel = self.right if self.core is None else self.core
         return (self.left.shape[0], self.right.shape[1], *kernel.shape[2:])
@@ -65,7 +65,7 @@ class Whole(Factors):
     tensor: Tensor
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> TensorShape:
         return tuple(self.tensor.shape)
 
     def value(self, device: torch.device, scale: float = 1.0) -> Tensor:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from imagefleet_worker.adapters.kinds.factors import Misfit
-from imagefleet_worker.adapters.tensor_roles import Part
+from imagefleet_worker.adapters.kinds.factors import ShapeMismatch
+from imagefleet_worker.adapters.tensor_roles import TensorRole
 
 
 class Incomplete(ValueError):
@@ -26,7 +26,7 @@ class StatedAlpha:
         return self.alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
-class Given:
+class TensorGroup:
     """The parts for one weight.
 
     Args:
@@ -34,33 +34,33 @@ class Given:
         stated: stands in for a missing alpha.
     """
 
-    def __init__(self, parts: Mapping[Part, Tensor], stated: StatedAlpha | None) -> None:
+    def __init__(self, parts: Mapping[TensorRole, Tensor], stated: StatedAlpha | None) -> None:
         self._unused = dict(parts)
         self._stated = stated
 
     @property
-    def unused(self) -> list[Part]:
+    def unused(self) -> list[TensorRole]:
         return sorted(self._unused)
 
-    def has(self, part: Part) -> bool:
+    def has(self, part: TensorRole) -> bool:
         return part in self._unused
 
-    def take(self, part: Part) -> Tensor:
+    def take(self, part: TensorRole) -> Tensor:
         """The part; raises `Incomplete` where there is none."""
         if part not in self._unused:
             raise Incomplete(f"no {part}, only {', '.join(self.unused) or 'its other half'}")
         return self._unused.pop(part)
 
-    def maybe(self, part: Part) -> Tensor | None:
+    def maybe(self, part: TensorRole) -> Tensor | None:
         return self._unused.pop(part, None)
 
-    def number(self, part: Part) -> float | None:
+    def number(self, part: TensorRole) -> float | None:
         """The part's only element; raises `Misfit` where it has several."""
         tensor = self.maybe(part)
         if tensor is None:
             return None
         if tensor.numel() != 1:
-            raise Misfit(f"{part} of shape {list(tensor.shape)}")
+            raise ShapeMismatch(f"{part} of shape {list(tensor.shape)}")
         return float(tensor)
 
     def scale(self, rank: int) -> float:
