@@ -16,7 +16,7 @@ from imagefleet_worker.build import build_renderer
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.diffusion import renderer as generate
+from imagefleet_worker.diffusion import renderer as renderer_module
 from imagefleet_worker.diffusion.renderer import DiffusionRenderer
 from imagefleet_worker.diffusion.vae import decode_latents
 from imagefleet_worker.progress import BatchProgress
@@ -108,7 +108,7 @@ def test_a_job_that_runs_out_of_memory_is_begun_again_without_idle_checkpoints(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode_latents(warm, latents, progress)
 
-    monkeypatch.setattr(generate, "decode", crowded)
+    monkeypatch.setattr(renderer_module, "decode_latents", crowded)
     assert draw(renderer, models).tobytes() == expected.tobytes()
 
 
@@ -121,7 +121,7 @@ def test_a_job_that_is_too_large_for_the_device_alone_is_not_begun_again(
         tried.append(len(latents))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(generate, "decode", full)
+    monkeypatch.setattr(renderer_module, "decode_latents", full)
     with pytest.raises(torch.OutOfMemoryError):
         draw(renderer, models)
     assert tried == [1]
