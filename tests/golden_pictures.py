@@ -28,7 +28,13 @@ REQUESTS: Mapping[str, Mapping[str, Any]] = {
     "txt2img-karras": {"scheduler": "DPM++ 2M Karras"},
     "txt2img-ancestral-gpu": {"scheduler": "Euler a", "rng": "gpu"},
     "txt2img-sde": {"scheduler": "DPM++ 2M SDE"},
-    "schedule-and": {"prompt": "a [fox:house:0.5] AND (snow:1.3) :0.6", "clip_skip": 1},
+    # Not with "original": the mean of what a demo text encoder gives is 0 but for rounding, and no
+    # two processors agree on the factor that would restore it.
+    "schedule-and": {
+        "prompt": "a [fox:house:0.5] AND (snow:1.3) :0.6",
+        "clip_skip": 1,
+        "emphasis": "no_norm",
+    },
     "lora-embedding": {"prompt": "a fox, demo-token <lora:demo-one:0.8>"},
     "variation": {"variation_seed": 5, "variation_strength": 0.3},
     "hires-latent": {"hires": {**_HIRES, "upscaler": "latent"}},
