@@ -30,10 +30,11 @@ test: export OMP_WAIT_POLICY := passive
 test: $(stamp) ## run the tests
 	$(python) -m pytest
 
-check: $(stamp) ## check format, lint and types
+check: $(stamp) ## check format, lint, types and who imports whom
 	$(venv)/bin/ruff format --check
 	$(venv)/bin/ruff check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(venv)/bin/pyright
+	$(venv)/bin/lint-imports --no-cache --no-logo
 
 bench: $(stamp) ## run every benchmark
 	@set -e; for each in tests/benchmarks/bench_*.py; do \
