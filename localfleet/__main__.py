@@ -14,7 +14,7 @@ from localfleet.fleet import REPOSITORY, Fleet, Home, read_environment, start, s
 from localfleet.process import StartFailed
 from localfleet.servers import ServerMissing
 
-_DEMO_PATIENCE_S = 10
+_DEMO_STOP_TIMEOUT_S = 10
 
 
 def up(home: Home) -> int:
@@ -86,7 +86,7 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
             if isinstance(exc, SystemExit):
                 child.terminate()
             with suppress(subprocess.TimeoutExpired):
-                child.wait(_DEMO_PATIENCE_S)
+                child.wait(_DEMO_STOP_TIMEOUT_S)
             child.kill()
             raise
 

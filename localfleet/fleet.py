@@ -70,7 +70,7 @@ class Home:
         except FileNotFoundError:
             return None
 
-    def keep(self, fleet: Fleet) -> None:
+    def save(self, fleet: Fleet) -> None:
         """Record the fleet."""
         _write_private(self.record, fleet.model_dump_json(indent=2) + "\n")
 
@@ -128,7 +128,7 @@ def _start(home: Home) -> Fleet:
             logger.info("starting %s, log in %s", process.name, process.log)
             process.launch()
             fleet = fleet.with_process(process)
-            home.keep(fleet)
+            home.save(fleet)
         for process in stage:
             process.wait_ready()
     _write_private(home.environment, _exports(environment))

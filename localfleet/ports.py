@@ -20,16 +20,16 @@ def free_port() -> int:
 def free_ports(count: int) -> list[int]:
     """Different ports that nobody listens on right now."""
     with ExitStack() as held:
-        return [_hold(held, (0,)) for _ in range(count)]
+        return [_reserve(held, (0,)) for _ in range(count)]
 
 
 def free_port_pair(distance: int) -> int:
     """A free port whose neighbour `distance` above it is free too."""
     with ExitStack() as held:
-        return _hold(held, (0, distance))
+        return _reserve(held, (0, distance))
 
 
-def _hold(held: ExitStack, offsets: tuple[int, ...]) -> int:
+def _reserve(held: ExitStack, offsets: tuple[int, ...]) -> int:
     while True:
         port = random.randrange(_LOWEST, _HIGHEST - max(offsets))
         sockets = [held.enter_context(socket.socket()) for _ in offsets]

@@ -24,7 +24,7 @@ class ProcessRecord(BaseModel, frozen=True):
         """Whether that very process still runs."""
         return start_time(self.pid) == self.started
 
-    def stop(self, patience_s: float) -> None:
+    def stop(self, timeout_s: float) -> None:
         """End the process: SIGTERM, and after `patience_s` seconds SIGKILL to its whole group.
 
         Does nothing if it has ended. Afterwards it no longer runs.
@@ -38,7 +38,7 @@ class ProcessRecord(BaseModel, frozen=True):
             if not self.alive:
                 return
             signal.pidfd_send_signal(fd, signal.SIGTERM)
-            if not select.select([fd], [], [], patience_s)[0]:
+            if not select.select([fd], [], [], timeout_s)[0]:
                 os.killpg(self.pid, signal.SIGKILL)
                 select.select([fd], [], [], _KILL_TIMEOUT_S)
         finally:

@@ -1,4 +1,4 @@
-"""Small networks of every architecture that an upscaler may have, with random weights."""
+"""Small networks with random weights, one for every supported upscaler architecture."""
 
 import warnings
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _SWIN: dict[str, object] = {
     "window_size": 8,
 }
 
-# name: (where the class is, its name, its arguments, the scale that it gives)
+# name: (module, class name, constructor arguments, scale)
 Row = tuple[str, str, dict[str, object], int]
 ARCHITECTURES: dict[str, Row] = {
     "swinir-classical": (
@@ -30,7 +30,7 @@ ARCHITECTURES: dict[str, Row] = {
         {**_SWIN, "mlp_ratio": 2, "upscale": 2, "upsampler": "pixelshuffledirect"},
         2,
     ),
-    # Under the name by which people know the file.
+    # By the file name under which it is known.
     "003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_GAN": (
         "spandrel.architectures.SwinIR",
         "SwinIR",
@@ -236,10 +236,11 @@ ARCHITECTURES: dict[str, Row] = {
 
 
 def random_weights(name: str, seed: int = 0) -> dict[str, Tensor]:
-    """The weights of a small network of that row, the same for the same seed."""
+    """The weights of a small network of that row, deterministic by the seed."""
     module, kind, arguments, _ = ARCHITECTURES[name]
-    # Of deprecated functions and of layers without elements, which are spandrel's concern.
+    # Warnings about deprecated functions and empty layers are spandrel's concern.
     with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
-        make: Callable[..., nn.Module] = getattr(import_module(module), kind)
+        network_class: Callable[..., nn.Module] = getattr(import_module(module), kind)
         torch.manual_seed(seed)
-        return {key: value.clone() for key, value in make(**arguments).state_dict().items()}
+        network = network_class(**arguments)
+        return {key: value.clone() for key, value in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Several texts encoded at once, as tests compare them with other implementations."""
+"""Encoding a batch of texts, for comparisons with other implementations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from torch import Tensor
 from imagefleet_shared.field_types import Emphasis
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.prompts.encode import TextSettings, encode_windows, windows_of
-from imagefleet_worker.prompts.encoded import pad_windows, stacked
+from imagefleet_worker.prompts.encoded import pad_windows, stack_rows
 from imagefleet_worker.prompts.triggers import PromptEmbedding
 from imagefleet_worker.prompts.windows import inversions_in
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told to draw, for a batch in which the negatives come first."""
+    """The UNet's text conditioning for a batch of texts."""
 
     hidden: Tensor
     """`(B, windows x 77, width)`; the text encoders' widths side by side."""
     pooled: Tensor | None
-    """`(B, width)`, SDXL and its refiner: OpenCLIP's summary of the first window."""
+    """`(B, width)`, SDXL and its refiner only: OpenCLIP's pooled output of the first window."""
     inversions: tuple[PromptEmbedding, ...] = ()
-    """Textual inversions that the texts triggered, in order of first appearance."""
+    """Textual inversions that the texts trigger, in order of first appearance."""
 
 
 def encode(
@@ -33,14 +33,14 @@ def encode(
     inversions: Sequence[Sequence[PromptEmbedding]] = (),
     emphasis: Emphasis = "original",
 ) -> Conditioning:
-    """Encode texts; the shorter ones are filled up with empty windows.
+    """Encode texts; the shorter ones are padded with empty windows.
 
     Args:
-        warm: the pipeline whose text encoders to use; they are left as they were.
-        texts: B prompts, with brackets for emphasis and without tags for LoRAs.
+        warm: the pipeline whose text encoders to use; they are not changed.
+        texts: B prompts, which may have brackets for emphasis but no LoRA tags.
         clip_skip: see `TextSettings`.
         max_tokens: see `TextSettings`.
-        inversions: for each text those that it may trigger; empty: none for any.
+        inversions: for each text, those that it may trigger; empty: none for any.
         emphasis: see `TextSettings`.
 
     Raises:
@@ -49,11 +49,13 @@ def encode(
     """
     settings = TextSettings(clip_skip, max_tokens, emphasis)
     layouts = [
-        windows_of(warm, text, own, settings)
-        for text, own in zip(texts, inversions or [()] * len(texts), strict=True)
+        windows_of(warm, text, of_text, settings)
+        for text, of_text in zip(texts, inversions or [()] * len(texts), strict=True)
     ]
-    triggered = dict.fromkeys(found for windows in layouts for found in inversions_in(windows))
+    triggered = dict.fromkeys(
+        inversion for windows in layouts for inversion in inversions_in(windows)
+    )
     encoded = [encode_windows(warm, windows, settings) for windows in layouts]
     empty = encode_windows(warm, [[]], settings)
-    filled = pad_windows(encoded, empty, max(len(windows) for windows in layouts))
-    return Conditioning(*stacked(filled), tuple(triggered))
+    padded = pad_windows(encoded, empty, max(len(windows) for windows in layouts))
+    return Conditioning(*stack_rows(padded), tuple(triggered))

@@ -1,4 +1,4 @@
-"""Real servers for the tests, on loopback and free ports, gone when the test process is gone."""
+"""Shared fixtures, with real servers on loopback that stop with the test process."""
 
 import os
 import uuid
@@ -14,13 +14,13 @@ from localfleet.servers import BUCKET, S3Keys, ServerMissing, redis_server, s3_s
 
 _SETTINGS = ("IMAGEFLEET_", "AWS_")
 
-# No test is timed: on a busy machine hypothesis would take slowness for a fault.
+# No deadlines: on a busy machine hypothesis would report slowness as a failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the settings or credentials of whoever runs it."""
     for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
         monkeypatch.delenv(name)
@@ -29,10 +29,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
-def _present(make: Callable[[], Process]) -> Process:
-    """The server, or else a skip on a developer's machine and a failure in CI."""
+def _server_or_skip(create: Callable[[], Process]) -> Process:
+    """Create a server; if it is not installed, skip the test, or fail it in CI."""
     try:
-        return make()
+        return create()
     except ServerMissing as exc:
         if os.environ.get("CI"):
             pytest.fail(str(exc))
@@ -41,15 +41,15 @@ def _present(make: Callable[[], Process]) -> Process:
 
 @pytest.fixture(scope="session", name="redis_server")
 def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """A Redis of the whole session; a test may stop, kill and restart it."""
+    """A Redis server for the whole session; tests may stop, kill and restart it."""
     data = tmp_path_factory.mktemp("redis")
-    with _present(lambda: redis_server(data)) as server:
+    with _server_or_skip(lambda: redis_server(data)) as server:
         yield server
 
 
 @pytest.fixture
 def redis_url(redis_server: Process) -> str:
-    """URL of a Redis that runs and is empty."""
+    """URL of a running, empty Redis."""
     if not redis_server.alive:
         redis_server.start()
     with Redis.from_url(redis_server.url) as client:
@@ -65,15 +65,15 @@ def s3_keys() -> S3Keys:
 
 @pytest.fixture(scope="session", name="s3_server")
 def _s3_server(tmp_path_factory: pytest.TempPathFactory, s3_keys: S3Keys) -> Iterator[Process]:
-    """An S3 server of the whole session; a test may stop, kill and restart it."""
+    """An S3 server for the whole session; tests may stop, kill and restart it."""
     data = tmp_path_factory.mktemp("s3")
-    with _present(lambda: s3_server(data, s3_keys)) as server:
+    with _server_or_skip(lambda: s3_server(data, s3_keys)) as server:
         yield server
 
 
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints a line that is seen though the test passes: seeds, measured figures."""
+    """Prints a line even if the test passes, such as a seed or a measurement."""
 
     def print_uncaptured(line: str) -> None:
         with capsys.disabled():
@@ -90,7 +90,7 @@ def unique_prefix() -> str:
 
 @pytest.fixture
 def s3_settings_env(s3_server: Process, s3_keys: S3Keys, unique_prefix: str) -> dict[str, str]:
-    """Environment variables of a store of this test's own; not set in this process."""
+    """Environment variables for an S3 store used by this test only; not set in this process."""
     if not s3_server.alive:
         s3_server.start()
     return {
@@ -103,7 +103,7 @@ def s3_settings_env(s3_server: Process, s3_keys: S3Keys, unique_prefix: str) -> 
 @pytest.fixture(scope="session")
 def demo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with the demo's checkpoints (`demo`, `demo-xl`), adapters and upscalers."""
-    # Here, because they import torch, which most tests do without.
+    # Imported here because they import torch, which most tests do without.
     from tools.make_demo_adapters import write_demo_adapters
     from tools.make_demo_checkpoint import write_demo_checkpoint
     from tools.make_demo_upscaler import write_demo_upscalers

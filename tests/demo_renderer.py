@@ -1,4 +1,4 @@
-"""The demo's trained models, drawing in this process by the worker's own path."""
+"""Render with the demo's trained models in this process, using the worker's own code."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,47 +21,47 @@ from tests.jobs import record
 
 TRAINED = REPOSITORY / "worker/models"
 STEPS = 20
-GUIDANCE = 4.0
-_BATCH = 12
+GUIDANCE_SCALE = 4.0
+_BATCH_SIZE = 12
 
 
 def _ignore_progress(stage: Stage, step: int, steps: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 class DemoRenderer:
-    """Draws requests; those of equal settings in batches, as the engine does."""
+    """Renders requests of equal settings in batches, as the engine does."""
 
     def __init__(self, folder: Path, models: Path = TRAINED) -> None:
-        """`folder` is for the store of input pictures, of which there are none."""
+        """`folder` is for the store of input images, of which there are none."""
         settings = WorkerSettings(models_dir=models, default_checkpoint="demo")
         store = ModelStore(models)
         self._resolver = Resolver(settings, store, FileStore(folder))
-        self._studio = build_renderer(settings, store, torch.device("cpu"))
+        self._renderer = build_renderer(settings, store, torch.device("cpu"))
 
-    def draw(
+    def render(
         self, prompts: Sequence[str], seeds: Sequence[int], **fields: object
     ) -> list[Image.Image]:
-        """A picture for each prompt and seed; the other fields of the request are the same."""
+        """Render a picture for each prompt and seed; other request fields are shared by all."""
         settings: dict[str, Any] = {
             "num_inference_steps": STEPS,
-            "guidance_scale": GUIDANCE,
+            "guidance_scale": GUIDANCE_SCALE,
             **fields,
         }
         jobs = [
-            self._resolved(GenerateRequest(prompt=prompt, seed=seed, **settings))
+            self._resolve(GenerateRequest(prompt=prompt, seed=seed, **settings))
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         pictures: list[Image.Image] = []
-        for start in range(0, len(jobs), _BATCH):
-            part = jobs[start : start + _BATCH]
-            for [picture] in self._studio.render(
-                part, BatchProgress([_ignore_progress] * len(part))
+        for start in range(0, len(jobs), _BATCH_SIZE):
+            batch = jobs[start : start + _BATCH_SIZE]
+            for [picture] in self._renderer.render(
+                batch, BatchProgress([_ignore_progress] * len(batch))
             ):
                 pictures.append(picture)
         return pictures
 
-    def _resolved(self, request: GenerateRequest) -> ResolvedGenerate:
+    def _resolve(self, request: GenerateRequest) -> ResolvedGenerate:
         resolved = self._resolver.resolve(record(request))
         assert isinstance(resolved, ResolvedGenerate)
         return resolved

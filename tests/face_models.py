@@ -1,4 +1,4 @@
-"""Small networks for faces, and pictures of drawn ones, for tests."""
+"""Small face networks, and pictures of drawn faces, for tests."""
 
 from itertools import count
 from pathlib import Path
@@ -21,11 +21,12 @@ DEMO_DETECTOR = (
     Path(__file__).parents[1] / "worker/models/faces/detection_mobilenet0.25_demo.safetensors"
 )
 SKIN = 1
-"""ParseNet's label."""
+"""ParseNet's label for skin."""
 
 
 def write_face_models(models: Path) -> None:
-    """A restorer `tiny` with random weights, a parser that sees skin, the demo's detector."""
+    """Write a restorer `tiny` with random weights, a parser that labels everything as skin, and
+    the demo's detector."""
     faces = models / "faces"
     faces.mkdir(parents=True)
     torch.manual_seed(0)
@@ -38,7 +39,7 @@ def write_face_models(models: Path) -> None:
 
 
 def one_label(label: int) -> dict[str, Tensor]:
-    """Weights of a parser that sees the same everywhere."""
+    """Weights of a parser that gives every pixel the same label."""
     weights = {name: torch.zeros_like(each) for name, each in ParseNet().state_dict().items()}
     for name, each in weights.items():
         if name.endswith("running_var"):
@@ -48,9 +49,9 @@ def one_label(label: int) -> dict[str, Tensor]:
 
 
 def one_face() -> dict[str, Tensor]:
-    """Weights of a detector that sees a face which fills the picture, whatever a square one shows.
+    """Weights of a detector that finds one face which fills the picture, in any square picture.
 
-    All anchors of the coarsest 512 pixels are faces, so large that the first one stands for all.
+    All anchors of 512 pixels are faces, so large that non-maximum suppression keeps only the first.
     """
     weights = {
         name: torch.zeros_like(each)
@@ -63,25 +64,25 @@ def one_face() -> dict[str, Tensor]:
     for level, scores in enumerate((no, no, yes)):
         weights[f"ClassHead.{level}.conv1x1.bias"] = torch.tensor(scores)
     weights["BboxHead.2.conv1x1.bias"] = torch.tensor([0.0, 0, 15, 15]).repeat(2)
-    # The first one's middle is at (16, 16) of the 640 x 640 pixels that the network sees.
-    marks = [(mark * 640 / FACE_PX - (16 + 16j)) / (0.1 * 512) for mark in TEMPLATE]
-    places = torch.tensor([part for mark in marks for part in (mark.real, mark.imag)])
-    weights["LandmarkHead.2.conv1x1.bias"] = places.repeat(2)
+    # The first anchor's centre is at (16, 16) in the network's input of 640 x 640 pixels.
+    landmarks = [(mark * 640 / FACE_PX - (16 + 16j)) / (0.1 * 512) for mark in TEMPLATE]
+    offsets = torch.tensor([part for mark in landmarks for part in (mark.real, mark.imag)])
+    weights["LandmarkHead.2.conv1x1.bias"] = offsets.repeat(2)
     return weights
 
 
 def portrait(side_px: int = 256, seed: int = 1) -> tuple[Image.Image, DrawnFace]:
-    """A picture of one drawn face of half its height, with room on all sides."""
-    room = side_px / 8
+    """A picture of one drawn face of half its height, with a margin on all sides."""
+    margin = side_px / 8
     for attempt in count():
         random = Random(f"portrait {seed} {attempt}")
         picture, [face] = draw_faces(random, side_px, side_px, (side_px / 2,))
-        if min(face.box) > room and max(face.box) < side_px - room:
+        if min(face.box) > margin and max(face.box) < side_px - margin:
             return picture, face
     raise AssertionError
 
 
 def model_store(folder: Path) -> ModelStore:
-    """A store with `write_face_models`."""
+    """A store with the models of `write_face_models`."""
     write_face_models(folder)
     return ModelStore(folder)

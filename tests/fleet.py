@@ -1,4 +1,4 @@
-"""A fleet of real worker processes for a test."""
+"""A fleet of real worker processes for tests."""
 
 import sys
 import time
@@ -17,12 +17,12 @@ REPOSITORY = Path(__file__).parents[1]
 
 @dataclass
 class TestFleet:
-    """Worker processes on one Redis and one store, and the client that uses them."""
+    """Worker processes that share a Redis and a store, with a client."""
 
     __test__ = False
 
     environment: Mapping[str, str]
-    """Of every process: Redis, store, models."""
+    """Environment variables of every process: Redis, store, models."""
     folder: Path
     """For logs and the spool."""
     client: Client = field(init=False)
@@ -35,7 +35,7 @@ class TestFleet:
     def start_worker(
         self, arguments: Sequence[str] = ("-m", "imagefleet_worker"), **settings: str
     ) -> Process:
-        """Start a worker process and wait until it serves; settings without their prefix."""
+        """Start a worker process and wait until it is ready; settings are given without prefix."""
         number = len(self.workers)
         named = {f"IMAGEFLEET_{name.upper()}": value for name, value in settings.items()}
         before = self._live()
@@ -54,10 +54,10 @@ class TestFleet:
     def start_sleeper(
         self, supervised: bool = False, models: bool = False, **settings: str
     ) -> Process:
-        """Start a worker whose engine sleeps; its renderings are in `runs`.
+        """Start a worker whose renderer only sleeps; `runs` returns what it rendered.
 
-        It takes one job at a time, unless `max_batch_pixels` says otherwise, and looks for no
-        models, unless `models` says so.
+        It renders one job at a time, unless `max_batch_pixels` is set, and has no models, unless
+        `models` is set.
         """
         options = [*(["--supervised"] if supervised else []), *(["--models"] if models else [])]
         arguments = ["-m", "tests.chaos.sleeping_worker", str(self.runs_file), *options]
@@ -65,15 +65,15 @@ class TestFleet:
 
     @property
     def runs_file(self) -> Path:
-        """Where sleepers write down what they render."""
+        """The file to which sleeping workers append the jobs that they render."""
         return self.folder / "runs"
 
     def runs(self) -> list[str]:
-        """Names of the jobs that sleepers began to render, in order."""
+        """Names of the jobs that sleeping workers began to render, in order."""
         return self.runs_file.read_text().splitlines() if self.runs_file.exists() else []
 
     def close(self) -> None:
-        """Kill what still runs."""
+        """Kill all workers and close the client."""
         for worker in self.workers:
             worker.kill()
         self.client.close()
@@ -84,7 +84,7 @@ class TestFleet:
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> float:
-    """Wait until it holds; gives the seconds it took, fails with `what` after `timeout_s`."""
+    """Wait until a condition is true; returns the seconds it took, fails after `timeout_s`."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() < started + timeout_s, f"not within {timeout_s} s: {what}"

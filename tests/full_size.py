@@ -1,9 +1,9 @@
-"""Checkpoints of full size with random weights: SD 1.5 (2.1 GB), SDXL base (6.9 GB), its refiner.
+"""Full-size checkpoints with random weights: SD 1.5 (2.1 GB), SDXL base (6.9 GB), its refiner.
 
     python -m tests.full_size FOLDER
 
-Names and shapes come from the real modules, built without memory. The weights are float16 with the
-spread of a fresh initialisation, so that activations stay finite; pictures are noise.
+Names and shapes come from the real modules, built on the meta device. Weights are float16 with the
+variance of a fresh initialisation, so that activations stay finite; rendered pictures are noise.
 """
 
 import argparse
@@ -78,7 +78,7 @@ _OPEN_CLIP_BIGG: Config = {
 
 
 def full_size_modules(family: Family) -> dict[LdmComponent, torch.nn.Module]:
-    """The family's components as they were released, parameters on the meta device."""
+    """The family's components at their released sizes, with parameters on the meta device."""
     sample = NATIVE_SIZE_PX[family] // 8
     with init_empty_weights():
         modules: dict[LdmComponent, torch.nn.Module] = {
@@ -97,7 +97,7 @@ def full_size_modules(family: Family) -> dict[LdmComponent, torch.nn.Module]:
 
 
 def write_full_size(out: Path, family: Family, seed: int = 0) -> None:
-    """Write the checkpoint tensor by tensor, so that it needs the memory of one tensor only."""
+    """Write the checkpoint tensor by tensor, which needs the memory of one tensor only."""
     shapes = ldm_state_dict(family, full_size_modules(family), torch.float16)
     entries: dict[str, object] = {"__metadata__": {"modelspec.title": f"random {family}"}}
     end = 0
@@ -115,7 +115,7 @@ def write_full_size(out: Path, family: Family, seed: int = 0) -> None:
 
 
 def _random_weight(key: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """float16: scales of norms are one, biases zero, and the rest keeps its input's spread."""
+    """float16: norm scales are 1, biases 0; other weights preserve their input's variance."""
     if len(shape) == 1:
         return torch.full(shape, float(key.endswith(".weight")), dtype=torch.float16)
     fan_in = shape[1:].numel()

@@ -1,9 +1,9 @@
-"""Pictures kept in the repository, with the requests that drew them.
+"""Golden pictures in the repository, and the requests that they are rendered from.
 
     python -m tests.golden_pictures
 
-draws them anew, for a change that is meant to change pictures. Look at them before they are
-committed.
+renders them again, for a change that is meant to change pictures. Look at them before you commit
+them.
 """
 
 from collections.abc import Mapping
@@ -54,18 +54,18 @@ REQUESTS: Mapping[str, Mapping[str, Any]] = {
         "refiner_switch_at": 0.5,
     },
 }
-"""Beside the fields of requests: `image` and `mask` are pictures, `fill` is the mask's."""
+"""Request fields, except that `image` and `mask` are PIL images, and `fill` is `inpaint.fill`."""
 
 
-def draw(renderer: LocalRenderer, name: str) -> Image.Image:
-    """The picture of that name, as the code draws it now."""
+def render(renderer: LocalRenderer, name: str) -> Image.Image:
+    """Render the picture of that name with the current code."""
     fields: dict[str, Any] = {"prompt": "a red fox in the snow", **REQUESTS[name]}
     if "mask" in fields:
-        inpaint = {"mask_image": renderer.put(fields.pop("mask")), "fill": fields.pop("fill")}
+        inpaint = {"mask_image": renderer.upload(fields.pop("mask")), "fill": fields.pop("fill")}
         fields["inpaint"] = inpaint
     if "image" in fields:
-        fields["image"] = renderer.put(fields["image"])
-    return renderer.draw(**fields)
+        fields["image"] = renderer.upload(fields["image"])
+    return renderer.render(**fields)
 
 
 def main() -> None:
@@ -77,10 +77,10 @@ def main() -> None:
         write_demo_checkpoint(models / "checkpoints/demo-xl.safetensors", "sdxl", seed=0)
         write_demo_adapters(models)
         write_demo_upscalers(models / "upscalers")
-        (Path(folder) / "atelier").mkdir()
-        renderer = open_local_renderer(models, Path(folder) / "atelier")
+        (Path(folder) / "renderer").mkdir()
+        renderer = open_local_renderer(models, Path(folder) / "renderer")
         for name in REQUESTS:
-            draw(renderer, name).save(FOLDER / f"{name}.png", optimize=True)
+            render(renderer, name).save(FOLDER / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Jobs made ready as a worker does it, without a queue."""
+"""Jobs resolved as in a worker, without a queue."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from imagefleet_worker.settings import WorkerSettings
 
 
 def record(request: GenerateRequest | UpscaleRequest, job_id: str = "job") -> JobRecord:
-    """A job's record, as a worker gets it from the ledger."""
+    """A job's record, as a worker reads it from the ledger."""
     return JobRecord(
         id=job_id,
         kind="generate" if isinstance(request, GenerateRequest) else "upscale",
@@ -26,7 +26,7 @@ def record(request: GenerateRequest | UpscaleRequest, job_id: str = "job") -> Jo
         submitted_s=0,
         leased_s=0,
         allowed_s=None,
-        cancel_asked=False,
+        cancel_requested=False,
         result_json=None,
         error_json=None,
     )
@@ -35,9 +35,9 @@ def record(request: GenerateRequest | UpscaleRequest, job_id: str = "job") -> Jo
 def resolved(
     models: ModelStore, store: ObjectStore | None = None, /, **fields: object
 ) -> ResolvedGenerate:
-    """A request's job; pictures that it starts from lie in the store."""
-    wanted: dict[str, Any] = {"prompt": "a fox", "checkpoint": "demo", **fields}
+    """A resolved generate job; its input images must be in the store."""
+    request_fields: dict[str, Any] = {"prompt": "a fox", "checkpoint": "demo", **fields}
     resolver = Resolver(WorkerSettings(), models, store or FileStore(Path("nothing")))
-    job = resolver.resolve(record(GenerateRequest(**wanted)))
+    job = resolver.resolve(record(GenerateRequest(**request_fields)))
     assert isinstance(job, ResolvedGenerate)
     return job

@@ -10,18 +10,18 @@ from imagefleet_shared.status import Stage
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.engine.engine import Renderer
-from imagefleet_worker.prompts.plan import Part
+from imagefleet_worker.prompts.plan import PromptPart
 from imagefleet_worker.requests.resolved import PassInputs, ResolvedGenerate
-from imagefleet_worker.sampling.seeds import seeds_of
+from imagefleet_worker.sampling.seeds import image_seeds
 from imagefleet_worker.sampling.step_plan import StepPlan
 from imagefleet_worker.worker import WorkerParts
 
 
 def light_parts(renderer: Renderer, folder: Path) -> WorkerParts:
-    """Parts of a worker that has no models and looks for none.
+    """Parts of a worker that has no models.
 
     Args:
-        renderer: what stands in for the device.
+        renderer: replaces the diffusion renderer.
         folder: for an empty model folder.
     """
     models_dir = folder / "no-models"
@@ -36,10 +36,10 @@ def light_parts(renderer: Renderer, folder: Path) -> WorkerParts:
 
 
 class LightResolver:
-    """Takes every text for its prompt's only part and every checkpoint for one that is there."""
+    """Resolves requests without parsing prompts, and treats every checkpoint as available."""
 
     def __init__(self, checkpoint: Path) -> None:
-        """`checkpoint` is a folder without files, of which there is no hash."""
+        """`checkpoint` is an empty folder, which has no hash."""
         self._checkpoint = checkpoint
 
     @contextmanager
@@ -63,14 +63,14 @@ class LightResolver:
             pass_inputs=PassInputs(
                 checkpoint=checkpoint,
                 loras=(),
-                prompt=(Part(1.0, ((steps, request.prompt),)),),
-                negative=Part(1.0, ((steps, request.negative_prompt),)),
+                prompt=(PromptPart(1.0, ((steps, request.prompt),)),),
+                negative=PromptPart(1.0, ((steps, request.negative_prompt),)),
                 inversions=(),
                 windows=1,
             ),
             width=request.width or 64,
             height=request.height or 64,
-            seeds=seeds_of(request),
+            seeds=image_seeds(request),
             step_plan=StepPlan(
                 scheduler=request.scheduler,
                 sigma_schedule=request.sigma_schedule,

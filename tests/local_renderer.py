@@ -1,4 +1,4 @@
-"""Pictures drawn in this process by a real studio, and what they start from."""
+"""Render requests in this process with the real renderer; also images and masks for them."""
 
 from io import BytesIO
 from pathlib import Path
@@ -25,21 +25,21 @@ from tools.make_demo_checkpoint import write_demo_checkpoint
 
 _CPU = torch.device("cpu")
 SIDE = 64
-"""Of a picture, in pixels, unless it is told."""
+"""Default width and height of a picture, in pixels."""
 
 
 class LocalRenderer:
-    """Draws requests in this process."""
+    """Renders requests in this process."""
 
     def __init__(self, models: ModelStore, renderer: DiffusionRenderer, store: FileStore) -> None:
         self._models, self._renderer, self._store = models, renderer, store
         self.reports: list[tuple[Stage, int, int]] = []
 
-    def draw(self, prompt: str = "a red fox", **fields: object) -> Image.Image:
-        [picture] = self.draw_all(prompt, **fields)
+    def render(self, prompt: str = "a red fox", **fields: object) -> Image.Image:
+        [picture] = self.render_all(prompt, **fields)
         return picture
 
-    def draw_all(self, prompt: str = "a red fox", **fields: object) -> list[Image.Image]:
+    def render_all(self, prompt: str = "a red fox", **fields: object) -> list[Image.Image]:
         settings: dict[str, Any] = {
             **{"num_inference_steps": 4, "width": SIDE, "height": SIDE, "seed": 1},
             **fields,
@@ -53,20 +53,20 @@ class LocalRenderer:
         return pictures
 
     def steps(self, stage: Stage) -> tuple[int, int]:
-        """Of a stage of the last job: the steps it had, and those that it took."""
-        told = [(step, steps) for at, step, steps in self.reports if at == stage]
-        return told[-1][1], max(step for step, _ in told)
+        """The steps that a stage of the last job announced, and those that it ran."""
+        reports = [(step, steps) for reported, step, steps in self.reports if reported == stage]
+        return reports[-1][1], max(step for step, _ in reports)
 
     def warm(self, checkpoint: str) -> WarmPipeline:
-        """Its pipeline, loaded if need be."""
+        """The pipeline of a checkpoint, loaded if necessary."""
         return self.pipelines.get(self._models.find("checkpoint", checkpoint))
 
     @property
     def pipelines(self) -> PipelineCache:
-        """What its studio keeps warm."""
+        """The renderer's pipeline cache."""
         return self._renderer._pipelines  # pyright: ignore[reportPrivateUsage]
 
-    def put(self, picture: Image.Image) -> ImageRef:
+    def upload(self, picture: Image.Image) -> ImageRef:
         file = BytesIO()
         picture.save(file, "PNG")
         content = file.getvalue()
@@ -76,10 +76,12 @@ class LocalRenderer:
 
 
 def open_local_renderer(demo_models: Path, folder: Path) -> LocalRenderer:
-    """One with the demo's models, another SD 1.x checkpoint (`other`) and a refiner (`xl-refiner`).
+    """A renderer with the demo's models, another SD 1.x checkpoint (`other`) and a refiner
+    (`xl-refiner`).
 
     Args:
-        folder: empty, for the models and the pictures.
+        demo_models: the demo's model folder, which is copied.
+        folder: empty, for the models and the input images.
     """
     copytree(demo_models, folder / "models")
     checkpoints = folder / "models/checkpoints"
@@ -91,10 +93,13 @@ def open_local_renderer(demo_models: Path, folder: Path) -> LocalRenderer:
 def open_renderer(
     models_dir: Path, folder: Path, settings: WorkerSettings, device: torch.device = _CPU
 ) -> LocalRenderer:
-    """One with some models and settings, warmed up where there is need.
+    """A renderer with these models and settings, warmed up if the settings require it.
 
     Args:
-        folder: for the pictures.
+        models_dir: the model folder.
+        folder: for the input images.
+        settings: of the worker.
+        device: of the renderer.
     """
     models, store = ModelStore(models_dir), FileStore(folder)
     resolver = Resolver(settings, models, store)

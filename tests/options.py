@@ -1,4 +1,4 @@
-"""Options of a pipeline for tests that are not about them."""
+"""Plain pipeline options, for tests that are not about options."""
 
 from imagefleet_worker.device.presets import Options
 

@@ -11,19 +11,20 @@ from imagefleet_worker.adapters.delta import Adapter, Component, Delta, Target
 
 
 @dataclass
-class Fuse:
-    """Makes the delta after the next `left` raise `error`; None: none does."""
+class FailAfter:
+    """Makes deltas raise `error` once, after `remaining` more of them; None: never."""
 
-    left: int | None = None
+    remaining: int | None = None
     error: BaseException = field(default_factory=RuntimeError)
 
-    def burn(self) -> None:
-        if self.left is None:
+    def count(self) -> None:
+        """Count one computed delta, or raise."""
+        if self.remaining is None:
             return
-        if self.left == 0:
-            self.left = None
+        if self.remaining == 0:
+            self.remaining = None
             raise self.error
-        self.left -= 1
+        self.remaining -= 1
 
 
 @dataclass(eq=False)
@@ -32,19 +33,19 @@ class LowRank:
 
     up: Tensor
     down: Tensor
-    fuse: Fuse
+    fail_after: FailAfter
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.size_bytes = self.up.nbytes + self.down.nbytes
 
     def of(self, original: Tensor) -> Tensor:
-        self.fuse.burn()
+        self.fail_after.count()
         up, down = self.up.to(original.device), self.down.to(original.device)
         return (up.float() @ down.float()).view(original.shape)
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
-        self.fuse.burn()
+        self.fail_after.count()
         return self.up, self.down, 1.0
 
 
@@ -53,30 +54,30 @@ class Relative:
     """``original * factor``, as of IA3: it depends on the original."""
 
     factor: Tensor
-    fuse: Fuse
+    fail_after: FailAfter
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.size_bytes = self.factor.nbytes
 
     def of(self, original: Tensor) -> Tensor:
-        self.fuse.burn()
+        self.fail_after.count()
         return original * self.factor.to(original.device)
 
 
 @dataclass(eq=False)
 class Whole:
-    """The tensor itself, as of a full difference."""
+    """The delta itself, as of a full difference."""
 
     tensor: Tensor
-    fuse: Fuse
+    fail_after: FailAfter
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.size_bytes = self.tensor.nbytes
 
     def of(self, original: Tensor) -> Tensor:
-        self.fuse.burn()
+        self.fail_after.count()
         return self.tensor.to(original.device, copy=True)
 
 
@@ -111,14 +112,14 @@ def random_lora(
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> Adapter:
-    """Low-rank deltas, about a tenth of a weight's spread."""
+    """Low-rank deltas, about a tenth as large as the weights."""
     generator = torch.Generator().manual_seed(seed)
     deltas: dict[Target, Delta] = {}
     for target in targets:
         shape = components[target.component].get_parameter(target.parameter).shape
         up = torch.randn(shape[0], rank, generator=generator).mul_(0.003)
         down = torch.randn(rank, shape[1:].numel(), generator=generator).div_(rank**0.5)
-        deltas[target] = LowRank(up.to(dtype), down.to(dtype), Fuse())
+        deltas[target] = LowRank(up.to(dtype), down.to(dtype), FailAfter())
     return adapter_of(sha256, deltas)
 
 
@@ -127,9 +128,9 @@ def random_mixture(
     components: Mapping[Component, nn.Module],
     targets: Iterable[Target],
     seed: int,
-    fuse: Fuse,
+    fail_after: FailAfter,
 ) -> Adapter:
-    """Deltas of every form in turn, on parameters of any shape; all burn one fuse."""
+    """Deltas of every form in turn, on parameters of any shape; all share one `FailAfter`."""
     generator = torch.Generator().manual_seed(seed)
     deltas: dict[Target, Delta] = {}
     for target, form in zip(targets, cycle(("low rank", "relative", "whole")), strict=False):
@@ -137,9 +138,9 @@ def random_mixture(
         if form == "low rank" and len(shape) > 1:
             up = torch.randn(shape[0], 4, generator=generator).mul_(0.01)
             down = torch.randn(4, shape[1:].numel(), generator=generator)
-            deltas[target] = LowRank(up, down, fuse)
+            deltas[target] = LowRank(up, down, fail_after)
         elif form == "relative":
-            deltas[target] = Relative(torch.randn(shape, generator=generator).mul_(0.1), fuse)
+            deltas[target] = Relative(torch.randn(shape, generator=generator).mul_(0.1), fail_after)
         else:
-            deltas[target] = Whole(torch.randn(shape, generator=generator).mul_(0.01), fuse)
+            deltas[target] = Whole(torch.randn(shape, generator=generator).mul_(0.01), fail_after)
     return adapter_of(sha256, deltas)

@@ -1,4 +1,4 @@
-"""An SD 1.x checkpoint with as few different layers as there can be, for what compiles them."""
+"""SD 1.x checkpoints with as few different layers as possible, for tests that compile them."""
 
 from pathlib import Path
 
@@ -42,7 +42,8 @@ _CLIP: Config = {
 
 
 def write_tiny_models(root: Path) -> None:
-    """Checkpoints `demo` and `other`, LoRAs `demo-one` and `demo-two`, embedding `demo-token`."""
+    """Write checkpoints `demo` and `other`, LoRAs `demo-one` and `demo-two`, and the embedding
+    `demo-token`."""
     for folder in ("checkpoints", "loras", "embeddings"):
         (root / folder).mkdir(parents=True)
     for seed, name in enumerate(("demo", "other")):

@@ -1,4 +1,4 @@
-"""Comparing the weights of modules bit for bit, and what they should be with adapters on."""
+"""Bitwise comparison of module weights, and the expected weights with merged adapters."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -23,7 +23,7 @@ def _demo(family: Family) -> dict[Component, nn.Module]:
 
 
 def small_modules(family: Family, dtype: torch.dtype) -> dict[Component, nn.Module]:
-    """A small UNet, channels last, and its text encoders; nobody else's."""
+    """A fresh copy of a small UNet, channels last, and its text encoders."""
     return {
         component: deepcopy(module).to(dtype).to(memory_format=torch.channels_last)
         for component, module in _demo(family).items()
@@ -40,7 +40,7 @@ def tensors_of(modules: Modules) -> dict[Target, Tensor]:
 
 
 def differing(modules: Modules, others: Mapping[Target, Tensor]) -> list[Target]:
-    """Those that are not the same, bit for bit."""
+    """Targets whose tensors are not bitwise equal."""
     return [
         target
         for target, tensor in tensors_of(modules).items()
@@ -49,34 +49,34 @@ def differing(modules: Modules, others: Mapping[Target, Tensor]) -> list[Target]
 
 
 def layout(modules: Modules) -> dict[Target, tuple[int, tuple[int, ...]]]:
-    """Where each tensor lies, and its strides."""
+    """Address and strides of each tensor."""
     return {
         target: (tensor.data_ptr(), tensor.stride())
         for target, tensor in tensors_of(modules).items()
     }
 
 
-def off(
-    modules: Modules, pristine: Mapping[Target, Tensor], wanted: Sequence[ScaledAdapter]
+def wrongly_merged(
+    modules: Modules, pristine: Mapping[Target, Tensor], adapters: Sequence[ScaledAdapter]
 ) -> list[Target]:
-    """Those that are not what these adapters make of them.
+    """Targets whose weights are not the result of merging these adapters.
 
-    What none touches must be the same bit for bit; the others the formula's sum in float64, but for
-    float32's error in summing and for one rounding.
+    Weights without a delta must be bitwise unchanged; others must equal the sum in float64, up to
+    float32's summation error and one rounding.
     """
     return [
         target
         for target, tensor in tensors_of(modules).items()
-        if not _is_merged(tensor, pristine[target], target, wanted)
+        if not _is_merged(tensor, pristine[target], target, adapters)
     ]
 
 
 def _is_merged(
-    tensor: Tensor, original: Tensor, target: Target, wanted: Sequence[ScaledAdapter]
+    tensor: Tensor, original: Tensor, target: Target, adapters: Sequence[ScaledAdapter]
 ) -> bool:
     scales = [
         (item, item.unet_scale if target.component == "unet" else item.text_encoder_scale)
-        for item in wanted
+        for item in adapters
         if target in item.adapter.deltas
     ]
     terms = [

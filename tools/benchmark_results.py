@@ -1,4 +1,4 @@
-"""What the benchmarks measured, and the README's lines that say it."""
+"""Results of the benchmarks, and the README lines that summarise them."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -19,27 +19,27 @@ class Result:
     machine: str
     rows: tuple[Row, ...]
 
-    def row(self, **wanted: str | float) -> Row:
+    def row(self, **values: str | float) -> Row:
         """The one row with these values."""
-        [row] = [row for row in self.rows if all(row[key] == wanted[key] for key in wanted)]
+        [row] = [row for row in self.rows if all(row[key] == values[key] for key in values)]
         return row
 
 
-def found(name: str) -> Result | None:
-    """A benchmark's result; None where it was not run yet."""
+def load_result(name: str) -> Result | None:
+    """Load a benchmark's result; None if it has not been run yet."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return None
-    facts = json.loads(path.read_text())
-    return Result(facts["date"], facts["machine"], tuple(facts["rows"]))
+    record = json.loads(path.read_text())
+    return Result(record["date"], record["machine"], tuple(record["rows"]))
 
 
 def speed_lines() -> str:
-    """The README's list of figures, with those of every benchmark that was run."""
+    """The README's list of figures, for every benchmark that has been run."""
     lines = [
         f"- {line} ({result.machine}, {result.date}).\n"
         for name, lines_of in _LINES.items()
-        if (result := found(name))
+        if (result := load_result(name))
         for line in lines_of(result)
     ]
     return "".join(lines)
@@ -76,13 +76,13 @@ def _switch(result: Result) -> Iterator[str]:
 
 
 def _upscale(result: Result) -> Iterator[str]:
-    plain, ours, brief = (
+    plain, ours, bfloat16 = (
         result.row(way=way) for way in ("spandrel, whole", "ours, default", "ours, bfloat16")
     )
     [large] = [row for row in result.rows if row["picture"] == "2048x2048"]
     yield (
         f"SwinIR-M x4 on 512 x 512: {_figure(ours, 'CPU s')} CPU seconds and "
-        f"{_gigabytes(ours)} GB, {_figure(brief, 'CPU s')} in bfloat16; spandrel's "
+        f"{_gigabytes(ours)} GB, {_figure(bfloat16, 'CPU s')} in bfloat16; spandrel's "
         f"{_figure(plain, 'CPU s')} and {_gigabytes(plain)} GB. A small network from 2048 x 2048 "
         f"to 8192 x 8192: {_gigabytes(large)} GB at most"
     )

@@ -1,8 +1,8 @@
-"""Small random models of the Stable Diffusion architectures, whose pictures show something.
+"""Small random models of the Stable Diffusion architectures that still produce visible pictures.
 
 The weights are random except in the last layers. The UNet's last convolution is fitted (ridge
-regression over its random features) to tell noise from smooth latents, or sampling would diverge;
-the VAE's are scaled to the range of pictures and latents. The seed decides everything.
+regression on its random features) to predict the noise in smooth latents, as sampling would diverge
+otherwise; the VAE's are scaled to the range of pictures and latents. The seed determines all of it.
 """
 
 import torch
@@ -30,7 +30,7 @@ _TIME_IDS: dict[Family, tuple[float, ...]] = {
     "sdxl": (SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX),
     "sdxl_refiner": (SIZE_PX, SIZE_PX, 0, 0, 6.0),
 }
-# "attends": which levels have attention.
+# "attends": whether each level has attention.
 _UNETS: dict[Family, Config] = {
     "sd1": {
         "block_out_channels": [64, 96, 128],
@@ -73,9 +73,9 @@ def demo_models(family: Family, seed: int) -> dict[LdmComponent, torch.nn.Module
         vae = AutoencoderKL(**_vae_config(family))
         for module in (*encoders.values(), unet, vae):
             module.eval()
-        _heed_prompts(unet)
+        _amplify_cross_attention(unet)
         _fit_last_convolution(unet, list(encoders.values()), _TIME_IDS.get(family))
-        _scale_pictures(vae)
+        _scale_vae(vae)
         return {"unet": unet, "vae": vae, **encoders}
 
 
@@ -123,8 +123,8 @@ def _vae_config(family: Family) -> Config:
     }
 
 
-def _heed_prompts(unet: UNet2DConditionModel) -> None:
-    """Raise cross attention's gain, or random weights average every prompt to the same."""
+def _amplify_cross_attention(unet: UNet2DConditionModel) -> None:
+    """Amplify cross-attention: with random weights, all prompts average to nearly the same."""
     for name, weight in unet.named_parameters():
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
             weight.mul_(_PROMPT_GAIN)
@@ -135,9 +135,9 @@ def _fit_last_convolution(
     encoders: list[CLIPTextModel | CLIPTextModelWithProjection],
     time_ids: tuple[float, ...] | None,
 ) -> None:
-    """Fit the last convolution by ridge regression of the noise on the activations it sees.
+    """Fit the last convolution by ridge regression of the noise on its input activations.
 
-    The clean latents are smooth and differ by prompt, so that the prompt shows in the picture.
+    The clean latents are smooth and depend on the prompt, so that the picture does too.
     """
     prompts = torch.randint(0, 49_406, (_FIT_SAMPLES, 77))
     prompts[:, 0], prompts[:, 8:] = 49_406, 49_407
@@ -150,19 +150,21 @@ def _fit_last_convolution(
     clean = functional.interpolate(coarse, size=(_LATENT, _LATENT), mode="bicubic")
     noise = torch.randn_like(clean)
     timesteps = torch.randint(0, 1000, (_FIT_SAMPLES,))
-    kept = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).cumprod(0)[timesteps]
-    kept = kept[:, None, None, None]
-    noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+    alphas = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).cumprod(0)[timesteps]
+    alphas = alphas[:, None, None, None]
+    noisy = alphas.sqrt() * clean + (1 - alphas).sqrt() * noise
 
-    seen: list[torch.Tensor] = []
-    hook = unet.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    activations: list[torch.Tensor] = []
+    hook = unet.conv_out.register_forward_pre_hook(lambda _, inputs: activations.append(inputs[0]))
     added = None
     if time_ids:
         repeated = torch.tensor([time_ids] * _FIT_SAMPLES)
         added = {"text_embeds": outputs[-1].text_embeds, "time_ids": repeated}
     unet(noisy, timesteps, context, added_cond_kwargs=added)
     hook.remove()
-    patches = functional.unfold(seen[0], kernel_size=3, padding=1).transpose(1, 2).flatten(0, 1)
+    patches = (
+        functional.unfold(activations[0], kernel_size=3, padding=1).transpose(1, 2).flatten(0, 1)
+    )
     features = torch.cat([patches, torch.ones(len(patches), 1)], dim=1).double()
     targets = noise.flatten(2).transpose(1, 2).flatten(0, 1).double()
     gram = features.T @ features + _RIDGE * len(features) * torch.eye(features.shape[1])
@@ -172,8 +174,8 @@ def _fit_last_convolution(
     unet.get_parameter("conv_out.bias").copy_(solution[-1])
 
 
-def _scale_pictures(vae: AutoencoderKL) -> None:
-    """Scale the last layers: unit latents decode to visible pictures and these back."""
+def _scale_vae(vae: AutoencoderKL) -> None:
+    """Scale the last layers so that unit latents decode to visible pictures, and back."""
     scaling = vae.config["scaling_factor"]
     coarse = torch.randn(8, 4, 4, 4)
     latents = functional.interpolate(coarse, size=(_LATENT, _LATENT), mode="bicubic") / scaling
@@ -189,6 +191,6 @@ def _scale_pictures(vae: AutoencoderKL) -> None:
     bias = vae.get_parameter("quant_conv.bias")
     weight[:4].mul_(gain)
     bias[:4].sub_(means.mean(dim=(0, 2, 3))).mul_(gain)
-    # Nearly no variance, as in trained models: a picture encodes to about the same latents twice.
+    # Almost no variance, as in trained models: encoding a picture is nearly deterministic.
     weight[4:].zero_()
     bias[4:].fill_(-10.0)

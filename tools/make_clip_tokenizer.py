@@ -4,7 +4,7 @@
     python tools/make_clip_tokenizer.py open_clip_torch-*.whl
     worker/imagefleet_worker/checkpoints/configs/tokenizer
 
-The wheel is only read as a zip; nothing of it is installed or run.
+The wheel is only read as a zip file; nothing in it is installed or run.
 """
 
 import argparse
@@ -16,28 +16,28 @@ from pathlib import Path
 WORD_LIST = "open_clip/bpe_simple_vocab_16e6.txt.gz"
 END_OF_WORD = "</w>"
 VOCABULARY_SIZE = 49_408
-# The list has more merges than CLIP was trained with: bytes (256), bytes that end a word (256) and
-# the two special tokens fill the rest of the vocabulary.
+# The list has more merges than CLIP uses: bytes (256), bytes that end a word (256) and the two
+# special tokens make up the rest of the vocabulary.
 MERGES = VOCABULARY_SIZE - 256 - 256 - 2
 
 
 def byte_characters() -> list[str]:
-    """The characters that stand for bytes in CLIP's byte-level BPE, 256 of them, in its order.
+    """The 256 characters that represent bytes in CLIP's byte-level BPE, in its order.
 
-    Bytes that print in Latin-1 stand for themselves and come first; the others get the characters
-    from U+0100 on, so that no token holds a space or a control character.
+    Bytes that are printable in Latin-1 represent themselves and come first; the others are mapped
+    to characters from U+0100 on, so that no token contains a space or a control character.
     """
-    printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
-    printing += range(ord("®"), ord("ÿ") + 1)
-    hidden = 256 - len(printing)
-    return [chr(code) for code in [*printing, *range(256, 256 + hidden)]]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    printable += range(ord("®"), ord("ÿ") + 1)
+    unprintable = 256 - len(printable)
+    return [chr(code) for code in [*printable, *range(256, 256 + unprintable)]]
 
 
 def read_merges(wheel: Path) -> list[str]:
-    """The merges that CLIP uses, "left right", strongest first."""
+    """The merges that CLIP uses, "left right", by priority."""
     with zipfile.ZipFile(wheel) as archive:
         lines = gzip.decompress(archive.read(WORD_LIST)).decode().splitlines()
-    # Line 0 is the list's own version line.
+    # Line 0 states the list's version.
     return lines[1 : MERGES + 1]
 
 

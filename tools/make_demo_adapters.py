@@ -2,7 +2,7 @@
 
     python -m tools.make_demo_adapters worker/models
 
-They show that a picture changes with them and back without them; they mean nothing.
+Pictures change with them and are restored without them; their effect has no meaning.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _SPREAD = 0.2
 
 
 def write_demo_adapters(root: Path) -> list[Path]:
-    """Write `loras/` and `embeddings/` under the model folder, made if missing."""
+    """Write `loras/` and `embeddings/` in the model folder, which is created if missing."""
     models = demo_models("sd1", seed=0)
     written: list[Path] = []
     for seed, name in enumerate(LORAS):
@@ -44,12 +44,12 @@ def _lora(prefix: str, model: nn.Module, generator: torch.Generator) -> dict[str
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "attn" in name:
             key = prefix + name.replace(".", "_")
-            for part, shape in (
+            for factor, shape in (
                 ("lora_down", (_RANK, module.in_features)),
                 ("lora_up", (module.out_features, _RANK)),
             ):
                 values = torch.randn(shape, generator=generator) * _SPREAD
-                tensors[f"{key}.{part}.weight"] = values.half()
+                tensors[f"{key}.{factor}.weight"] = values.half()
             tensors[f"{key}.alpha"] = torch.tensor(float(_RANK))
     return tensors
 
@@ -57,7 +57,7 @@ def _lora(prefix: str, model: nn.Module, generator: torch.Generator) -> dict[str
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=metadata)
-    # Readable for the container's user too.
+    # Readable by the container's user too.
     path.chmod(0o644)
     return path
 

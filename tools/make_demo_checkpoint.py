@@ -1,9 +1,9 @@
-"""Write a small random-weight checkpoint: a demo and the tests then need no download.
+"""Write a small random-weight checkpoint, so that demo and tests need no download.
 
     python -m tools.make_demo_checkpoint models/checkpoints/demo.safetensors [--sdxl | --refiner]
 
-The file is what a full checkpoint is, in LDM names and float16, at 128x128 pixels: about 26 MB,
-mostly the real CLIP vocabulary.
+The file is a complete checkpoint in LDM names and float16, native size 128x128: about 26 MB, mostly
+the embeddings of the real CLIP vocabulary.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _RANDOM = "Random weights; its pictures mean nothing."
 
 
 def write_demo_checkpoint(out: Path, family: Family, seed: int) -> None:
-    """Write the file; equal family and seed give equal weights on one machine."""
+    """Write the file; on one machine, family and seed determine the weights."""
     title = f"Imagefleet demo ({family}, seed {seed})"
     write_checkpoint(out, family, demo_models(family, seed), title)
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="file to write, .safetensors")
     parser.add_argument("--seed", type=int, default=0)
     family = parser.add_mutually_exclusive_group()
-    for option, value, what in (
+    for option, value, name in (
         ("--sdxl", "sdxl", "SDXL"),
         ("--refiner", "sdxl_refiner", "SDXL refiner"),
     ):
@@ -65,7 +65,7 @@ def main() -> None:
             const=value,
             dest="family",
             default="sd1",
-            help=f"the {what} architecture instead of SD 1.x",
+            help=f"the {name} architecture instead of SD 1.x",
         )
     arguments = parser.parse_args()
     write_demo_checkpoint(arguments.out, arguments.family, arguments.seed)

@@ -1,9 +1,10 @@
-"""Writes small SwinIR files for the demo: `python tools/make_demo_upscaler.py OUT_DIR`.
- No trained weights are needed (nor fetched) for the demo and the tests. The networks have every
-part of a real SwinIR. Their weights are random, but scaled so that the picture passes through: the
-result is bilinear interpolation plus a faint texture. At the picture's border a seam of half an
-input pixel leans to the mean colour, as the interpolation sees the convolution's zero padding
-there.
+"""Write small SwinIR files for demo and tests, which then need no trained weights.
+
+    python -m tools.make_demo_upscaler OUT_DIR
+
+The networks have all components of a real SwinIR. Their weights are random, but scaled so that the
+result is bilinear interpolation plus a faint texture. At the picture's border, half an input pixel
+is pulled towards the mean colour by the convolution's zero padding.
 """
 
 import sys
@@ -19,10 +20,10 @@ _TEXTURE = 0.01
 
 
 def make_demo_upscaler(scale: int, seed: int) -> dict[str, Tensor]:
-    """The weights of a SwinIR of that scale; float32, the same for the same seed.
+    """The weights of a SwinIR of that scale: float32, determined by the seed.
 
-    The native size is 16 x 16: the file stores a mask of it, which at the usual 64 x 64 would be
-        most of the file.
+    The native size is 16 x 16: the file stores an attention mask for it, which at the usual 64 x 64
+    would be most of the file.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -51,7 +52,7 @@ def new_network(scale: int) -> SwinIR:
 
 
 def _pass_colours(kernel: Tensor, bias: Tensor) -> None:
-    """Let the first three features be the picture's colours; changes both in place."""
+    """Make the first three features the picture's colours; modifies both in place."""
     kernel[:3] = 0
     for colour in range(3):
         kernel[colour, colour, 1, 1] = 1
@@ -59,11 +60,10 @@ def _pass_colours(kernel: Tensor, bias: Tensor) -> None:
 
 
 def _interpolate(kernel: Tensor, scale: int) -> None:
-    """Let every sub-pixel be the bilinear mean of its neighbours; changes `kernel` in place.
+    """Make every sub-pixel the bilinear mean of its neighbours; modifies `kernel` in place.
 
     Args:
-        kernel: `(3 * scale², features, 3, 3)`, sub-pixels in the order that `PixelShuffle` reads
-            them.
+        kernel: `(3 * scale², features, 3, 3)`, sub-pixels in the order of `PixelShuffle`.
     """
     taps: list[Tensor] = []
     for position in range(scale):
@@ -78,18 +78,18 @@ def _interpolate(kernel: Tensor, scale: int) -> None:
 
 
 def write_demo_upscalers(folder: Path) -> list[Path]:
-    """Write `demo-x2.safetensors` and `demo-x4.safetensors` into the folder, made if missing."""
+    """Write `demo-x2.safetensors` and `demo-x4.safetensors`; the folder is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"demo-x{scale}.safetensors" for scale in (2, 4)]
     for path, scale in zip(paths, (2, 4), strict=True):
         save_file(make_demo_upscaler(scale, seed=scale), path)
-        # Readable for the container's user too.
+        # Readable by the container's user too.
         path.chmod(0o644)
     return paths
 
 
 def main() -> None:
-    """Write the files into the folder given."""
+    """Write the files into the folder named on the command line."""
     for path in write_demo_upscalers(Path(sys.argv[1])):
         print(f"{path}: {path.stat().st_size} bytes")
 

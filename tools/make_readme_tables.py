@@ -32,16 +32,16 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def main() -> None:
-    """Rewrite the README; with `--check` only say whether it is up to date."""
+    """Rewrite the README; with `--check`, only fail if it is out of date."""
     before = README.read_text()
-    after = with_tables(before)
+    after = fill_tables(before)
     if "--check" in sys.argv:
         sys.exit(0 if before == after else "README.md: run python -m tools.make_readme_tables")
     README.write_text(after)
 
 
-def with_tables(readme: str) -> str:
-    """The README with its tables as the code says."""
+def fill_tables(readme: str) -> str:
+    """Fill the README's tables from the code."""
     tables = {
         "broker settings": _settings(BrokerSettings),
         "storage settings": _settings(StorageSettings),
@@ -58,7 +58,7 @@ def with_tables(readme: str) -> str:
     }
     for name, table in tables.items():
         block = re.compile(f"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        assert block.search(readme), f"README.md has no place for the table {name!r}"
+        assert block.search(readme), f"README.md has no markers for the table {name!r}"
         readme = block.sub(lambda match, table=table: match[1] + table + match[2], readme)
     return readme
 
@@ -79,8 +79,8 @@ def _fields(model: type[BaseModel]) -> str:
     return _table(("field", "type", "default", "meaning"), rows)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -105,7 +105,7 @@ def _type(field: FieldInfo) -> str:
     return text.replace("characters", "items") if text.startswith("list") else text
 
 
-def _name(annotation: Any) -> str:  # noqa: ANN401 — an annotation is whatever Python lets it be
+def _name(annotation: Any) -> str:  # noqa: ANN401 — an annotation can be any object
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *metadata = get_args(annotation)

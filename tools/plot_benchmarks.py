@@ -1,4 +1,4 @@
-"""Draw the README's plots from the benchmarks' results; those with no result yet are left out.
+"""Draw the README's plots from the benchmarks' results; plots without results are skipped.
 
 python -m tools.plot_benchmarks
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from tools.benchmark_results import Result, found
+from tools.benchmark_results import Result, load_result
 
 DOCS = Path(__file__).parents[1] / "docs"
 _OURS, _OTHERS, _LIMIT = "#1f6f8b", "#b0b0b0", "#d9b44a"
@@ -24,7 +24,7 @@ Bar = tuple[str, float, str]
 def main() -> None:
     mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     for name, plot in PLOTS.items():
-        result = found(name)
+        result = load_result(name)
         if result:
             path = DOCS / f"speed-{name.replace('_', '-')}.png"
             plot(result).savefig(path, dpi=_DPI, metadata={"Software": None})
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def fleet(result: Result) -> Figure:
-    """Pictures a second by way."""
+    """Images per second by way."""
     bars = [
         (str(row["way"]), float(row["images/s"]), _OURS if row["way"] == "fleet" else _OTHERS)
         for row in result.rows
@@ -50,8 +50,8 @@ def trace(result: Result) -> Figure:
 
 
 def switch(result: Result) -> Figure:
-    """A change of one LoRA on full-size weights, for each family."""
-    parts = {
+    """A switch of one LoRA on full-size weights, for each family."""
+    timings = {
         "diffusers: load, fuse, unfuse, unload": ("diffusers_s", _OTHERS),
         "ours: another LoRA": ("change_s", _OURS),
         "ours: a set that was on before": ("back_s", _OURS),
@@ -63,7 +63,7 @@ def switch(result: Result) -> Figure:
         (f"{families[str(row['family'])]}, {label}", float(row[key]), colour)
         for row in result.rows
         if row["rank"] == _RANK and row["loras"] == 1
-        for label, (key, colour) in parts.items()
+        for label, (key, colour) in timings.items()
     ]
     title = f"Change of one LoRA, rank {_RANK}, full-size UNet, fp16"
     return _bars(title, "CPU seconds, one thread", bars, result)
@@ -80,11 +80,11 @@ def upscale(result: Result) -> Figure:
 
 
 def round_trip(result: Result) -> Figure:
-    """What queue, ledger and store add to a job."""
+    """Overhead of queue, ledger and store per job."""
     bars = [
-        (f"{row['part']}, {which}", float(row[f"{which} ms"]), colour)
+        (f"{row['part']}, {statistic}", float(row[f"{statistic} ms"]), colour)
         for row in result.rows
-        for which, colour in (("median", _OURS), ("p95", _OTHERS))
+        for statistic, colour in (("median", _OURS), ("p95", _OTHERS))
     ]
     return _bars("Round trip of a job whose engine does nothing", "milliseconds", bars, result)
 
@@ -103,8 +103,8 @@ def _bars(title: str, unit: str, bars: Sequence[Bar], result: Result) -> Figure:
     figure = Figure((_INCHES_WIDE, _INCHES_ROUND + _INCHES_A_BAR * len(bars)), layout="constrained")
     axes = figure.add_subplot()
     labels, lengths, colours = zip(*bars, strict=True)
-    drawn = axes.barh(labels, lengths, color=colours)
-    axes.bar_label(drawn, [f"{length:.3g}" for length in lengths], padding=3)
+    rectangles = axes.barh(labels, lengths, color=colours)
+    axes.bar_label(rectangles, [f"{length:.3g}" for length in lengths], padding=3)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12 * max(lengths))
     axes.set_xlabel(f"{unit}   ({result.machine}, {result.date})")

@@ -14,7 +14,7 @@ from imagefleet_shared.results import JobResult
 from imagefleet_shared.status import JobStatus, Progress
 from imagefleet_shared.storage import ObjectStore
 
-SKETCH_FACTOR = 8
+PREVIEW_SCALE = 8
 """A preview comes at the size of the latents."""
 
 
@@ -114,7 +114,7 @@ class Job:
         if sketch is None:
             return None
         small = Image.open(BytesIO(sketch))
-        size = (small.width * SKETCH_FACTOR, small.height * SKETCH_FACTOR)
+        size = (small.width * PREVIEW_SCALE, small.height * PREVIEW_SCALE)
         return small.resize(size, Image.Resampling.BICUBIC)
 
     def files(self, timeout: float | None = None) -> list[bytes]:

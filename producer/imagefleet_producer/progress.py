@@ -39,13 +39,13 @@ def follow(
                 bar,
                 total=_total(progress),
                 completed=1 if progress.status.ended else progress.step,
-                stage=_words(progress),
+                stage=_describe(progress),
             )
             if preview and not progress.status.ended:
-                _keep_preview(job, preview)
+                _save_preview(job, preview)
 
 
-def _keep_preview(job: Job, file: Path) -> None:
+def _save_preview(job: Job, file: Path) -> None:
     picture = job.preview()
     if picture:
         unfinished = file.with_name(f".{file.name}")
@@ -57,7 +57,7 @@ def _total(progress: JobProgress) -> int | None:
     return 1 if progress.status.ended else progress.steps or None
 
 
-def _words(progress: JobProgress) -> str:
+def _describe(progress: JobProgress) -> str:
     if progress.status.ended:
         return progress.status.value
     steps = f" {progress.step}/{progress.steps}" if progress.steps else ""

@@ -1,4 +1,4 @@
-"""The one place that configures Celery and Redis connections."""
+"""Configuration of Celery and of Redis connections."""
 
 from celery import Celery
 from kombu import Exchange, Queue
@@ -17,8 +17,8 @@ HEALTH_CHECK_S = 10
 def make_celery(settings: BrokerSettings) -> Celery:
     """A Celery app for both sides: JSON only, no result backend, timeouts on every socket.
 
-    The visibility timeout stays at kombu's default of an hour: who runs a job is the ledger's
-    business, and a message that kombu delivers again finds its job leased or ended.
+    The visibility timeout stays at kombu's default of an hour: the ledger decides who runs a job,
+    and a redelivered message finds its job leased or ended.
     """
     app = Celery("imagefleet", broker=settings.redis_url, set_as_current=False)
     app.conf.update(
@@ -31,15 +31,15 @@ def make_celery(settings: BrokerSettings) -> Celery:
         task_send_sent_event=True,
         worker_send_task_events=True,
         worker_prefetch_multiplier=1,
-        # How many messages a worker takes it decides itself, after a lost connection too.
+        # The worker controls its prefetch count itself, after a lost connection too.
         worker_enable_prefetch_count_reduction=False,
-        # Keep what app.py of the worker sets up; apps configure their own logging.
+        # The worker's app.py and apps configure their own logging.
         worker_hijack_root_logger=False,
-        # The worker outlives any outage of Redis.
+        # The worker survives any outage of Redis.
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            # With kombu's default of no timeout, a half-open link hangs a worker for good.
+            # With kombu's default of no timeout, a half-open connection hangs a worker for ever.
             "socket_timeout": settings.socket_timeout_s,
             "socket_connect_timeout": settings.connect_timeout_s,
             "socket_keepalive": True,
@@ -56,11 +56,11 @@ def connect(settings: BrokerSettings, *, retries: int) -> Redis:
 
     Args:
         settings: where Redis is.
-        retries: how often a call is tried again after a lost connection, with pauses from 50 ms
-            up to 1 s; apps want to hear of an outage soon, workers sit it out.
+        retries: how often a call is retried after a lost connection, with pauses from 50 ms up to
+            1 s: few for apps, which should learn of an outage soon; many for workers.
 
     Raises:
-        ImagefleetError: the URL makes no sense.
+        ImagefleetError: the URL is invalid.
     """
     try:
         return Redis.from_url(
@@ -72,7 +72,7 @@ def connect(settings: BrokerSettings, *, retries: int) -> Redis:
             health_check_interval=HEALTH_CHECK_S,
             retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries),
         )
-    except ValueError:  # Its words may have a piece of the password.
+    except ValueError:  # Its message may contain a part of the password.
         raise ImagefleetError(
             "redis_url must be redis://[user:password@]host:port/db, or rediss://...; "
             "what was given is something else"
@@ -83,7 +83,7 @@ def publish(app: Celery, wakeup: Wakeup) -> None:
     """Wake a worker: the message carries the job's id and nothing else.
 
     Raises:
-        kombu.exceptions.OperationalError: Redis is out of reach; the reconciler will publish.
+        kombu.exceptions.OperationalError: Redis is unreachable; the reconciler will publish.
     """
     app.send_task(
         TASKS[wakeup.kind],

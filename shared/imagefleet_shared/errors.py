@@ -13,7 +13,7 @@
     │   ├── TooManyPixels
     │   ├── PromptTooLong
     │   └── InvalidImage
-    ├── WorkerFailure           the operator: the fleet could not do what it promises
+    ├── WorkerFailure           the operator: the fleet failed
     │   ├── OutOfMemory
     │   ├── FileUnavailable
     │   ├── CorruptFile
@@ -21,11 +21,11 @@
     │   ├── BrokerUnavailable
     │   └── PoisonJob
     ├── JobTimeout              the caller: the job was not done in the time allowed
-    ├── JobCanceled             nobody: somebody asked for it
+    ├── JobCanceled             nobody: it was canceled on request
     └── JobNotFound             the caller: no such job, or its record has expired
 
-Constructor arguments are positional, JSON-plain and equal to ``args``: the ledger and Celery both
-carry an error as its class name and ``args`` and rebuild it as ``cls(*args)``.
+Constructor arguments are positional, plain JSON and equal to ``args``: the ledger and Celery both
+store an error as its class name and ``args`` and rebuild it as ``cls(*args)``.
 """
 
 from collections.abc import Sequence
@@ -94,11 +94,11 @@ class UnknownLora(_UnknownName):
 
 
 class IncompatibleAdapter(InvalidRequest):
-    """The adapter does not fit the checkpoint; the message has what does not. Name another."""
+    """The adapter does not fit the checkpoint; the message says why. Name another."""
 
 
 class UnsupportedSize(InvalidRequest):
-    """The picture asked for is larger than this fleet allows; ask for fewer pixels."""
+    """The requested image is larger than this fleet allows; request fewer pixels."""
 
     def __init__(self, what: str, width: int, height: int, max_pixels: int) -> None:
         ImagefleetError.__init__(self, what, width, height, max_pixels)
@@ -110,7 +110,7 @@ class UnsupportedSize(InvalidRequest):
 
 
 class TooManyPixels(InvalidRequest):
-    """The pictures of one request are too much together; ask for them by several requests."""
+    """The images of one request are too large together; split them over several requests."""
 
     def __init__(self, what: str, pixels: int, max_pixels: int) -> None:
         ImagefleetError.__init__(self, what, pixels, max_pixels)
@@ -136,14 +136,14 @@ class InvalidImage(InvalidRequest):
 
 
 class WorkerFailure(ImagefleetError):
-    """The fleet could not do what it promises; the message says where the operator should look."""
+    """The fleet failed; the message says what the operator should check."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
 
 
 class OutOfMemory(WorkerFailure):
-    """The device ran out of memory; ask for fewer pixels at once, or use a lower preset."""
+    """The device ran out of memory; request fewer pixels at once, or use a lower preset."""
 
 
 class FileUnavailable(WorkerFailure):
@@ -151,7 +151,7 @@ class FileUnavailable(WorkerFailure):
 
 
 class CorruptFile(WorkerFailure):
-    """A weight file is damaged or is not what its folder says; replace it."""
+    """A model file is damaged, or not of the kind its folder is for; replace it."""
 
 
 class StorageUnavailable(WorkerFailure):
@@ -159,11 +159,11 @@ class StorageUnavailable(WorkerFailure):
 
 
 class BrokerUnavailable(WorkerFailure):
-    """Redis cannot be reached or refuses; of a job being enqueued the message has the id."""
+    """Redis cannot be reached or refuses; while enqueueing, the message has the job's id."""
 
 
 class PoisonJob(WorkerFailure):
-    """Worker after worker was lost with the job; it is kept in the dead-letter list."""
+    """The job lost every worker that ran it; it is in the dead-letter list."""
 
     def __init__(self, job_id: str, attempts: int) -> None:
         ImagefleetError.__init__(self, job_id, attempts)
@@ -174,7 +174,7 @@ class PoisonJob(WorkerFailure):
 
 
 class JobTimeout(ImagefleetError):
-    """The job was not done in the time allowed."""
+    """The job did not finish in the time allowed."""
 
     def __init__(self, job_id: str, seconds: float) -> None:
         super().__init__(job_id, seconds)
@@ -185,7 +185,7 @@ class JobTimeout(ImagefleetError):
 
 
 class JobCanceled(ImagefleetError):
-    """The job was canceled before it was done."""
+    """The job was canceled before it finished."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(job_id)

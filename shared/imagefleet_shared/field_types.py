@@ -1,4 +1,4 @@
-"""What fields of requests are made of: base classes, names, sizes, and how they are checked."""
+"""Types of request fields: base classes, names, sizes, and their validators."""
 
 from typing import Annotated, Literal, Self, cast, get_args
 
@@ -36,24 +36,24 @@ LatentMode = Literal[
     "latent_nearest",
     "latent_nearest_exact",
 ]
-"""How latents are resized without a decode: bilinear where the name says nothing else."""
+"""How latents are resized without decoding: bilinear unless the name says otherwise."""
 LATENT, LANCZOS, NEAREST = "latent", "lanczos", "nearest"
 LATENT_MODES: tuple[LatentMode, ...] = get_args(LatentMode)
 PIXEL_MODES = (LANCZOS, NEAREST)
-"""Upscaler names that need no model file: these for any picture, latent modes for hires only."""
+"""Upscaler names that need no model file: these for any image, latent modes for hires only."""
 Emphasis = Literal["original", "no_norm", "ignore", "none"]
-"""A1111's modes: multiply and restore the mean; multiply; read the brackets but not the weights;
-brackets are text like any other."""
+"""A1111's modes: multiply and restore the mean; multiply; parse the brackets but ignore the
+weights; treat brackets as plain text."""
 ResizeMode = Literal["just_resize", "crop_and_resize", "resize_and_fill", "latent"]
-"""How an initial picture of other proportions is fitted: stretched; cut; its edges drawn out;
-stretched as latents."""
+"""How an initial image of other proportions is fitted: stretched; cropped; padded by extending its
+edges; stretched as latents."""
 MaskFill = Literal["fill", "original", "latent_noise", "latent_nothing"]
-"""What lies under the mask at the start: the surroundings' colours drawn in; the picture; noise;
-nothing."""
+"""What is under the mask at the start: blurred colours of the surroundings; the image; noise;
+zeros."""
 
 
 class Frozen(BaseModel):
-    """Base of every value in the contract: immutable; unknown fields, NaN and inf are refused."""
+    """Base of every shared value: immutable; unknown fields, NaN and inf are refused."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
@@ -61,11 +61,11 @@ class Frozen(BaseModel):
 
 
 class RequestPart(Frozen):
-    """Base of what an app makes: a broken rule raises `InvalidRequest`, in our words."""
+    """Base of requests and their parts: validation raises `InvalidRequest`, not pydantic's error."""
 
     @model_validator(mode="wrap")
     @classmethod
-    def _refuse_in_our_words(cls, value: object, build: ModelWrapValidatorHandler[Self]) -> Self:
+    def _raise_invalid_request(cls, value: object, build: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             return build(value)
         except ValidationError as exc:
@@ -73,23 +73,23 @@ class RequestPart(Frozen):
 
 
 def describe_error(model: str, exc: ValidationError) -> str:
-    """What pydantic found, field by field, with the values given."""
-    faults: list[str] = []
+    """Pydantic's errors, field by field, with the values given."""
+    problems: list[str] = []
     for error in exc.errors(include_url=False):
         field = ".".join(str(part) for part in error["loc"])
         given = "" if error["type"] == "missing" else f", given {error['input']!r}"
-        faults.append(f"{field}: {error['msg']}{given}" if field else f"{error['msg']}{given}")
-    return f"{model}: " + "; ".join(faults)
+        problems.append(f"{field}: {error['msg']}{given}" if field else f"{error['msg']}{given}")
+    return f"{model}: " + "; ".join(problems)
 
 
-def _known_scheduler(name: object) -> object:
+def _parse_scheduler(name: object) -> object:
     found = find_scheduler(name) if isinstance(name, str) else None
     if found is None:
         raise UnknownScheduler(str(name), tuple(SCHEDULER_LABELS))
     return found[0]
 
 
-def _known_sigma_schedule(name: object) -> object:
+def _parse_sigma_schedule(name: object) -> object:
     found = find_sigma_schedule(name) if isinstance(name, str) else None
     if found is None:
         allowed = ", ".join(SIGMA_SCHEDULE_LABELS)
@@ -98,21 +98,21 @@ def _known_sigma_schedule(name: object) -> object:
 
 
 def split_label(fields: object) -> object:
-    """A scheduler's older label, `DPM++ 2M Karras`, taken apart into its two fields."""
-    given = cast(dict[str, object], fields) if isinstance(fields, dict) else {}
-    label = given.get("scheduler")
+    """Split a scheduler's older label, `DPM++ 2M Karras`, into its two fields."""
+    values = cast(dict[str, object], fields) if isinstance(fields, dict) else {}
+    label = values.get("scheduler")
     found = find_scheduler(label) if isinstance(label, str) else None
     if found is None or found[1] is None:
         return fields
     name, schedule = found
-    other = given.get("sigma_schedule")
-    if other is not None and _known_sigma_schedule(other) not in (schedule, "automatic"):
+    other = values.get("sigma_schedule")
+    if other is not None and _parse_sigma_schedule(other) not in (schedule, "automatic"):
         raise InvalidRequest(f"scheduler {label!r} and sigma_schedule {other!r} disagree")
-    return {**given, "scheduler": name, "sigma_schedule": schedule}
+    return {**values, "scheduler": name, "sigma_schedule": schedule}
 
 
 def check_schedule(scheduler: SchedulerName, sigma_schedule: SigmaSchedule) -> None:
-    """Refuse a spacing that the scheduler cannot have; raises `InvalidRequest`."""
+    """Check that the scheduler supports the sigma schedule; raises `InvalidRequest`."""
     if sigma_schedule != "automatic" and scheduler in OWN_TIMESTEPS:
         raise InvalidRequest(
             f"scheduler {scheduler!r} has sigma_schedule 'automatic' only, given {sigma_schedule!r}"
@@ -120,7 +120,7 @@ def check_schedule(scheduler: SchedulerName, sigma_schedule: SigmaSchedule) -> N
 
 
 def check_target(scale: float | None, width: int | None, height: int | None) -> None:
-    """Refuse a target that is not told in just one way; raises `InvalidRequest`."""
+    """Check that a target is given either as a scale or as a size; raises `InvalidRequest`."""
     by_size = width is not None or height is not None
     if by_size == (scale is not None):
         raise InvalidRequest(
@@ -129,8 +129,8 @@ def check_target(scale: float | None, width: int | None, height: int | None) -> 
         )
 
 
-def _model_name(name: object) -> object:
-    """A name is looked up in the model store; what could be a path is refused before that."""
+def _check_model_name(name: object) -> object:
+    """Refuse names that could be paths, before they are looked up in the model store."""
     if isinstance(name, str) and (
         not name.strip() or name[0] in "./~" or any(c in name for c in "/\\\0:") or len(name) > 255
     ):
@@ -138,8 +138,8 @@ def _model_name(name: object) -> object:
     return name
 
 
-def _store_key(key: str) -> str:
-    """What some store refuses, or takes for another key, is refused before a worker asks it."""
+def _check_store_key(key: str) -> str:
+    """Refuse keys that some store rejects or normalizes, before a worker reads them."""
     segments = key.split("/")
     if "\0" in key or {"", ".", ".."} & set(segments):
         raise InvalidRequest(f"key {key!r} leaves the store, or has an empty or '.' segment")
@@ -150,12 +150,12 @@ def _store_key(key: str) -> str:
     return key
 
 
-ModelName = Annotated[str, BeforeValidator(_model_name)]
-StoreKey = Annotated[str, AfterValidator(_store_key)]
+ModelName = Annotated[str, BeforeValidator(_check_model_name)]
+StoreKey = Annotated[str, AfterValidator(_check_store_key)]
 SizePx = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 SidePx = Annotated[int, Field(ge=1, le=65535)]
-"""A side of a picture that is not diffused; what a file can have is in `image_files`."""
-Scheduler = Annotated[SchedulerName, BeforeValidator(_known_scheduler)]
-Sigmas = Annotated[SigmaSchedule, BeforeValidator(_known_sigma_schedule)]
+"""A side of an image that is not diffused; limits of file formats are in `image_files`."""
+Scheduler = Annotated[SchedulerName, BeforeValidator(_parse_scheduler)]
+Sigmas = Annotated[SigmaSchedule, BeforeValidator(_parse_sigma_schedule)]
 MAX_SEED = 2**32 - 1
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]

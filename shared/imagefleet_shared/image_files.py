@@ -1,4 +1,4 @@
-"""Picture files: written with the text of how they were made, opened, and that text read."""
+"""Image files: encoding with `parameters` text, opening, and reading that text."""
 
 import io
 
@@ -28,15 +28,15 @@ def encode_image(
     quality: int = 95,
     icc_profile: bytes | None = None,
 ) -> bytes:
-    """Encode an RGB or RGBA picture, with `parameters` where A1111 and its readers look for it.
+    """Encode an RGB or RGBA image, with `parameters` where A1111 and its readers look for it.
 
-    That is a text chunk in PNG (tEXt, or iTXt where Latin-1 does not do), EXIF UserComment in JPEG
-    and WebP. A JPEG has no transparency: what is transparent is laid on white.
+    That is a text chunk in PNG (tEXt, or iTXt if Latin-1 does not suffice), EXIF UserComment in
+    JPEG and WebP. A JPEG has no transparency: transparent images are composited over white.
 
     Args:
-        png_level: zlib's, 0..9; 1 is a faster way to about the same bytes, see `png`.
+        png_level: zlib's, 0..9; 1 is a faster encoder of about the same size, see `png`.
         quality: of JPEG and (lossy) WebP, 1..100.
-        icc_profile: of the picture's colours; None: they are sRGB, which the file need not say.
+        icc_profile: of the image's colours; None: sRGB, without a profile in the file.
 
     Raises:
         InvalidRequest: as `check_parameters`.
@@ -60,10 +60,10 @@ def encode_image(
 
 
 def check_parameters(format: ImageFormat, parameters: str) -> None:
-    """Refuse a text that a file of that format has no room for.
+    """Check that a text fits into a file of that format.
 
     Raises:
-        InvalidRequest: a JPEG cannot hold a text so long (the limit is about 32,000 characters).
+        InvalidRequest: the text is too long for a JPEG (the limit is about 32,000 characters).
     """
     if format == "jpeg" and (length := len(_user_comment(parameters))) > _JPEG_EXIF_MAX_BYTES:
         raise InvalidRequest(
@@ -73,7 +73,7 @@ def check_parameters(format: ImageFormat, parameters: str) -> None:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """The picture as RGB, what is transparent laid on white; RGB pictures themselves."""
+    """The image as RGB, composited over white if it has transparency."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -83,10 +83,10 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def read_parameters(data: bytes) -> str | None:
-    """The `parameters` text that `encode_image` or A1111 wrote; None where there is none.
+    """The `parameters` text that `encode_image` or A1111 wrote; None if there is none.
 
     Raises:
-        InvalidImage: of another format, or its header or EXIF is damaged.
+        InvalidImage: the format is not supported, or the header or EXIF is damaged.
     """
     image = open_image(data)
     if isinstance(image, PngImageFile):
@@ -102,13 +102,13 @@ def read_parameters(data: bytes) -> str | None:
 
 
 def open_image(data: bytes) -> ImageFile:
-    """Read a PNG's, JPEG's or WebP's header only.
+    """Open a PNG, JPEG or WebP by reading its header only.
 
-    Pillow's own `Image.open` is not used: it refuses large pictures by a global limit, before their
-    size can be told.
+    Pillow's own `Image.open` is not used: it refuses large images by a global limit, before their
+    size is known.
 
     Raises:
-        InvalidImage: of another format, or its header is damaged.
+        InvalidImage: the format is not supported, or the header is damaged.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         reader = PngImageFile

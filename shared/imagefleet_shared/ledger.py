@@ -1,8 +1,8 @@
-"""The record of every job in Redis: the truth of which the queue is only the wake-up.
+"""The record of every job in Redis: the source of truth; queue messages only wake workers up.
 
 A job is submitted, leased by one worker at a time, renewed while it runs, and ends once. Each
-transition is one transaction (`transitions`). A worker proves that it still holds a job by the
-lease's token; whoever lost the lease can change nothing any more.
+transition is one transaction (`ledger_scripts`). A worker proves its lease by the lease's token; a
+worker that lost the lease cannot change the job any more.
 """
 
 from base64 import b64decode, b64encode
@@ -17,19 +17,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from imagefleet_shared import ledger_scripts as transitions
-from imagefleet_shared import routing
+from imagefleet_shared import ledger_scripts, routing
 from imagefleet_shared.errors import ImagefleetError, JobCanceled, JobNotFound, JobTimeout
 from imagefleet_shared.field_types import JobKind, Priority
+from imagefleet_shared.poison import MAX_ATTEMPTS, MAX_FAULTS
 from imagefleet_shared.records import JobRecord, Lease, Wakeup, dump_error
 from imagefleet_shared.requests import Request
 from imagefleet_shared.results import JobResult
 from imagefleet_shared.status import JobStatus, Stage
 
-MAX_FAULTS = 3
-"""Workers lost while they were at work on a job, before it is given up."""
-MAX_ATTEMPTS = 9
-"""Of a job in all, those included in which it only waited for its turn."""
 FIRST_CHECK_S = 5
 """After publishing, how long a message may take to be leased before anybody asks where it is."""
 OUTAGE_S = 60
@@ -56,19 +52,19 @@ class Ledger:
         self._lease_s = lease_s
 
         def script(source: str) -> Any:  # noqa: ANN401 — redis-py types a script's reply as Any
-            return redis.register_script(transitions.PRELUDE + source)
+            return redis.register_script(ledger_scripts.PRELUDE + source)
 
-        self._submit = script(transitions.SUBMIT)
-        self._lease = script(transitions.LEASE)
-        self._renew = script(transitions.RENEW)
-        self._publish_preview = script(transitions.PUBLISH_PREVIEW)
-        self._end = script(transitions.END)
-        self._release = script(transitions.RELEASE)
-        self._cancel = script(transitions.CANCEL)
-        self._expire = script(transitions.EXPIRE)
-        self._reconcile = script(transitions.RECONCILE)
+        self._submit = script(ledger_scripts.SUBMIT)
+        self._lease = script(ledger_scripts.LEASE)
+        self._renew = script(ledger_scripts.RENEW)
+        self._publish_preview = script(ledger_scripts.PUBLISH_PREVIEW)
+        self._end = script(ledger_scripts.END)
+        self._release = script(ledger_scripts.RELEASE)
+        self._cancel = script(ledger_scripts.CANCEL)
+        self._expire = script(ledger_scripts.EXPIRE)
+        self._reconcile = script(ledger_scripts.RECONCILE)
 
-    # What apps do.
+    # Called by apps.
 
     def submit(
         self,
@@ -78,7 +74,7 @@ class Ledger:
         priority: Priority,
         allowed_s: float | None,
     ) -> Wakeup:
-        """Enter a job; submitted twice under one id it is entered once."""
+        """Record a new job; submitting the same id twice records one job."""
         sequence = self._submit(
             keys=[routing.job_key(job_id), routing.OPEN_KEY, routing.SEQUENCE_KEY],
             args=[
@@ -100,15 +96,16 @@ class Ledger:
         return JobRecord.from_fields(job_id, fields)
 
     def read_or_expire(self, job_id: str) -> JobRecord:
-        """A job's record, after the job's end where it must not go on and no worker holds it.
+        """A job's record, after ending the job if it must stop and no worker has its lease.
 
-        One that was canceled, or whose time is over: where no worker lives, nobody else ends it.
+        A job must stop if it was canceled or is past its time limit. If no worker is live, nobody
+        else ends it.
 
         Raises:
             JobNotFound: there is none.
         """
         record = self.read(job_id)
-        if record.status.ended or (record.allowed_s is None and not record.cancel_asked):
+        if record.status.ended or (record.allowed_s is None and not record.cancel_requested):
             return record
         if self._expire(keys=self._keys(job_id), args=self._args(job_id, self._ttl_s)):
             return self.read(job_id)
@@ -120,18 +117,18 @@ class Ledger:
         Raises:
             JobNotFound: there is no such job.
             JobTimeout: `timeout_s` passed and the job has not ended.
-            redis.ConnectionError, redis.TimeoutError: Redis is away when `timeout_s` has passed, or
-                was for a minute; whether the job has ended is not known.
+            redis.ConnectionError, redis.TimeoutError: Redis is unreachable when `timeout_s` has
+                passed, or was for a minute; whether the job has ended is not known.
         """
-        give_up = inf if timeout_s is None else monotonic() + timeout_s
-        last_answer, last_look, last_seen = monotonic(), -inf, None
+        deadline = inf if timeout_s is None else monotonic() + timeout_s
+        last_answer, last_check, last_seen = monotonic(), -inf, None
         with self._redis.pubsub(ignore_subscribe_messages=True) as events:
             while True:
                 try:
                     if not events.subscribed:
                         events.subscribe(routing.events_channel(job_id))
-                    if monotonic() >= last_look + EXPIRE_CHECK_S:
-                        record, last_look = self.read_or_expire(job_id), monotonic()
+                    if monotonic() >= last_check + EXPIRE_CHECK_S:
+                        record, last_check = self.read_or_expire(job_id), monotonic()
                     else:
                         record = self.read(job_id)
                     last_answer = monotonic()
@@ -140,21 +137,21 @@ class Ledger:
                         last_seen = record.progress
                     if record.status.ended:
                         return
-                    left_s = give_up - monotonic()
+                    left_s = deadline - monotonic()
                     if left_s <= 0:
                         raise JobTimeout(job_id, cast(float, timeout_s))
                     events.get_message(timeout=min(1.0, left_s))
                 except UNREACHABLE:
-                    left_s = min(give_up, last_answer + OUTAGE_S) - monotonic()
+                    left_s = min(deadline, last_answer + OUTAGE_S) - monotonic()
                     if left_s <= 0:
                         raise
                     sleep(min(0.2, left_s))
 
     def cancel(self, job_id: str) -> JobStatus:
-        """Ask for a job's end: a queued one ends now, a running one within a step.
+        """Cancel a job: a queued one ends now, a running one within a step.
 
         Returns:
-            Where the job stood; an ended job stays as it is.
+            The status before the cancel; an ended job stays as it is.
 
         Raises:
             JobNotFound: there is no such job.
@@ -165,20 +162,20 @@ class Ledger:
         return JobStatus(status)
 
     def preview(self, job_id: str) -> bytes | None:
-        """The latest preview of a job, encoded; None where there is none.
+        """The latest preview of a job, encoded; None if there is none.
 
-        Asking makes the job's worker draw one soon; when nobody asks, none is drawn.
+        Calling this makes the job's worker produce one soon; otherwise it produces none.
         """
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.set(routing.watched_key(job_id), 1, ex=WATCHED_S)
         pipeline.get(routing.preview_key(job_id))
-        shown: str | None = pipeline.execute()[1]
-        return None if shown is None else b64decode(shown)
+        encoded: str | None = pipeline.execute()[1]
+        return None if encoded is None else b64decode(encoded)
 
-    # What workers do.
+    # Called by workers.
 
     def lease(self, job_id: str, worker: str) -> Lease | None:
-        """Take a queued job; None where it is held, has ended, must not go on, or never existed."""
+        """Lease a queued job; None if it is leased, has ended, must stop, or does not exist."""
         token = uuid4().hex
         record: list[str] | None = self._lease(
             keys=self._keys(job_id),
@@ -190,7 +187,7 @@ class Ledger:
         return Lease(JobRecord.from_fields(job_id, fields), token)
 
     def renew(self, renewals: Iterable[tuple[Lease, Stage, int, int]]) -> list[LeaseStatus]:
-        """Renew leases and tell how far the jobs are (stage, step, steps), of all jobs at once."""
+        """Renew leases and report progress (stage, step, steps), of all jobs at once."""
         renewals = list(renewals)
         try:
             return self._renew_all(renewals)
@@ -207,9 +204,9 @@ class Ledger:
             )
         return pipeline.execute()
 
-    def publish_preview(self, lease: Lease, picture: bytes) -> bool:
-        """Show a preview for a minute; False where the lease was lost and nothing was changed."""
-        job_id, text = lease.job.id, b64encode(picture).decode()
+    def publish_preview(self, lease: Lease, image: bytes) -> bool:
+        """Publish a preview for a minute; False if the lease was lost and nothing was changed."""
+        job_id, text = lease.job.id, b64encode(image).decode()
         return bool(
             self._publish_preview(
                 keys=[*self._keys(job_id), routing.preview_key(job_id)],
@@ -218,18 +215,18 @@ class Ledger:
         )
 
     def succeed(self, lease: Lease, result: JobResult) -> bool:
-        """End a job with its result; False where the lease was lost and nothing was changed."""
+        """End a job with its result; False if the lease was lost and nothing was changed."""
         return self._finish(lease, JobStatus.SUCCEEDED, "result", result.model_dump_json())
 
     def fail(self, lease: Lease, error: ImagefleetError) -> bool:
-        """End a job with an error; False where the lease was lost and nothing was changed."""
+        """End a job with an error; False if the lease was lost and nothing was changed."""
         status = JobStatus.CANCELED if isinstance(error, JobCanceled) else JobStatus.FAILED
         return self._finish(lease, status, "error", dump_error(error))
 
     def release(self, lease: Lease) -> Wakeup | None:
-        """Hand a job back to the queue, not counted as an attempt.
+        """Requeue a job without counting the attempt.
 
-        None where it was lost, or must not go on: then it has ended.
+        None if the lease was lost, or if the job must stop: then it has ended.
         """
         job = lease.job
         sequence = self._release(
@@ -238,13 +235,14 @@ class Ledger:
         )
         return Wakeup(job.id, job.kind, job.priority, int(sequence)) if sequence else None
 
-    # What one worker at a time does for all.
+    # Called by one worker at a time, for all jobs.
 
     def reconcile(self, limit: int = 1000) -> list[Wakeup]:
-        """Look after open jobs that are due: free lost leases, end poison, find lost messages.
+        """Reconcile open jobs that are due: expired leases, poison jobs, lost messages.
 
         Returns:
-            What the caller must publish; should it die before, the next call finds it again.
+            Messages that the caller must publish; if it dies before, a later call returns them
+            again.
         """
         now_s = self._redis.time()[0]
         due = cast(

@@ -1,8 +1,8 @@
-"""The ledger's transitions as Lua: each runs in Redis as one transaction, by Redis's own clock.
+"""The ledger's transitions as Lua scripts: each is one transaction in Redis, by Redis's clock.
 
 Every script begins with PRELUDE. A job's record is the hash KEYS[1]; the sorted set KEYS[2] holds
-the jobs that have not ended, scored by the time at which somebody must look after them: the end of
-the lease of a running job, the next check on a queued one's message.
+the jobs that have not ended, scored by the time at which they are due for reconciliation: the end
+of a running job's lease, the next check on a queued job's message.
 """
 
 from typing import Final
@@ -14,13 +14,13 @@ local job, open = KEYS[1], KEYS[2]
 
 local function get(field) return redis.call('HGET', job, field) end
 
-local function tell(channel) redis.call('PUBLISH', channel, get('status')) end
+local function notify(channel) redis.call('PUBLISH', channel, get('status')) end
 
 local function finish(id, channel, status, field, value, ttl)
     redis.call('HSET', job, 'status', status, 'stage', 'done', 'ended_s', now, field, value)
     redis.call('ZREM', open, id)
     redis.call('EXPIRE', job, ttl)
-    tell(channel)
+    notify(channel)
 end
 
 local function late() local d = get('deadline_s'); return d ~= '' and now > tonumber(d) end
@@ -30,7 +30,7 @@ local function error(kind, id, value)
     return string.format('{"type": "%s", "args": ["%s"%s]}', kind, id, rest)
 end
 
--- Ends a job that must not go on; whether it did.
+-- Ends a job that was canceled or is past its time limit; returns whether it did.
 local function ended(id, channel, ttl)
     if get('cancel') ~= '' then
         finish(id, channel, 'canceled', 'error', error('JobCanceled', id), ttl)
@@ -55,8 +55,8 @@ redis.call('ZADD', open, now + ARGV[2], ARGV[1])
 return sequence
 """
 
-# ARGV: id, channel, worker, token, lease s, ttl s. Gives the record as it is then.
-# Asked twice with one token (a reply was lost on the way), the same lease is given twice.
+# ARGV: id, channel, worker, token, lease s, ttl s. Returns the record after the lease.
+# Called twice with one token (the reply was lost), the same lease is granted twice.
 LEASE: Final = """
 local status = get('status')
 local mine = status == 'running' and get('token') == ARGV[4]
@@ -68,7 +68,7 @@ if not mine then
         'leased_s', now)
 end
 redis.call('ZADD', open, now + ARGV[5], ARGV[1])
-tell(ARGV[2])
+notify(ARGV[2])
 return redis.call('HGETALL', job)
 """
 
@@ -78,14 +78,14 @@ if get('status') ~= 'running' or get('token') ~= ARGV[3] then return 'lost' end
 redis.call('ZADD', open, now + ARGV[4], ARGV[1])
 if get('stage') ~= ARGV[5] or get('step') ~= ARGV[6] or get('steps') ~= ARGV[7] then
     redis.call('HSET', job, 'stage', ARGV[5], 'step', ARGV[6], 'steps', ARGV[7])
-    tell(ARGV[2])
+    notify(ARGV[2])
 end
 if get('cancel') ~= '' then return 'canceled' end
 if late() then return 'late' end
 return redis.call('EXISTS', KEYS[3]) == 1 and 'watched' or 'held'
 """
 
-# KEYS: job, open, preview. ARGV: id, channel, token, picture, ttl s
+# KEYS: job, open, preview. ARGV: id, channel, token, image, ttl s
 PUBLISH_PREVIEW: Final = """
 if get('status') ~= 'running' or get('token') ~= ARGV[3] then return 0 end
 redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[5])
@@ -102,7 +102,7 @@ return 1
 """
 
 # KEYS: job, open, sequence. ARGV: id, channel, token, next check after s, ttl s.
-# A job handed back was not at fault: the attempt does not count.
+# A requeued job was not at fault: the attempt does not count.
 RELEASE: Final = """
 if get('status') ~= 'running' or get('token') ~= ARGV[3] then return 0 end
 if ended(ARGV[1], ARGV[2], ARGV[5]) then return 0 end
@@ -111,7 +111,7 @@ redis.call('HINCRBY', job, 'attempt', -1)
 redis.call('HSET', job, 'status', 'queued', 'stage', 'queued', 'step', 0, 'steps', 0,
     'token', '', 'worker', '', 'sequence', sequence)
 redis.call('ZADD', open, now + ARGV[4], ARGV[1])
-tell(ARGV[2])
+notify(ARGV[2])
 return sequence
 """
 
@@ -127,7 +127,7 @@ return status
 """
 
 # ARGV: id, channel, ttl s.
-# While a lease lasts, its holder ends the job; a queued one's end needs no worker.
+# While a lease lasts, its worker ends the job; a queued job needs no worker to end.
 EXPIRE: Final = """
 local status = get('status')
 if status ~= 'queued' and status ~= 'running' then return 0 end
@@ -138,11 +138,11 @@ return ended(ARGV[1], ARGV[2], ARGV[3]) and 1 or 0
 
 # KEYS: job, open, sequence, dead, list of the job's queue and priority.
 # ARGV: id, channel, faults allowed, next check after s, ttl s, sequence header, attempts allowed.
-# A fault is a worker lost while it was at work on the job. One lost while the job waited for its
-# turn says nothing of the job: else who waits beside a job that kills workers would end with it.
+# A fault is a worker lost while it ran the job. A worker lost while the job waited for its turn is
+# not one: otherwise jobs that wait beside a job that kills workers would be given up with it.
 # A queued job's message is surely lost when the oldest message of its list was published later:
 # the list is first in, first out. A popped message that nobody leased looks the same, and a second
-# message for a job does no harm: the lease is given once.
+# message for a job does no harm: the lease is granted once.
 RECONCILE: Final = """
 local status = get('status')
 if status ~= 'queued' and status ~= 'running' then redis.call('ZREM', open, ARGV[1]); return 0 end
@@ -160,7 +160,7 @@ if status == 'running' then
     end
     redis.call('HSET', job, 'status', 'queued', 'stage', 'queued', 'step', 0, 'steps', 0,
         'token', '', 'worker', '')
-    tell(ARGV[2])
+    notify(ARGV[2])
 else
     local oldest = redis.call('LINDEX', KEYS[5], -1)
     local sequence = oldest and cjson.decode(oldest).headers[ARGV[6]]

@@ -1,4 +1,4 @@
-"""PNG files written fast: one filter, and Intel's deflate in place of zlib."""
+"""A fast PNG encoder: one filter, and Intel's ISA-L deflate instead of zlib."""
 
 import io
 import zlib
@@ -13,7 +13,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEPTH = 8
 _COLOUR_TYPES = {"RGB": 2, "RGBA": 6}
 _UP = b"\x02"
-# The working set stays in the processor's cache, and other threads get their turn between bands.
+# The working set stays in the CPU's cache, and other threads can run between bands.
 _BAND_ROWS = 64
 _LEVEL = 1
 
@@ -21,10 +21,10 @@ _LEVEL = 1
 def encode_png(
     image: Image.Image, icc_profile: bytes | None, chunks: Iterable[tuple[bytes, bytes]]
 ) -> bytes:
-    """Encode an RGB or RGBA picture, with more chunks (type, content) before its pixels.
+    """Encode an RGB or RGBA image, with extra chunks (type, content) before its pixels.
 
     Every row is filtered by Up, its difference to the row above (PNG specification, 9.2), and
-    deflated by ISA-L. `tests/benchmarks/bench_png.py` has what that is measured against.
+    deflated by ISA-L. `tests/benchmarks/bench_png.py` compares it with zlib.
     """
     deflate = isal_zlib.compressobj(_LEVEL)
     pixels = [deflate.compress(band) for band in _filtered(image)]
@@ -43,13 +43,13 @@ def encode_png(
 
 
 def _filtered(image: Image.Image) -> Iterator[bytes]:
-    """The picture's rows in bands, each row with its filter's number before it."""
+    """The image's rows in bands, each row preceded by its filter type."""
     width, height = image.size
     row_bytes = len(image.mode) * width
     for top in range(0, height, _BAND_ROWS):
         bottom = min(top + _BAND_ROWS, height)
         band = image.crop((0, top, width, bottom))
-        # What lies outside a picture is cropped as zeros, which is what the first row is to see.
+        # Pixels outside an image are cropped as zeros, which is the row above the first one.
         above = image.crop((0, top - 1, width, bottom - 1))
         differences = memoryview(ImageChops.subtract_modulo(band, above).tobytes())
         starts = range(0, len(differences), row_bytes)

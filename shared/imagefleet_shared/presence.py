@@ -1,4 +1,4 @@
-"""What each live worker tells the fleet about itself."""
+"""Announcements of live workers: what they serve and which models they have."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -9,8 +9,8 @@ from imagefleet_shared.field_types import Frozen, JobKind
 from imagefleet_shared.routing import PREFIX, QUEUES, serving_key, worker_key
 
 ANNOUNCE_S = 5
-"""How often a worker renews its announcement; it is forgotten after three times that."""
-_FORGET_S = 3 * ANNOUNCE_S
+"""How often a worker renews its announcement, which expires after three times that."""
+_EXPIRE_S = 3 * ANNOUNCE_S
 
 
 class ModelInfo(Frozen):
@@ -25,10 +25,11 @@ class ModelInfo(Frozen):
     """A LoRA's kinds (`lora`, `loha`, ...), an embedding's number of vectors, or a face restorer's
     architecture."""
     trigger_words: tuple[str, ...]
-    """What to put into the prompt for an adapter, by its file's metadata."""
+    """Prompt words that trigger an adapter, from its file's metadata."""
     size_bytes: int
     sha256: str | None
-    """Of the file; None for a folder, and until it was read: an adapter soon, others once used."""
+    """Of the file; None for a folder, and until it is hashed: adapters soon after the worker
+    starts, other files at first use."""
 
 
 class WorkerInfo(Frozen):
@@ -40,27 +41,27 @@ class WorkerInfo(Frozen):
     device: str
     """As torch names it: `cpu`, `cuda:0 (NVIDIA H200)`."""
     slots: int
-    """Jobs that it holds at once."""
+    """Jobs that it leases at once."""
     kinds: tuple[JobKind, ...]
-    """Jobs that it takes."""
+    """Kinds of job that it serves."""
     default_checkpoint: str | None
-    """What a request without a checkpoint gets; None: it must name one."""
+    """Checkpoint of requests that name none; None: they must name one."""
     models: tuple[ModelInfo, ...]
 
 
 def announce(redis: Redis, worker: WorkerInfo) -> None:
-    """Say that the worker lives; it is forgotten unless this is repeated."""
+    """Announce that the worker is live; expires unless repeated."""
     now_s = redis.time()[0]
     pipeline = redis.pipeline()
-    pipeline.set(worker_key(worker.name), worker.model_dump_json(), ex=_FORGET_S)
+    pipeline.set(worker_key(worker.name), worker.model_dump_json(), ex=_EXPIRE_S)
     for kind in worker.kinds:
         pipeline.zremrangebyscore(serving_key(kind), "-inf", now_s)
-        pipeline.zadd(serving_key(kind), {worker.name: now_s + _FORGET_S})
+        pipeline.zadd(serving_key(kind), {worker.name: now_s + _EXPIRE_S})
     pipeline.execute()
 
 
 def withdraw(redis: Redis, name: str) -> None:
-    """Take the announcement back at once."""
+    """Withdraw a worker's announcement at once."""
     pipeline = redis.pipeline()
     pipeline.delete(worker_key(name))
     for kind in QUEUES:
@@ -69,7 +70,7 @@ def withdraw(redis: Redis, name: str) -> None:
 
 
 def live_workers(redis: Redis) -> list[WorkerInfo]:
-    """All workers that announced themselves lately, by name."""
+    """All workers whose announcement has not expired, by name."""
     keys = sorted(cast(Iterable[str], redis.scan_iter(match=PREFIX + "worker:*", count=1000)))
     texts = cast(list[str | None], redis.mget(keys)) if keys else []
     return [WorkerInfo.model_validate_json(text) for text in texts if text]

@@ -1,4 +1,4 @@
-"""How much waits in the queues, and how many workers there are for it."""
+"""Backlog of the queues, and the number of workers that serve them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from redis import Redis
 from imagefleet_shared.field_types import JobKind
 from imagefleet_shared.routing import PRIORITIES, QUEUES, queue_list, serving_key
 
-# KEYS: the workers of a kind, the lists of its queue. ARGV: who asks. By Redis's clock.
+# KEYS: the workers of a kind, the lists of its queue. ARGV: the calling worker. By Redis's clock.
 _COUNT: Final = """
 local waiting = 0
-for place = 2, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[place]) end
+for index = 2, #KEYS do waiting = waiting + redis.call('LLEN', KEYS[index]) end
 local now, mine = redis.call('TIME')[1], redis.call('ZSCORE', KEYS[1], ARGV[1])
 local workers = redis.call('ZCOUNT', KEYS[1], now, '+inf')
 if not mine or tonumber(mine) < tonumber(now) then workers = workers + 1 end
@@ -22,16 +22,16 @@ return {waiting, workers}
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits of a kind of job."""
+    """Backlog of one kind of job."""
 
     waiting: int
-    """Messages that no worker has taken."""
+    """Messages that no worker has received."""
     workers: int
-    """Live ones that take this kind, the one that asks included."""
+    """Live workers that serve this kind, including the calling one."""
 
 
 def read_backlog(redis: Redis, kinds: Sequence[JobKind], worker: str) -> dict[JobKind, Backlog]:
-    """What waits of each kind that a worker takes, announced or not yet."""
+    """The backlog of each kind that a worker serves, whether or not it is announced yet."""
     count = redis.register_script(_COUNT)
     pipeline = redis.pipeline(transaction=False)
     for kind in kinds:

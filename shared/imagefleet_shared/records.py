@@ -1,4 +1,4 @@
-"""What the ledger keeps of a job, and how errors are written into it."""
+"""Job records, leases and errors, as they are stored in the ledger."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from imagefleet_shared.status import JobStatus, Progress, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """What the ledger knows of a job."""
+    """A job as recorded in the ledger."""
 
     id: str
     kind: JobKind
@@ -23,16 +23,16 @@ class JobRecord:
     request_json: str
     progress: Progress
     faults: int
-    """Workers lost while they were at work on it."""
+    """Workers lost while they ran it."""
     worker: str
     submitted_s: float
     """Unix time by Redis's clock."""
     leased_s: float
-    """Unix time at which the present attempt began; 0 before the first."""
+    """Unix time at which the current attempt began; 0 before the first."""
     allowed_s: float | None
     """Seconds from submit within which the job must end."""
-    cancel_asked: bool
-    """Somebody asked for its end while it ran."""
+    cancel_requested: bool
+    """Whether it was canceled while it ran."""
     result_json: str | None
     error_json: str | None
 
@@ -56,14 +56,14 @@ class JobRecord:
             submitted_s=float(fields["submitted_s"]),
             leased_s=float(fields.get("leased_s", 0)),
             allowed_s=float(fields["allowed_s"]) if fields["allowed_s"] else None,
-            cancel_asked=bool(fields["cancel"]),
+            cancel_requested=bool(fields["cancel"]),
             result_json=fields.get("result"),
             error_json=fields.get("error"),
         )
 
     @property
     def status(self) -> JobStatus:
-        """Where the job stands."""
+        """The job's status."""
         return self.progress.status
 
     def request(self) -> Request:
@@ -74,7 +74,7 @@ class JobRecord:
         """The result of a job that succeeded.
 
         Raises:
-            ImagefleetError: the job's own error, where it failed or was canceled.
+            ImagefleetError: the job's own error, if it failed or was canceled.
         """
         if self.error_json is not None:
             raise load_error(self.error_json)
@@ -84,7 +84,7 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to run a job: renewed while held, proven by its token."""
+    """The right to run a job: renewed while the job runs, proven by its token."""
 
     job: JobRecord
     token: str
@@ -92,7 +92,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Wakeup:
-    """A message to publish for a job that waits without one."""
+    """A message to publish for a queued job."""
 
     job_id: str
     kind: JobKind
@@ -106,7 +106,7 @@ def dump_error(error: ImagefleetError) -> str:
 
 
 def load_error(text: str) -> ImagefleetError:
-    """The error that `dump_error` wrote; a class that this version lacks becomes the base class."""
+    """The error that `dump_error` wrote; an unknown class becomes the base class."""
     value = json.loads(text)
     cls = getattr(errors, value["type"], None)
     if isinstance(cls, type) and issubclass(cls, ImagefleetError):

@@ -1,8 +1,8 @@
-"""What an app may ask for: frozen values, checked when they are made.
+"""The requests: frozen values, validated when they are constructed.
 
-A request that breaks a rule raises `InvalidRequest` (or the subclass that names the fault) with the
-value given and the values allowed. Sizes are in pixels, factors have no unit. A field left at None
-is decided by the worker; the values it chose are in the result.
+An invalid request raises `InvalidRequest` (or a more specific subclass) with the value given and
+the values allowed. Sizes are in pixels, factors have no unit. A field left at None is decided by
+the worker; the values it chose are in the result.
 """
 
 from typing import Annotated, Literal, Self, cast
@@ -41,12 +41,12 @@ _SWITCH_AT = 0.8
 
 
 class GenerateRequest(RequestPart):
-    """A picture to draw: txt2img, or img2img when `image` is given; then hires, then upscale."""
+    """Images to generate: txt2img, or img2img if `image` is given; then hires, then upscale."""
 
     prompt: str = Field(max_length=20_000)
-    """What to draw."""
+    """What to generate."""
     negative_prompt: str = Field(default="", max_length=20_000)
-    """What to keep away from; used only where guidance_scale is above 1."""
+    """What to avoid; used only if guidance_scale is above 1."""
     checkpoint: ModelName | None = None
     """Name of a checkpoint in the model store; None: the worker's default."""
     width: SizePx | None = None
@@ -58,40 +58,41 @@ class GenerateRequest(RequestPart):
     guidance_scale: float = Field(default=7.0, ge=1, le=30)
     """Classifier-free guidance; 1 switches it off and halves the work."""
     scheduler: Scheduler = "euler"
-    """The solver (A1111's "sampler", whose labels are known too: "DPM++ 2M Karras")."""
+    """The solver (A1111's "sampler", whose labels are accepted too: "DPM++ 2M Karras")."""
     sigma_schedule: Sigmas = "automatic"
     """How the noise levels are spaced (A1111's "schedule type"); automatic: the solver's own."""
     eta: float | None = Field(default=None, ge=0, le=1)
     """Share of fresh noise in each step of a solver that adds any; None: 1, but 0 for DDIM."""
     emphasis: Emphasis = "original"
-    """How weights such as `(word:1.2)` act."""
+    """How weights such as `(word:1.2)` are applied."""
     clip_skip: int | None = Field(default=None, ge=1, le=11)
-    """SD 1.x: last layers of the text encoder to leave out, diffusers' count; None: as it was
-    trained. SDXL's stay as they were, as in A1111."""
+    """SD 1.x: last layers of the text encoder to skip, in diffusers' count; None: as trained. SDXL
+    ignores it, as in A1111."""
     seed: Seed | None = None
-    """Seed of the first picture, picture i takes seed + i; None: made from the job's id."""
+    """Seed of the first image; image i uses seed + i; None: derived from the job's id."""
     variation_seed: Seed | None = None
-    """Seed of the noise that is mixed in, counted on like `seed`; None: made from the job's id."""
+    """Seed of the noise that is mixed in, incremented like `seed`; None: derived from the job's
+    id."""
     variation_strength: float = Field(default=0, ge=0, le=1)
     """Share of that noise: 0 none, 1 nothing else."""
     seed_resize_from: tuple[SizePx, SizePx] | None = None
-    """Width and height at which the seed's picture is known: its composition is kept."""
+    """Width and height of an earlier image of the same seed, whose composition is preserved."""
     rng: Literal["cpu", "gpu"] = "cpu"
-    """Whose random numbers: `gpu` gives those of CUDA, as A1111 does by default, on any device."""
+    """Random number generator; `gpu` gives CUDA's numbers, A1111's default, on any device."""
     num_images: int = Field(default=1, ge=1, le=16)
-    """Pictures drawn in one batch."""
+    """Images generated in one batch."""
     loras: tuple[LoRA, ...] = Field(default=(), max_length=32)
-    """LoRAs to merge, beside those that the prompt names as `<lora:name:scale>`."""
+    """LoRAs to merge, in addition to those in the prompt as `<lora:name:scale>`."""
     textual_inversions: tuple[TextualInversion, ...] = Field(default=(), max_length=32)
-    """Embeddings under words of their own; any embedding's name in a prompt triggers it anyway."""
+    """Embeddings under custom tokens; any embedding's name in a prompt triggers it anyway."""
     image: ImageRef | None = None
-    """Initial picture of img2img."""
+    """Initial image of img2img."""
     strength: float | None = Field(default=None, gt=0, le=1)
     """img2img only: near 0 keeps the image, 1 ignores it; None: 0.75."""
     resize_mode: ResizeMode = "just_resize"
     """img2img only: how the image is fitted to width and height."""
     inpaint: Inpaint | None = None
-    """img2img only: draw where a mask says; None: everywhere."""
+    """img2img only: repaint only a masked region; None: the whole image."""
     refiner_checkpoint: ModelName | None = None
     """Checkpoint that takes over at `refiner_switch_at`, in the first pass; None: none does."""
     refiner_switch_at: float = Field(default=_SWITCH_AT, gt=0, lt=1)
@@ -99,9 +100,9 @@ class GenerateRequest(RequestPart):
     hires: HiresPass | None = None
     """A second, larger pass; None: off."""
     upscale: UpscalePass | None = None
-    """Enlargement after the last pass; None: off."""
+    """Enlarge the image after the last pass; None: off."""
     face_restore: FaceRestore | None = None
-    """Faces of the finished picture drawn anew; None: off."""
+    """Restore faces in the finished image; None: off."""
     output_format: ImageFormat = "png"
     """File format of the result."""
 
@@ -111,7 +112,7 @@ class GenerateRequest(RequestPart):
         return split_label(fields)
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
+    def _check_consistency(self) -> Self:
         if (self.width is None) != (self.height is None):
             raise InvalidRequest(
                 f"give both width and height or neither; given {self.width} and {self.height}"
@@ -130,12 +131,12 @@ class GenerateRequest(RequestPart):
         return self
 
     @model_validator(mode="after")
-    def _every_field_is_used(self) -> Self:
-        counted = "variation_seed" if self.variation_strength else "seed"
-        last = (getattr(self, counted) or 0) + self.num_images - 1
+    def _check_unused_fields(self) -> Self:
+        incremented = "variation_seed" if self.variation_strength else "seed"
+        last = (getattr(self, incremented) or 0) + self.num_images - 1
         if last > MAX_SEED:
             raise InvalidRequest(
-                f"{counted} of the last of {self.num_images} pictures would be {last}; "
+                f"{incremented} of the last of {self.num_images} pictures would be {last}; "
                 f"at most {MAX_SEED} is allowed"
             )
         if self.variation_seed is not None and self.variation_strength == 0:
@@ -158,17 +159,17 @@ class GenerateRequest(RequestPart):
 
 
 class UpscaleRequest(UpscalePass):
-    """Pictures to enlarge, each by itself."""
+    """Images to enlarge, each by itself."""
 
     images: tuple[ImageRef, ...] = Field(min_length=1, max_length=64)
-    """The pictures, already in the store; the result has one for each, in this order."""
+    """The images, already in the store; the result has one for each, in this order."""
     face_restore: FaceRestore | None = None
-    """Faces drawn anew; None: off."""
+    """Restore faces; None: off."""
     output_format: ImageFormat = "png"
     """File format of the result."""
 
     @model_validator(mode="after")
-    def _faces_after_something(self) -> Self:
+    def _check_face_order(self) -> Self:
         unchanged = self.scale == 1 and set(self.upscalers) <= set(PIXEL_MODES)
         if unchanged and self.face_restore and self.face_restore.after_upscale:
             raise InvalidRequest(
@@ -179,13 +180,13 @@ class UpscaleRequest(UpscalePass):
 
 
 def _kind_of(request: object) -> JobKind:
-    drawn = isinstance(request, GenerateRequest) or (
+    is_generate = isinstance(request, GenerateRequest) or (
         isinstance(request, dict) and "prompt" in cast(dict[str, object], request)
     )
-    return "generate" if drawn else "upscale"
+    return "generate" if is_generate else "upscale"
 
 
-# Told apart before they are read: a refusal of ours would end pydantic's trying of one by one.
+# A discriminated union: our own errors would stop pydantic from trying the other model.
 Request = Annotated[
     Annotated[GenerateRequest, Tag("generate")] | Annotated[UpscaleRequest, Tag("upscale")],
     Discriminator(_kind_of),
@@ -193,10 +194,10 @@ Request = Annotated[
 
 
 def parse_request(kind: JobKind, json: str) -> Request:
-    """Read a request back from a job's record.
+    """Parse a request from a job's record.
 
     Raises:
-        InvalidRequest: the text is not such a request.
+        InvalidRequest: the text is not a request of that kind.
     """
     model = GenerateRequest if kind == "generate" else UpscaleRequest
     try:

@@ -1,4 +1,4 @@
-"""Names that both sides must agree on: tasks, queues, priorities, Redis keys. Plain data."""
+"""Names that apps and workers share: tasks, queues, priorities, Redis keys."""
 
 from typing import Final
 
@@ -16,11 +16,11 @@ PRIORITY_STEPS: Final = (0, 3, 6, 9)
 PRIORITY_SEPARATOR: Final = "\x06\x16"
 
 SEQUENCE_HEADER: Final = "imagefleet_sequence"
-"""Message header: the number that the ledger gave this publication."""
+"""Message header: the sequence number of this publication."""
 
 PREFIX: Final = "imagefleet:"
 OPEN_KEY: Final = PREFIX + "open"
-"""Sorted set of job ids that have not ended; score: when to look after it (Redis's clock, s)."""
+"""Sorted set of jobs that have not ended; score: when one is due to reconcile (Redis's clock, s)."""
 DEAD_KEY: Final = PREFIX + "dead"
 """List of poison jobs' ids, newest first."""
 SEQUENCE_KEY: Final = PREFIX + "sequence"
@@ -35,12 +35,12 @@ def job_key(job_id: str) -> str:
 
 
 def events_channel(job_id: str) -> str:
-    """Pub/sub channel that tells of every change of the job's progress."""
+    """Pub/sub channel that announces every change of the job's progress."""
     return f"{PREFIX}events:{job_id}"
 
 
 def watched_key(job_id: str) -> str:
-    """There while somebody wants to see a preview of the job."""
+    """Exists while an app wants previews of the job."""
     return f"{PREFIX}watched:{job_id}"
 
 
@@ -55,12 +55,12 @@ def worker_key(name: str) -> str:
 
 
 def serving_key(kind: JobKind) -> str:
-    """Sorted set of the names of workers that take this kind of job; score: Redis's time, s, at
-    which one that said nothing more is taken for gone."""
+    """Sorted set of the workers that serve this kind of job; score: when the announcement of one
+    expires (Redis's clock, s)."""
     return f"{PREFIX}serving:{kind}"
 
 
 def queue_list(queue: str, priority: Priority) -> str:
-    """The Redis list in which kombu keeps a queue's messages of one priority."""
+    """The Redis list of a queue's messages of one priority, as kombu names it."""
     step = PRIORITIES[priority]
     return queue if step == 0 else f"{queue}{PRIORITY_SEPARATOR}{step}"

@@ -1,7 +1,7 @@
-"""Names of schedulers and of sigma schedules: ours, and the labels that A1111 gives them.
+"""Names of schedulers and sigma schedules, and their labels in A1111.
 
-What A1111 calls a sampler is a scheduler here, as in diffusers; its "schedule type" is the spacing
-of the noise levels, a sigma schedule.
+A1111's sampler is a scheduler here, as in diffusers; its "schedule type", the spacing of the noise
+levels, is a sigma schedule.
 """
 
 from typing import Literal
@@ -70,7 +70,7 @@ _SCHEDULES: dict[str, SigmaSchedule] = {
 
 
 def find_scheduler(text: str) -> tuple[SchedulerName, SigmaSchedule | None] | None:
-    """The scheduler that a name or a label means, and the sigma schedule if the label has one.
+    """The scheduler of a name or label, and the sigma schedule if the label includes one.
 
     `"dpmpp_2m"`, `"DPM++ 2M"` and the older `"DPM++ 2M Karras"`, in any case; None: unknown.
     """
@@ -85,5 +85,5 @@ def find_scheduler(text: str) -> tuple[SchedulerName, SigmaSchedule | None] | No
 
 
 def find_sigma_schedule(text: str) -> SigmaSchedule | None:
-    """The sigma schedule that a name or a label means, in any case; None: unknown."""
+    """The sigma schedule of a name or label, in any case; None: unknown."""
     return _SCHEDULES.get(" ".join(text.lower().split()))

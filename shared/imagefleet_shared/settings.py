@@ -19,15 +19,15 @@ class BrokerSettings(_Settings):
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     """`redis://[user:password@]host:port/db`, or `rediss://` for TLS."""
     record_ttl_s: int = Field(default=7 * 24 * 3600, ge=60)
-    """How long the record of an ended job is kept in Redis, seconds."""
+    """How long the record of an ended job stays in Redis, seconds."""
     socket_timeout_s: float = Field(default=10, gt=0)
-    """A Redis call that takes longer is given up and the connection opened anew, seconds."""
+    """Timeout of a Redis call, after which the connection is reopened, seconds."""
     connect_timeout_s: float = Field(default=2, gt=0)
-    """How long to wait for a connection to Redis, seconds."""
+    """Timeout of connecting to Redis, seconds."""
 
 
 class StorageSettings(_Settings):
-    """Where pictures are kept. Credentials come from the usual AWS variables or roles."""
+    """Where images are stored. Credentials come from the usual AWS variables or roles."""
 
     storage_url: str = "file:///var/lib/imagefleet/store"
     """`s3://bucket/prefix`, or `file:///directory` where every host sees the same directory."""
@@ -36,6 +36,7 @@ class StorageSettings(_Settings):
     s3_region: str = "us-east-1"
     """Region that requests are signed for."""
     s3_path_style: bool = True
-    """`endpoint/bucket/key` rather than `bucket.endpoint/key`; most S3-compatibles need it."""
+    """`endpoint/bucket/key` instead of `bucket.endpoint/key`; most S3-compatible services need
+    it."""
     s3_public_endpoint_url: str | None = None
-    """Endpoint for presigned URLs, where clients reach the store by another name."""
+    """Endpoint for presigned URLs, if clients reach the store by another name."""

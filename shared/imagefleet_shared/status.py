@@ -1,4 +1,4 @@
-"""Where a job stands."""
+"""Status and progress of a job."""
 
 from enum import StrEnum
 from typing import Literal
@@ -7,7 +7,8 @@ from imagefleet_shared.field_types import Frozen
 
 
 class JobStatus(StrEnum):
-    """The life of a job: queued, running, one of three ends; a lost worker's is queued again."""
+    """Status of a job: queued, running, or one of three final ones; queued again if its worker is
+    lost."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -17,7 +18,7 @@ class JobStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to the job."""
+        """Whether the status is final."""
         return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
@@ -34,23 +35,23 @@ Stage = Literal[
     "store",
     "done",
 ]
-"""What is being done to a job; it may come to a stage more than once.
+"""Stage of a job; a job may enter a stage more than once.
 
-A worker looks for the job's models (load), then the job waits for its turn on the device (queued
-once more), and then its models are read (load once more). Where pictures are enlarged on their way,
-as a hires pass does, they are decoded before and after.
+The job's models are resolved and downloaded (load), then the job waits for its turn on the device
+(queued again), then its models are loaded (load again). If images are enlarged between passes, as
+by a hires pass, they are decoded before and after.
 """
 
 
 class Progress(Frozen):
-    """How far a job is: a stage, and the steps done of that stage's steps."""
+    """Progress of a job: its stage, and how many of the stage's steps are done."""
 
     status: JobStatus
     stage: Stage = "queued"
     step: int = 0
-    """Done, from 0: steps (of denoise, hires), faces (of faces), tiles (of upscale), megabytes
-    fetched (of load)."""
+    """Steps done, from 0: steps of denoise and hires, faces of faces, tiles of upscale, downloaded
+    megabytes of load."""
     steps: int = 0
-    """Steps of this stage; 0 where it has none."""
+    """Steps of this stage; 0 if it has none."""
     attempt: int = 0
-    """Which attempt this is, from 1; 0 while no worker has taken the job."""
+    """Which attempt this is, from 1; 0 before the first lease."""

@@ -1,7 +1,7 @@
-"""The object store: pictures, inputs and manifests under one prefix, each key written once.
+"""The object store: images, inputs and manifests under one prefix, each key written once.
 
-`S3Store` speaks to anything S3-compatible that honours `If-None-Match` (AWS, SeaweedFS, R2, Ceph);
-`FileStore` keeps the same contract in a directory. Both pass the same tests.
+`S3Store` works with any S3-compatible service that honours `If-None-Match` (AWS, SeaweedFS, R2,
+Ceph); `FileStore` gives the same guarantees in a directory. Both pass the same tests.
 """
 
 import os
@@ -26,20 +26,20 @@ from imagefleet_shared.settings import StorageSettings
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# A store that refuses a key has nothing under it, and will not next time. Not `InvalidArgument`:
-# some stores say so of credentials.
+# A store that rejects a key has nothing under it, and never will. Not `InvalidArgument`: some
+# stores answer so to wrong credentials.
 _REFUSED = {"InvalidRequest", "InvalidURI", "KeyTooLongError", "XMinioInvalidObjectName"}
 _ABSENT = {"NoSuchKey", "404", *_REFUSED}
 _PRESENT = "PreconditionFailed"
 _IN_FLIGHT = {"ConditionalRequestConflict", "404"}
-"""Another's write of the key is under way, or what was present was gone when looked at."""
+"""A concurrent write of the key is in flight, or a present object was gone when looked up."""
 _PAUSES_S = (0.1, 0.2, 0.4, 0.8)
-"""Before a write that met another's is tried again."""
+"""Pauses before a write is retried after such a conflict."""
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object as it lies in the store."""
+    """An object in the store."""
 
     key: str
     url: str
@@ -48,13 +48,13 @@ class StoredObject:
 
 
 class ObjectStore(Protocol):
-    """What Imagefleet needs of a store; keys are relative to the store's prefix."""
+    """The operations that Imagefleet needs; keys are relative to the store's prefix."""
 
     def put_new(self, key: str, content: bytes, content_type: str) -> StoredObject:
-        """Write an object unless the key is taken; whoever wrote first wins.
+        """Write an object unless the key exists; the first writer wins.
 
         Returns:
-            The object that lies there now: ours, or the one that was there before.
+            The object under the key now: the new one, or the one that was there before.
 
         Raises:
             StorageUnavailable: the store cannot be reached or refuses.
@@ -62,7 +62,7 @@ class ObjectStore(Protocol):
         ...
 
     def find(self, key: str) -> bytes | None:
-        """An object's content; None where there is no such key, nor can be.
+        """An object's content; None if there is no such key, or it is not a valid one.
 
         Raises:
             StorageUnavailable: the store cannot be reached or refuses.
@@ -102,8 +102,8 @@ class S3Store:
         self._public_s3 = s3_client(settings, public) if public else self._s3
 
     def put_new(self, key: str, content: bytes, content_type: str) -> StoredObject:
-        """See `ObjectStore.put_new`; the digest is kept as the object's metadata."""
-        with self._translated():
+        """See `ObjectStore.put_new`; the digest is stored as the object's metadata."""
+        with self._translate_errors():
             for pause_s in _PAUSES_S:
                 try:
                     return self._put(key, content, content_type)
@@ -115,7 +115,7 @@ class S3Store:
 
     def find(self, key: str) -> bytes | None:
         """See `ObjectStore.find`."""
-        with self._translated():
+        with self._translate_errors():
             try:
                 found = self._s3.get_object(Bucket=self._bucket, Key=self._prefix + key)
                 return found["Body"].read()
@@ -154,7 +154,7 @@ class S3Store:
         return StoredObject(key, f"s3://{self._bucket}/{self._prefix}{key}", digest, size_bytes)
 
     @contextmanager
-    def _translated(self) -> Generator[None]:
+    def _translate_errors(self) -> Generator[None]:
         try:
             yield
         except (BotoCoreError, ClientError) as exc:

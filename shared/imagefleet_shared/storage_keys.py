@@ -1,4 +1,4 @@
-"""Where things lie in the object store: keys are a function of the job and nothing else."""
+"""Keys in the object store: they depend on the job alone."""
 
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -18,7 +18,7 @@ def job_folder(job_id: str, submitted_s: float) -> str:
 
 
 def image_key(folder: str, index: int, image_format: ImageFormat) -> str:
-    """Key of a job's picture."""
+    """Key of a job's image."""
     return f"{folder}/{index}.{image_format}"
 
 
@@ -28,5 +28,5 @@ def manifest_key(folder: str) -> str:
 
 
 def input_key(content: bytes, image_format: ImageFormat) -> str:
-    """Key of an input picture: the same bytes are kept once."""
+    """Key of an input image: the same bytes have the same key."""
     return f"inputs/{sha256(content).hexdigest()}.{image_format}"

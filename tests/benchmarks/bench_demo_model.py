@@ -1,16 +1,17 @@
-"""What the demo's trained models draw, judged against the drawings that they learned from.
+"""Quality of the demo's trained models, measured on scenes held out from training.
 
     python -m tests.benchmarks.bench_demo_model [--scenes 120]
 
-All through the worker's own path from request to picture. The judge is `tools.training.judge`.
+Pictures are rendered by the worker's own path from request to picture and classified by
+`tools.training.judge`.
 
-- base: captions and seeds that were held out: right subject, right background.
+- base: held-out captions and seeds: share with the right subject, and the right background.
 - new tints: subjects in a tint that the checkpoint never saw them in.
-- styles: pictures that are nearer to the LoRA's own set than to the plain one, with the LoRA at
-  scale 0 and at 1, and those that it moved that way.
-- the subject LoRA's and the embedding's right subjects.
-- SwinIR: mean PSNR over bicubic's, on halved pictures that were held out.
-- seconds for a picture of 20 steps, alone.
+- styles: share of pictures nearer to the LoRA's training set than to the plain one, at LoRA scales
+  0 and 1, and share that the LoRA moved that way.
+- share of right subjects of the subject LoRA and of the embedding.
+- SwinIR: mean PSNR gain over bicubic, on held-out pictures at half size.
+- seconds for a single picture of 20 steps.
 """
 
 import argparse
@@ -24,9 +25,9 @@ from tests.benchmarks.report import report
 from tests.demo_exam import (
     NATURAL,
     TINTED,
-    drawn_right,
     embedding_share,
     psnr_gain_db,
+    rendered_accuracy,
     snowman_share,
     styled_shares,
 )
@@ -40,16 +41,16 @@ _ADAPTER_PICTURES = 24
 
 
 def rows(renderer: DemoRenderer, scenes: int) -> list[Row]:
-    """The figures, one a row."""
-    subject, background = drawn_right(renderer, (NATURAL * 4)[:scenes])
-    tinted_subject, tinted_background = drawn_right(renderer, TINTED[: scenes // 2])
+    """The figures, one per row."""
+    subject, background = rendered_accuracy(renderer, (NATURAL * 4)[:scenes])
+    tinted_subject, tinted_background = rendered_accuracy(renderer, TINTED[: scenes // 2])
     unseen = [
         Scene(subject=subject, tint=tint, background=background)
         for subject, tint in sorted(NEVER_TOGETHER)
         for background in ("white", "black", "yellow", "pink")
     ]
-    new_subject, new_background = drawn_right(renderer, unseen)
-    found: list[Row] = [
+    new_subject, new_background = rendered_accuracy(renderer, unseen)
+    results: list[Row] = [
         {"figure": "held-out scenes: subject", "value": subject, "pictures": scenes},
         {"figure": "held-out scenes: background", "value": background, "pictures": scenes},
         {"figure": "held-out tinted: subject", "value": tinted_subject, "pictures": scenes // 2},
@@ -64,23 +65,27 @@ def rows(renderer: DemoRenderer, scenes: int) -> list[Row]:
     for name in ("blueprint", "sticker"):
         for what, share in styled_shares(renderer, name, _ADAPTER_PICTURES).items():
             figure = f"demo-{name}, its style: {what}"
-            found.append({"figure": figure, "value": share, "pictures": _ADAPTER_PICTURES})
+            results.append({"figure": figure, "value": share, "pictures": _ADAPTER_PICTURES})
     for figure, share in (
         ("demo-snowman at 1: subject", snowman_share(renderer, 1.0, _ADAPTER_PICTURES)),
         ("demo-snowman at 0: subject", snowman_share(renderer, 0.0, _ADAPTER_PICTURES)),
         ("demo-owl: subject", embedding_share(renderer, _ADAPTER_PICTURES)),
     ):
-        found.append({"figure": figure, "value": share, "pictures": _ADAPTER_PICTURES})
-    found.append({"figure": "demo-x2 over bicubic, dB", "value": psnr_gain_db(60), "pictures": 60})
+        results.append({"figure": figure, "value": share, "pictures": _ADAPTER_PICTURES})
+    results.append(
+        {"figure": "demo-x2 over bicubic, dB", "value": psnr_gain_db(60), "pictures": 60}
+    )
     start = perf_counter()
-    renderer.draw([caption(NATURAL[0])], [1])
+    renderer.render([caption(NATURAL[0])], [1])
     figure = f"seconds for {STEPS} steps, {torch.get_num_threads()} threads"
-    found.append({"figure": figure, "value": perf_counter() - start, "pictures": 1})
-    return found
+    results.append({"figure": figure, "value": perf_counter() - start, "pictures": 1})
+    return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Examine the demo's trained models.")
+    parser = argparse.ArgumentParser(
+        description="Measure the quality of the demo's trained models."
+    )
     parser.add_argument("--scenes", type=int, default=120)
     with TemporaryDirectory() as folder:
         report("demo_model", rows(DemoRenderer(Path(folder)), parser.parse_args().scenes))

@@ -1,11 +1,11 @@
-"""Time and memory of loading full-size single-file checkpoints (random fp16 weights), offline.
+"""Time and memory of loading full-size single-file checkpoints with random fp16 weights.
 
     python -m tests.benchmarks.bench_load [sd1] [sdxl]
 
-Writes 2 GB (sd1) or 7 GB (sdxl) into a temporary folder. Each load runs in a process of its own, so
-that peak memory is that of this load. Compared are the file mapped (as we load it) and read whole,
-each from a disk that was not read before, with the hash taken beside the load, and after the job's
-own thread has read and hashed the file while it waited (`ReadAhead`).
+Writes 2 GB (sd1) or 7 GB (sdxl) into a temporary folder. Each load runs in its own process, so that
+peak memory is that of this load. It compares mapping the file (as the worker does) with reading it
+whole, each with a cold page cache, with the hash computed concurrently, and after the job's thread
+has read and hashed the file while it waited (`ReadAhead`).
 """
 
 import os
@@ -35,12 +35,12 @@ from tests.full_size import write_full_size
 PAGES = ("cold", "cold, hashed beside", "read ahead")
 ACCESS = ("mapped", "read whole")
 REPEATS = 2
-"""The fastest counts: the machine may have other things to do."""
+"""The fastest counts, as other programs may share the machine."""
 _CHILD = "--child"
 
 
 class ReadWhole:
-    """Stands where `safe_open` stands, and reads the file in one go."""
+    """Replaces `safe_open` and reads the file in one go."""
 
     def __init__(self, path: Path, framework: str) -> None:
         assert framework == "pt"
@@ -53,12 +53,12 @@ class ReadWhole:
         self._tensors.clear()
 
     def get_tensor(self, key: str) -> Tensor:
-        """As `safe_open` has it."""
+        """As `safe_open`."""
         return self._tensors[key]
 
 
 def drop_pages(path: Path) -> None:
-    """Have a file's pages out of the page cache, as far as the system heeds that."""
+    """Evict a file from the page cache, as far as the system honours the advice."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -84,7 +84,7 @@ def load(path: Path, pages: str, access: str) -> None:
     status = Path("/proc/self/status").read_text().splitlines()
     anonymous = next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    del loaded  # Held until its memory was read.
+    del loaded  # Kept until its memory was measured.
     print(ahead_s, seconds, before, anonymous, peak)
 
 
@@ -102,8 +102,8 @@ def _in_child(path: Path, pages: str, access: str) -> list[float]:
     return [float(figure) for figure in printed.split()]
 
 
-def measured(path: Path, family: Family) -> list[dict[str, str | float]]:
-    """A row for each way to load the file."""
+def measure(path: Path, family: Family) -> list[dict[str, str | float]]:
+    """One row for each way to load the file."""
     rows: list[dict[str, str | float]] = []
     for pages in PAGES:
         for access in ACCESS:
@@ -135,7 +135,7 @@ def main() -> None:
         for family in families:
             path = Path(folder) / f"{family}.safetensors"
             write_full_size(path, family, seed=0)
-            rows += measured(path, family)
+            rows += measure(path, family)
             path.unlink()
     report("load", rows)
 

@@ -1,24 +1,24 @@
-"""What each engine option is worth: every one against none of them, in turns, in one run.
+"""The effect of each engine option, compared with none, alternating in one run.
 
     python tests/benchmarks/bench_options.py [--quick] [--family sd1] [--batch 4]
 
-On a GPU: full-size SD 1.5 at 512x512 and SDXL at 1024x1024, with random fp16 weights. Else: the
-demo checkpoint and a toy SDXL at 128x128 in fp32, on one thread; seconds are then CPU seconds.
+On a GPU: full-size SD 1.5 at 512x512 and SDXL at 1024x1024, with random fp16 weights. Otherwise the
+demo checkpoint and a toy SDXL at 128x128 in fp32, on one thread, timed in CPU seconds.
 
 - step_s: one guided evaluation of the UNet for the whole batch; decode_s: of one picture.
-- images/s: of 25 steps, computed from these two. Texts, encoding and storage are not in it.
-- x: how many times faster a step is than without the option.
-- of_matmul: the step's FLOP over its seconds, as a share of the rate that one large product of
-  matrices reaches on this device in this dtype, measured before. Above 1 on a CPU whose
-  convolutions are done by a faster library than its products.
-- first_s: wall seconds until the first picture is possible, with nothing compiled before; again_s:
-  in a process that finds what was compiled on disk.
-- switch_s: another LoRA of rank 16 on every linear layer; compiled_anew: graphs because of it.
+- images/s: at 25 steps, computed from these two, without text encoders, image encoding and storage.
+- x: speed-up of a step over none.
+- of_matmul: FLOP/s of a step, as a share of what a large matrix product reaches on this device in
+  this dtype. Above 1 on a CPU whose convolutions use a faster library than its products.
+- first_s: wall seconds until the first picture is possible, with nothing compiled; again_s: with
+  the compiled code on disk.
+- switch_s: switching to another LoRA of rank 16 on every linear layer; compiled_anew: graphs that
+  were recompiled because of it.
 
 `--quick` is for tests: a tiny SD 1.x checkpoint and few options on the CPU.
 """
 
-# Dynamo has no public name for what it forgets.
+# Dynamo's reset has no public name.
 # pyright: reportPrivateUsage=false
 
 import argparse
@@ -30,7 +30,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
-# As a plain file, Python would look for modules only beside it.
+# Run as a script, Python would look for modules only in its folder.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
@@ -38,7 +38,7 @@ import torch
 from imagefleet_worker.device.compile import set_up_compiler, why_no_compiler
 from imagefleet_worker.device.presets import Options
 from imagefleet_worker.weights.families import Family
-from tests.benchmarks.options_trial import Trial, alternately, matmul_flops
+from tests.benchmarks.options_trial import Trial, matmul_flops, time_alternately
 from tests.benchmarks.report import report
 from tests.full_size import write_full_size
 from tests.options import PLAIN
@@ -67,15 +67,15 @@ Row = dict[str, str | float]
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how it is measured."""
+    """Where and how to measure."""
 
     device: torch.device
     dtype: torch.dtype
     batches: Sequence[int]
     flops: float
-    """Of the matmul ceiling, per second."""
+    """FLOP/s that a large matrix product reaches."""
     folder: Path
-    """Empty, for checkpoints and compiled code."""
+    """For checkpoints and compiled code; empty at the start."""
     quick: bool
 
     def size_px(self, family: Family) -> int:
@@ -100,22 +100,22 @@ class Bench:
 
 @torch.no_grad()
 def measure(bench: Bench, family: Family, options: Mapping[str, Options]) -> Iterator[Row]:
-    """A row for each option and batch, the first without any."""
+    """Yield one row for each option and batch size; the first ones are without any option."""
     path, size_px = bench.checkpoint(family), bench.size_px(family)
     plain = Trial(path, bench.device, bench.dtype, PLAIN)
-    for name, chosen in {"none": PLAIN, **options}.items():
-        if chosen.compile:
+    for name, option in {"none": PLAIN, **options}.items():
+        if option.compile:
             torch._dynamo.reset()
-            # Without spaces: g++ is given its path unquoted.
+            # No spaces: the path is passed to g++ unquoted.
             set_up_compiler(bench.folder / f"{family}-{name}".replace(" ", "-"))
-        trial = Trial(path, bench.device, bench.dtype, chosen)
+        trial = Trial(path, bench.device, bench.dtype, option)
         first_s = again_s = trial.first_s(trial.call(1, size_px))
-        if chosen.compile:
+        if option.compile:
             torch._dynamo.reset()
-            # Else it would count among what the device held before the next one.
+            # Otherwise it would count towards the memory in use before the next trial.
             del trial
             gc.collect()
-            trial = Trial(path, bench.device, bench.dtype, chosen)
+            trial = Trial(path, bench.device, bench.dtype, option)
             again_s = trial.first_s(trial.call(1, size_px))
         for batch in bench.batches:
             yield {
@@ -133,12 +133,14 @@ def measure(bench: Bench, family: Family, options: Mapping[str, Options]) -> Ite
 def _timed(bench: Bench, plain: Trial, trial: Trial, batch: int, size_px: int) -> Row:
     call = trial.call(batch, size_px)
     flop = plain.flop(call)
-    # What is compiled or recorded for the batch is so before the clock starts.
+    # Compile and record graphs for the batch before timing.
     peak_bytes = trial.peak_bytes(lambda: trial.first_s(call))
-    plain_s, step_s = alternately(
+    plain_s, step_s = time_alternately(
         lambda: plain.denoise(call), lambda: trial.denoise(call), bench.device
     )
-    _, decode_s = alternately(lambda: plain.decode(call), lambda: trial.decode(call), bench.device)
+    _, decode_s = time_alternately(
+        lambda: plain.decode(call), lambda: trial.decode(call), bench.device
+    )
     switch_s, compiled_anew = trial.switch(call)
     return {
         "step_s": step_s,
@@ -167,11 +169,11 @@ def main() -> None:
     options = {**_BOTH, **_GPU, **_SEQUENTIAL} if gpu else {**_BOTH}
     if arguments.quick:
         del options["compile"]
-        # Only runs there: the CPU's memory is the host's.
+        # Runs, but has no effect: the CPU's memory is the host's.
         options.update(_SEQUENTIAL)
     if reason := why_no_compiler():
-        print(f"LEFT OUT: options that compile; {reason}")
-        options = {name: chosen for name, chosen in options.items() if not chosen.compile}
+        print(f"SKIPPED: options that compile; {reason}")
+        options = {name: option for name, option in options.items() if not option.compile}
     default = ("sd1",) if arguments.quick else _FAMILIES
     families = cast("Sequence[Family]", arguments.family or default)
     batches = arguments.batch or (

@@ -1,11 +1,11 @@
-"""Seconds, bytes and held interpreter lock of ways to write a PNG, in one run.
+"""Time, size and GIL stalls of several PNG encoders, in one run.
 
     python -m tests.benchmarks.bench_png [--quick]
 
-Pictures of 1 and 8 megapixels: made-up photographs, and the demo's gallery enlarged with grain. CPU
-seconds of one thread, the least of some runs. "stall": the longest that another thread was kept
-waiting during an encoding, the least of some encodings; a way that holds the interpreter lock
-stalls it for as long as it takes.
+Pictures of 1 and 8 megapixels: synthetic photographs, and the demo's gallery enlarged with grain.
+CPU seconds of one thread, the minimum of several runs. "stall": the longest pause of another thread
+while a picture is encoded, the minimum of several; an encoder that holds the GIL stalls it
+throughout.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Row = dict[str, str | float]
 
 
 def pillow(level: int, strategy: int | None = None) -> Callable[[Image.Image], bytes]:
-    """Pillow at a level of zlib, its filters chosen by row."""
+    """Pillow at a zlib level, with filters chosen per row."""
 
     def encode(image: Image.Image) -> bytes:
         file = io.BytesIO()
@@ -72,7 +72,7 @@ def stall_s(run: Callable[[], object]) -> float:
 
 
 def measure(side: int) -> Iterator[Row]:
-    """A row for each picture and way."""
+    """Yield one row for each picture and encoder."""
     with Image.open(_GALLERY) as gallery:
         pictures = {"photograph": photograph(side, 0), "gallery": enlarged(gallery, side, 0)}
     for name, image in pictures.items():

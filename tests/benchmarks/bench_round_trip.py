@@ -1,9 +1,8 @@
-"""What queue, ledger and store add to a job: the round trip of one whose engine does nothing.
+"""Overhead of queue, ledger and store: the round trip of a job whose engine does nothing.
 
     python -m tests.benchmarks.bench_round_trip [--quick]
 
-One job at a time, with a directory as the store, which answers at once: what is left is queue,
-ledger and encoding.
+One job at a time, with a local directory as the store, so that queue, ledger and encoding remain.
 """
 
 import argparse
@@ -22,7 +21,7 @@ Row = dict[str, str | float]
 
 
 def round_trips(fleet: TestFleet, jobs: int) -> list[Row]:
-    """A row for each part of the way."""
+    """One row for each part of the round trip."""
     worker = fleet.start_sleeper()
     empty = GenerateRequest(prompt="nothing 0", checkpoint="demo", width=64, height=64)
     fleet.client.generate(empty).result(timeout=30)

@@ -1,15 +1,15 @@
-"""How long a change of LoRAs takes: ours, diffusers' and the floor, on full-size UNets, in one run.
+"""Time of switching LoRAs: ours, diffusers' and the lower bound, on full-size UNets, in one run.
 
     python tests/benchmarks/bench_switch.py [--quick] [--family sd1]
 
 UNets and LoRAs have random fp16 weights; LoRAs change every linear layer in attention and
-feed-forward blocks. Seconds are CPU seconds on one thread, the least of some runs: what else runs
-on the machine matters little, and waiting for a disk does not count.
+feed-forward blocks. Times are CPU seconds on one thread, the minimum of several runs, so that other
+programs matter little and waiting for a disk does not count.
 
-- floor: bytes of the changed weights over the copy bandwidth, measured before.
-- restore: all adapters off. change: from one set to another, their files parsed before. back: to a
-  set that was on before and whose merged weights are kept. same: the set that is on.
-- cold: a change with files to read, to hash and to parse.
+- floor: bytes of the changed weights divided by the measured copy bandwidth.
+- restore: unmerge all adapters. change: switch from one set to another, files already parsed. back:
+  switch to an earlier set whose merged weights are cached. same: the set that is already merged.
+- cold: a change with files to read, hash and parse.
 - diffusers: `load_lora_weights`, `fuse_lora`, `unfuse_lora` and `unload_lora_weights`, all four,
   with the tensors in memory; from files ("cold"); and fuse and unfuse alone.
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
-# As a plain file, Python would look for modules only beside it.
+# Run as a script, Python would look for modules only in its folder.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
@@ -54,14 +54,14 @@ Row = dict[str, str | float]
 
 
 def copied_bytes_per_s() -> float:
-    """From memory to memory, more than any cache holds."""
+    """Memory bandwidth of a copy larger than any cache."""
     source = torch.ones(2**28, dtype=torch.float16)
     copy = torch.empty_like(source)
     return source.nbytes / least_cpu_s(lambda: copy.copy_(source), 9)
 
 
 def random_unet(family: Family, quick: bool) -> UNet2DConditionModel:
-    """In fp16, on the CPU."""
+    """A UNet with random fp16 weights, on the CPU."""
     if quick:
         unet = demo_models(family, seed=0)["unet"].half()
     else:
@@ -75,7 +75,7 @@ def random_unet(family: Family, quick: bool) -> UNet2DConditionModel:
 
 
 def write_lora(path: Path, unet: UNet2DConditionModel, rank: int, seed: int) -> None:
-    """Named as diffusers writes it, fp16."""
+    """Write a random LoRA in diffusers' names, fp16."""
     generator = torch.Generator().manual_seed(seed)
     factors: dict[str, Tensor] = {}
     for target in linear_targets("unet", unet):
@@ -97,12 +97,14 @@ def scaled(adapters: Sequence[Adapter]) -> list[ScaledAdapter]:
 def time_ours(
     unet: UNet2DConditionModel, family: Family, paths: Sequence[Path], times: int
 ) -> dict[str, float]:
-    """`paths` has one file more than a set has adapters."""
+    """Time our switches; `paths` has one more file than a set has adapters."""
     naming = Naming(family, {"unet": unet})
-    state = MergedState({"unet": unet}, device_budget_bytes=0, copies_bytes=0, verify_every=2**60)
+    state = MergedState(
+        {"unet": unet}, device_budget_bytes=0, merged_cache_bytes=0, verify_every=2**60
+    )
 
-    def load(some: Sequence[Path]) -> list[Adapter]:
-        return [load_adapter(path, naming).adapter for path in some]
+    def load(files: Sequence[Path]) -> list[Adapter]:
+        return [load_adapter(path, naming).adapter for path in files]
 
     def time_cached() -> tuple[float, float, float]:
         adapters = load(paths)
@@ -130,21 +132,21 @@ def time_ours(
 
 
 def time_back(unet: UNet2DConditionModel, family: Family, paths: Sequence[Path]) -> float:
-    """Seconds of a change to a set whose merged weights are kept."""
+    """Seconds of a change to a set whose merged weights are cached."""
     naming = Naming(family, {"unet": unet})
     state = MergedState(
-        {"unet": unet}, device_budget_bytes=0, copies_bytes=2**40, verify_every=2**60
+        {"unet": unet}, device_budget_bytes=0, merged_cache_bytes=2**40, verify_every=2**60
     )
-    known = scaled([load_adapter(path, naming).adapter for path in paths])
+    merged_before = scaled([load_adapter(path, naming).adapter for path in paths])
     seconds: list[float] = []
     for _ in range(4):
-        seconds.append(least_cpu_s(lambda: state.switch(known), 1))
+        seconds.append(least_cpu_s(lambda: state.switch(merged_before), 1))
         state.switch(())
     return min(seconds[1:])
 
 
 def measure(family: Family, quick: bool, bytes_per_s: float) -> Iterator[Row]:
-    """A row for each rank and number of LoRAs."""
+    """Yield one row for each rank and number of LoRAs."""
     unet = random_unet(family, quick)
     for rank in (4,) if quick else (8, 32, 128):
         with TemporaryDirectory() as folder:
@@ -175,12 +177,12 @@ def measure(family: Family, quick: bool, bytes_per_s: float) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time changes of LoRAs.")
+    parser = argparse.ArgumentParser(description="Time switches of LoRAs.")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--family", choices=_FAMILIES, action="append")
     arguments = parser.parse_args()
     families = cast("Sequence[Family]", arguments.family or _FAMILIES)
-    # diffusers tells of text encoders that are not there, PEFT of its second adapter.
+    # diffusers warns about missing text encoders, PEFT about a second adapter.
     diffusers_logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -2,15 +2,15 @@
 
     python -m tests.benchmarks.bench_trace [--jobs 200] [--quick]
 
-Twenty sets of one to three LoRAs, rank 32; which set a job wants is drawn by Zipf's law, the first
-twice as often as the second and three times as often as the third. The demo's architecture with
-random weights at 128 x 128; few steps, so that changes of LoRAs weigh.
+Twenty sets of one to three LoRAs, rank 32; the set of a job follows Zipf's law, the first twice as
+often as the second and three times as often as the third. The demo's architecture with random
+weights at 128 x 128; few steps, so that switches of LoRAs dominate.
 
-- engine: `Engine` with the studio, 32 jobs at hand at once: it chooses what runs together and next.
-- arrival order: the same engine with one job at hand, so each job alone and in turn.
-- diffusers: load, fuse, draw, unfuse and unload for each job, in turn.
+- engine: `Engine` with the real renderer and 32 jobs queued at once, which it batches and reorders.
+- arrival order: the same engine with one job at a time.
+- diffusers: load, fuse, render, unfuse and unload for each job, in order.
 
-Each in a process of its own that drew a few other jobs before.
+Each in its own process, warmed up with a few other jobs.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from imagefleet_producer import GenerateRequest, LoRA
 from tests.benchmarks.bench_switch import write_lora
-from tests.benchmarks.in_process import InProcess
+from tests.benchmarks.in_process import InProcessEngine
 from tests.benchmarks.mixed_jobs import equal_jobs
 from tests.benchmarks.plain_diffusers import PlainDiffusers
 from tests.benchmarks.report import report
-from tests.benchmarks.resident import Contender, Resident
+from tests.benchmarks.resident import BenchmarkProcess, Contender
 from tools.demo_models import SIZE_PX, demo_models
 from tools.make_demo_checkpoint import write_demo_checkpoint
 
@@ -54,7 +54,7 @@ def write_models(folder: Path) -> None:
 
 
 def trace(jobs: int, seed: int) -> list[GenerateRequest]:
-    """Jobs in the order of their arrival."""
+    """Jobs in order of arrival."""
     random = Random(seed)
     sets = [
         tuple(
@@ -65,28 +65,28 @@ def trace(jobs: int, seed: int) -> list[GenerateRequest]:
     ]
     popularity = [1 / rank for rank in range(1, _SETS + 1)]
     requests = equal_jobs(jobs, _STEPS, seed, checkpoint="demo", side=SIZE_PX)
-    wanted = random.choices(sets, popularity, k=jobs)
+    chosen = random.choices(sets, popularity, k=jobs)
     return [
         request.model_copy(update={"loras": loras})
-        for request, loras in zip(requests, wanted, strict=True)
+        for request, loras in zip(requests, chosen, strict=True)
     ]
 
 
 def measure(models: Path, jobs: int) -> list[Row]:
-    """A row for each way."""
+    """One row for each way."""
     write_models(models)
     ways: dict[str, Callable[[], Contender]] = {
-        "engine": partial(InProcess, models, "cpu", _SLOTS),
-        "arrival order": partial(InProcess, models, "cpu", 1),
+        "engine": partial(InProcessEngine, models, "cpu", _SLOTS),
+        "arrival order": partial(InProcessEngine, models, "cpu", 1),
         "diffusers": partial(PlainDiffusers, models, "demo", "cpu", fuse=True),
     }
     seconds: dict[str, float] = {}
     batches: dict[str, float] = {}
-    for way, make in ways.items():
-        with Resident(make) as draw:
-            draw(trace(_WARM_UP_JOBS, seed=1))
-            drawn = draw(trace(jobs, seed=0))
-        seconds[way], batches[way] = drawn.seconds, drawn.batches
+    for way, factory in ways.items():
+        with BenchmarkProcess(factory) as render:
+            render(trace(_WARM_UP_JOBS, seed=1))
+            measurement = render(trace(jobs, seed=0))
+        seconds[way], batches[way] = measurement.seconds, measurement.batches
     return [
         {
             "way": way,

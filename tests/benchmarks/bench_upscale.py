@@ -1,11 +1,11 @@
-"""SwinIR-M x4 (random weights) by ours against spandrel's called plainly; tiles, time and memory.
+"""SwinIR-M x4 with random weights: our upscaler against plain spandrel; tiles, time and memory.
 
     python -m tests.benchmarks.bench_upscale [--quick]
 
-Three tables: the same 512 x 512 picture by spandrel whole and by ours, taking turns in one process,
-with the peak memory of each in a process of its own; ours by tile size; and 2048 x 2048 to
-8192 x 8192 in a process of its own, by a small network (SRVGG: what is measured is the picture, not
-the network) and, without --quick, nothing else large. Seconds are CPU seconds of all threads.
+The same 512 x 512 picture by spandrel without tiles and by ours with several tile sizes, taking
+turns in one process, with the peak memory of each in its own process; and 2048 x 2048 to
+8192 x 8192 in its own process, by a small network (SRVGG), so that the picture's memory is measured
+and not the network's. Times are CPU seconds of all threads.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _TILES = (128, 192, CPU_TILE_PX)
 
 
 def swinir(depth: int) -> ImageModelDescriptor[nn.Module]:
-    """SwinIR as published for real-world x4, native size 64; M has a depth of 6."""
+    """SwinIR as published for real-world x4, native size 64; SwinIR-M has depth 6."""
     torch.manual_seed(0)
     network = SwinIR(
         img_size=64,
@@ -74,8 +74,8 @@ _OURS: dict[str, tuple[torch.dtype, int | None]] = {
 """Precision and tile size."""
 
 
-def prepared(way: str, depth: int, image: Tensor) -> Callable[[], object]:
-    """One of the ways that are compared, with a network of its own: memory holds no other."""
+def prepare(way: str, depth: int, image: Tensor) -> Callable[[], object]:
+    """Prepare one of the compared ways, with its own network and no other in memory."""
     if way == _PLAIN:
         return torch.no_grad()(partial(swinir(depth), image))
     dtype, tile_size = _OURS[way]
@@ -83,9 +83,9 @@ def prepared(way: str, depth: int, image: Tensor) -> Callable[[], object]:
 
 
 def compare(depth: int, side: int, rounds: int) -> list[dict[str, str | float]]:
-    """The least CPU seconds of each way, and how much faster than spandrel it is."""
+    """The minimum CPU seconds of each way, and its speed-up over spandrel."""
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
-    runs = {way: prepared(way, depth, image) for way in (_PLAIN, *_OURS)}
+    runs = {way: prepare(way, depth, image) for way in (_PLAIN, *_OURS)}
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for name, run in runs.items():
@@ -97,27 +97,27 @@ def compare(depth: int, side: int, rounds: int) -> list[dict[str, str | float]]:
             "way": name,
             "CPU s": seconds,
             "times as fast": plain_s / seconds,
-            "peak MB": alone(f"--way={name}", f"--depth={depth}", f"--side={side}"),
+            "peak MB": peak_mb_of_process(f"--way={name}", f"--depth={depth}", f"--side={side}"),
         }
         for name, seconds in best.items()
     ]
 
 
-def alone(*arguments: str) -> float:
-    """Peak memory in MB of a process that does one thing."""
+def peak_mb_of_process(*arguments: str) -> float:
+    """Peak memory in MB of a process that runs only this."""
     command = [sys.executable, "-W", "ignore", "-m", __spec__.name, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(run.stdout.split()[-1])
 
 
 def peak_mb() -> float:
-    """Of this process so far. Not by getrusage: that begins with the parent's memory."""
+    """Peak memory of this process. Not getrusage, which starts from the parent's memory."""
     status = Path("/proc/self/status").read_text()
     return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) * 1024 / 1e6
 
 
 def large(side: int) -> None:
-    """Enlarge a large picture by a network whose own memory and time are small."""
+    """Enlarge a large picture by a network that takes little memory and time."""
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "compact.safetensors"
@@ -127,23 +127,25 @@ def large(side: int) -> None:
 
 
 def main() -> None:
-    """Print the tables; with --way or --large, do that and print the peak memory."""
+    """Print the table; with --way or --large, run only that and print the peak memory."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="small: a smoke test, no figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="small pictures as a smoke test, no file"
+    )
     parser.add_argument("--way")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--side", type=int, default=512)
-    asked = parser.parse_args()
-    if asked.way or asked.large:
-        if asked.large:
-            large(asked.side)
+    arguments = parser.parse_args()
+    if arguments.way or arguments.large:
+        if arguments.large:
+            large(arguments.side)
         else:
-            image = torch.rand(1, 3, asked.side, asked.side)
-            prepared(asked.way, asked.depth, image)()
+            image = torch.rand(1, 3, arguments.side, arguments.side)
+            prepare(arguments.way, arguments.depth, image)()
         print(peak_mb())
         return
-    depth, side, large_side, rounds = (1, 64, 128, 1) if asked.quick else (6, 512, 2048, 2)
+    depth, side, large_side, rounds = (1, 64, 128, 1) if arguments.quick else (6, 512, 2048, 2)
     rows = compare(depth, side, rounds)
     rows.append(
         {
@@ -151,10 +153,10 @@ def main() -> None:
             "way": "SRVGG (Compact) x4, ours, default",
             "CPU s": cpu_s(lambda: large(large_side)),
             "times as fast": "",
-            "peak MB": alone("--large", f"--side={large_side}"),
+            "peak MB": peak_mb_of_process("--large", f"--side={large_side}"),
         }
     )
-    if asked.quick:
+    if arguments.quick:
         print(*rows, sep="\n")
         return
     report("upscale", rows, f"torch with {torch.get_num_threads()} threads, float32 unless said")

@@ -1,6 +1,6 @@
-"""Changes of LoRAs as diffusers and PEFT make them, for comparison."""
+"""Switching LoRAs with diffusers and PEFT, for comparison."""
 
-# Pipelines are typed as if every part of them were there.
+# Pipelines are typed as if none of their components could be None.
 # pyright: reportArgumentType=false
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,13 @@ from tests.benchmarks.timing import least_cpu_s
 def pipeline_of(
     unet: UNet2DConditionModel, family: Family
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "scheduler"))
+    components = dict.fromkeys(("vae", "text_encoder", "tokenizer", "scheduler"))
     if family == "sdxl":
-        return StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None, unet=unet)
+        return StableDiffusionXLPipeline(
+            **components, text_encoder_2=None, tokenizer_2=None, unet=unet
+        )
     return StableDiffusionPipeline(
-        **parts,
+        **components,
         safety_checker=None,
         feature_extractor=None,
         unet=unet,
@@ -36,7 +38,7 @@ def pipeline_of(
 def time_diffusers(
     unet: UNet2DConditionModel, family: Family, paths: Sequence[Path], scale: float, times: int
 ) -> dict[str, float]:
-    """Seconds of merging LoRAs and taking them off; see `bench_switch`."""
+    """Seconds of merging and unmerging LoRAs; see `bench_switch`."""
     pipeline = pipeline_of(unet, family)
     names = [path.stem for path in paths]
     fuse_s: list[float] = []

@@ -1,9 +1,10 @@
-"""A worker whose engine sleeps in place of the GPU and whose store answers late.
+"""A worker whose renderer sleeps instead of using a GPU and whose store is slow.
 
-    python -m tests.benchmarks.idle_worker RUNS BATCH_S SIDE STORE_S
+    python -m tests.benchmarks.idle_worker LOG BATCH_S SIDE DELAY_S
 
-Each batch takes BATCH_S seconds and gives pictures of SIDE x SIDE pixels. When a batch began and
-ended goes into the file RUNS, seconds. Everything around the engine is the real thing.
+Each batch takes BATCH_S seconds and returns pictures of SIDE x SIDE pixels. Its start and end, in
+seconds, and its number of jobs are appended to LOG. Everything but the renderer and the store's
+delay is real.
 """
 
 import os
@@ -28,49 +29,49 @@ from tests.light_worker import light_parts
 STEPS = 25
 
 
-class LateStore(S3Store):
-    """A store that is so many seconds away for each object."""
+class SlowStore(S3Store):
+    """An S3 store that takes some seconds longer for each object."""
 
-    def __init__(self, settings: StorageSettings, late_s: float) -> None:
+    def __init__(self, settings: StorageSettings, delay_s: float) -> None:
         super().__init__(settings, BUCKET, "idle")
-        self._late_s = late_s
+        self._delay_s = delay_s
 
     def put_new(self, key: str, content: bytes, content_type: str) -> StoredObject:
-        time.sleep(self._late_s)
+        time.sleep(self._delay_s)
         return super().put_new(key, content, content_type)
 
 
-class SleepingGpu:
-    """Stands where the studio stands."""
+class SleepingRenderer:
+    """Takes the place of `DiffusionRenderer`."""
 
-    def __init__(self, runs: Path, batch_s: float, side: int) -> None:
-        self._runs, self._step_s = runs, batch_s / STEPS
+    def __init__(self, log: Path, batch_s: float, side: int) -> None:
+        self._log, self._step_s = log, batch_s / STEPS
         self._pixels = np.asarray(photograph(side, 0))
 
     def render(
         self, jobs: Sequence[ResolvedJob], progress: BatchProgress
     ) -> list[list[Image.Image]]:
-        """Sleep step by step, then give every job the same picture."""
-        began = time.monotonic()
+        """Sleep step by step, then return the same picture for every job."""
+        started = time.monotonic()
         progress.begin_stage("denoise", STEPS)
         for step in range(1, STEPS + 1):
-            # Up to a moment, as a GPU works on whatever the host does between two steps.
-            time.sleep(max(0.0, began + step * self._step_s - time.monotonic()))
+            # Until a fixed time: a GPU computes on while the host works between two steps.
+            time.sleep(max(0.0, started + step * self._step_s - time.monotonic()))
             progress.step()
         ended = time.monotonic()
-        with self._runs.open("a") as runs:
-            runs.write(f"{began} {ended} {len(jobs)}\n")
+        with self._log.open("a") as log:
+            log.write(f"{started} {ended} {len(jobs)}\n")
         return [[Image.fromarray(self._pixels)] for _ in jobs]
 
 
 def main() -> None:
-    runs, batch_s, side, store_s = sys.argv[1:]
-    gpu = SleepingGpu(Path(runs), float(batch_s), int(side))
+    log, batch_s, side, delay_s = sys.argv[1:]
+    renderer = SleepingRenderer(Path(log), float(batch_s), int(side))
     Worker(
         f"idle-{os.getpid()}",
         WorkerSettings(),
-        light_parts(gpu, Path(runs).parent),
-        LateStore(StorageSettings(), float(store_s)),
+        light_parts(renderer, Path(log).parent),
+        SlowStore(StorageSettings(), float(delay_s)),
         beat_fd=None,
     ).run()
 

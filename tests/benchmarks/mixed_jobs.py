@@ -1,4 +1,4 @@
-"""Jobs as many users send them: other prompts and seeds, and now and then other settings."""
+"""Jobs like those of many users: different prompts and seeds, sometimes different settings."""
 
 from random import Random
 
@@ -11,13 +11,13 @@ _NEGATIVES = ("", "blurry", "black background", "text, border")
 
 
 def mixed_jobs(jobs: int, steps: int, turn: int) -> list[GenerateRequest]:
-    """For the demo's trained checkpoint, in random order; another `turn` has other prompts.
+    """Jobs for the demo's trained checkpoint in random order; each `turn` has other prompts.
 
-    Of eight, three are plain, one has the demo's embedding, one is wide, two have a LoRA each, and
-    one has a hires pass. Both LoRAs are of a kind that diffusers reads too.
+    Of every eight, three are plain, one uses the demo's embedding, one is wide, two have a LoRA
+    each, and one has a hires pass. diffusers supports the format of both LoRAs too.
     """
     plain = equal_jobs(jobs, steps, turn, checkpoint="demo", side=128)
-    requests = [_varied(request, place % 8) for place, request in enumerate(plain)]
+    requests = [_vary(request, index % 8) for index, request in enumerate(plain)]
     Random(turn).shuffle(requests)
     return requests
 
@@ -39,13 +39,13 @@ def equal_jobs(
             height=side,
             num_inference_steps=steps,
             guidance_scale=4,
-            seed=1000 * turn + place,
+            seed=1000 * turn + index,
         )
-        for place in range(jobs)
+        for index in range(jobs)
     ]
 
 
-def _varied(request: GenerateRequest, kind: int) -> GenerateRequest:
+def _vary(request: GenerateRequest, kind: int) -> GenerateRequest:
     executed = request.num_inference_steps // 2
     hires = HiresPass(scale=2, upscaler="lanczos", strength=0.5, num_inference_steps=executed)
     changes: dict[int, dict[str, object]] = {

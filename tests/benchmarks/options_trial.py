@@ -1,4 +1,4 @@
-"""A checkpoint that runs by some options, and what can be timed of it."""
+"""A checkpoint with some engine options applied, and what can be timed on it."""
 
 # Dynamo's counters have no public name.
 # pyright: reportPrivateUsage=false
@@ -26,8 +26,8 @@ _ROUNDS = 3
 _LORA_RANK = 16
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of one run: CPU seconds of all threads, or on a GPU those until it is done."""
+def time_once(run: Callable[[], object], device: torch.device) -> float:
+    """Time one run: CPU seconds of all threads, or on a GPU wall seconds until it has finished."""
     if device.type == "cpu":
         started_s = process_time()
         run()
@@ -39,17 +39,22 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return perf_counter() - started_s
 
 
-def alternately(
+def best_time(run: Callable[[], object], device: torch.device, times: int = 4) -> float:
+    """The minimum seconds of several runs, as `time_once` counts them."""
+    return min(time_once(run, device) for _ in range(times))
+
+
+def time_alternately(
     one: Callable[[], object], other: Callable[[], object], device: torch.device
 ) -> tuple[float, float]:
-    """The least seconds of each: turn about, so that a machine that slows down slows both."""
-    pairs = [(seconds(one, device), seconds(other, device)) for _ in range(_ROUNDS)]
+    """The minimum seconds of each, alternating so that a slowing machine slows both."""
+    pairs = [(time_once(one, device), time_once(other, device)) for _ in range(_ROUNDS)]
     return min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """The UNet's inputs for a batch, guided: two rows for each picture."""
+    """The UNet's inputs for a batch with guidance: two rows for each picture."""
 
     latents: Tensor
     timestep: Tensor
@@ -58,27 +63,27 @@ class Call:
 
 
 class Trial:
-    """A checkpoint made to run by options.
+    """A checkpoint with engine options applied.
 
     Args:
-        path: of a single file.
-        device: that it runs on.
+        path: of a single-file checkpoint.
+        device: to run it on.
         dtype: of its weights.
-        options: that it runs by.
+        options: to apply.
     """
 
     def __init__(
         self, path: Path, device: torch.device, dtype: torch.dtype, options: Options
     ) -> None:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        self._resident_bytes = before
+        self._baseline_bytes = before
         self._device, self._dtype = device, dtype
-        resting = device if options.offload == "none" else torch.device("cpu")
-        self._pipeline = load_single_file(path, resting, dtype).pipeline
+        storage_device = device if options.offload == "none" else torch.device("cpu")
+        self._pipeline = load_single_file(path, storage_device, dtype).pipeline
         apply_options(self._pipeline, options, device)
 
     def call(self, batch: int, size_px: int, windows: int = 1) -> Call:
-        """Inputs for so many pictures of that side, with prompts of so many windows."""
+        """Random inputs for a batch of square pictures, with prompts of `windows` windows."""
         rows, side, unet = 2 * batch, size_px // 8, self._pipeline.unet
         added = None
         if encoder := self._pipeline.components.get("text_encoder_2"):
@@ -108,11 +113,11 @@ class Trial:
         )[0]
 
     def decode(self, call: Call) -> Tensor:
-        """One picture of the call's size."""
+        """Decode one picture of the call's size."""
         return self._pipeline.vae.decode(call.latents[:1], return_dict=False)[0]
 
     def first_s(self, call: Call) -> float:
-        """Wall seconds until a picture of the call is possible: compiling and recording."""
+        """Wall seconds until the call can be rendered, with compiling and recording graphs."""
         started_s = perf_counter()
         for _ in range(3):
             self.denoise(call)
@@ -122,51 +127,55 @@ class Trial:
         return perf_counter() - started_s
 
     def flop(self, call: Call) -> int:
-        """Of an evaluation: a multiplication and an addition are two."""
+        """FLOP of one evaluation; a multiply-add counts as two."""
         with FlopCounterMode(display=False) as counter:
             self.denoise(call)
         return counter.get_total_flops()
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
-        """Device memory that this checkpoint takes at most during a run; 0 on the CPU."""
+        """Peak device memory of this checkpoint during a run; 0 on the CPU."""
         if self._device.type == "cpu":
             return 0
         torch.cuda.reset_peak_memory_stats()
         run()
-        return torch.cuda.max_memory_allocated() - self._resident_bytes
+        return torch.cuda.max_memory_allocated() - self._baseline_bytes
 
     def switch(self, call: Call) -> tuple[float, int]:
-        """Change a LoRA and evaluate, thrice.
+        """Switch LoRAs and evaluate, several times.
 
         Returns:
-            The least seconds of a change alone, and graphs that were compiled because of them.
+            The minimum seconds of a switch, and the number of graphs recompiled because of them.
         """
         modules: dict[Component, Module] = {"unet": self._pipeline.unet}
-        state = MergedState(modules, device_budget_bytes=2**40, copies_bytes=0, verify_every=2**60)
+        state = MergedState(
+            modules, device_budget_bytes=2**40, merged_cache_bytes=0, verify_every=2**60
+        )
         targets = linear_targets("unet", self._pipeline.unet)
         loras = [
             random_lora(str(seed), modules, targets, rank=_LORA_RANK, seed=seed)
             for seed in range(2)
         ]
         self.denoise(call)
-        place = self._pipeline.unet.device
+        unet_device = self._pipeline.unet.device
         for delta in (delta for lora in loras for delta in lora.deltas.values()):
             assert isinstance(delta, LowRank)
-            delta.up, delta.down = delta.up.to(place), delta.down.to(place)
+            delta.up, delta.down = delta.up.to(unet_device), delta.down.to(unet_device)
         graphs = counters["stats"]["unique_graphs"]
-        taken_s: list[float] = []
+        switch_s: list[float] = []
         for lora in (*loras, *loras):
-            wanted = [ScaledAdapter(adapter=lora, unet_scale=0.8, text_encoder_scale=0.8)]
-            taken_s.append(seconds(lambda wanted=wanted: state.switch(wanted), self._device))
+            adapters = [ScaledAdapter(adapter=lora, unet_scale=0.8, text_encoder_scale=0.8)]
+            switch_s.append(
+                time_once(lambda adapters=adapters: state.switch(adapters), self._device)
+            )
             self.denoise(call)
         state.switch(())
-        return min(taken_s[1:]), counters["stats"]["unique_graphs"] - graphs
+        return min(switch_s[1:]), counters["stats"]["unique_graphs"] - graphs
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second of a product of large square matrices."""
+    """FLOP/s of a product of large square matrices."""
     side = 8192 if device.type == "cuda" else 1024
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     torch.mm(one, other)
-    least_s = min(seconds(lambda: torch.mm(one, other), device) for _ in range(9))
-    return 2 * side**3 / least_s
+    best_s = best_time(lambda: torch.mm(one, other), device, times=9)
+    return 2 * side**3 / best_s

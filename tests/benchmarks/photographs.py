@@ -1,4 +1,4 @@
-"""Made-up pictures that compress like photographs."""
+"""Synthetic pictures that compress like photographs."""
 
 import numpy as np
 from PIL import Image
@@ -8,7 +8,7 @@ _GRAIN = 1.5
 
 
 def photograph(side: int, seed: int) -> Image.Image:
-    """An RGB picture: noise at every scale, the larger the stronger, and grain on each pixel."""
+    """An RGB picture of noise at every scale, stronger at larger ones, with per-pixel grain."""
     random = np.random.default_rng(seed)
     light = np.zeros((side, side, 3), np.float32)
     for octave in range(_OCTAVES):
@@ -22,9 +22,9 @@ def photograph(side: int, seed: int) -> Image.Image:
 
 
 def enlarged(picture: Image.Image, side: int, seed: int) -> Image.Image:
-    """A square cut from a picture, made larger, with grain."""
-    cut = min(picture.size)
-    square = picture.convert("RGB").crop((0, 0, cut, cut))
+    """A square crop of a picture, enlarged, with grain."""
+    crop_side = min(picture.size)
+    square = picture.convert("RGB").crop((0, 0, crop_side, crop_side))
     large = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
     grain = np.random.default_rng(seed).normal(size=large.shape).astype(np.float32)
     return Image.fromarray(np.clip(large + _GRAIN * grain, 0, 255).astype(np.uint8))

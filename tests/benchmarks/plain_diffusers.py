@@ -1,6 +1,6 @@
-"""Requests drawn one after another by diffusers' own pipelines, as their users do it."""
+"""Rendering requests one after another with diffusers' own pipelines, as its users do."""
 
-# Pipelines are typed as if every part of them were there.
+# Pipelines are typed as if none of their components could be None.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 from collections.abc import Sequence
@@ -20,16 +20,19 @@ from imagefleet_worker.checkpoints.single_file import load_single_file
 
 
 class PlainDiffusers:
-    """One checkpoint's pipeline, warm, with the folder's embeddings; LoRAs come and go by job.
+    """A warm pipeline of one checkpoint with the folder's embeddings; LoRAs are loaded per job.
 
     Args:
-        fuse: merge a job's LoRAs into the weights and take them out again.
+        models: the model folder.
+        checkpoint: its name.
+        device: to run on.
+        fuse: fuse a job's LoRAs into the weights, and unfuse them afterwards.
     """
 
     def __init__(self, models: Path, checkpoint: str, device: str, fuse: bool = False) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        # What its part of diffusers tells of embeddings and draws while LoRAs are loaded.
+        # It warns about embeddings and shows progress bars while LoRAs are loaded.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         self._models = models
@@ -45,15 +48,15 @@ class PlainDiffusers:
             self._pipeline.load_textual_inversion(embedding, token=embedding.stem)
 
     def __call__(self, requests: Sequence[GenerateRequest]) -> int:
-        """Draw them all and drop the pictures; gives the number of batches."""
+        """Render all requests and discard the pictures; returns the number of batches."""
         for request in requests:
-            self.draw(request)
+            self.render(request)
         return len(requests)
 
-    def draw(self, request: GenerateRequest) -> Image.Image:
-        """One picture."""
+    def render(self, request: GenerateRequest) -> Image.Image:
+        """Render one picture."""
         if not request.loras:
-            return self._passes(request)
+            return self._run_pipelines(request)
         for lora in request.loras:
             path = self._models / f"loras/{lora.name}.safetensors"
             self._pipeline.load_lora_weights(path, adapter_name=lora.name)
@@ -61,21 +64,21 @@ class PlainDiffusers:
         self._pipeline.set_adapters(list(names), list(scales))
         if self._fuse:
             self._pipeline.fuse_lora(components=["unet"], adapter_names=list(names))
-        image = self._passes(request)
+        image = self._run_pipelines(request)
         if self._fuse:
             self._pipeline.unfuse_lora(components=["unet"])
         self._pipeline.unload_lora_weights()
         return image
 
-    def _passes(self, request: GenerateRequest) -> Image.Image:
-        texts = {
+    def _run_pipelines(self, request: GenerateRequest) -> Image.Image:
+        guidance = {
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "guidance_scale": request.guidance_scale,
         }
         generator = torch.Generator().manual_seed(request.seed or 0)
         [image] = self._pipeline(
-            **texts,
+            **guidance,
             width=request.width,
             height=request.height,
             num_inference_steps=request.num_inference_steps,
@@ -90,7 +93,7 @@ class PlainDiffusers:
         )
         second.set_progress_bar_config(disable=True)
         [image] = second(
-            **texts,
+            **guidance,
             image=image.resize(size, Image.Resampling.LANCZOS),
             strength=hires.strength,
             # diffusers executes strength x steps of them.

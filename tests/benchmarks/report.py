@@ -1,4 +1,4 @@
-"""Figures of a benchmark as a table for people and JSON for the next comparison."""
+"""Reporting benchmark results as a table and as JSON for later comparison."""
 
 import json
 import platform
@@ -23,13 +23,13 @@ def report(name: str, rows: Sequence[Mapping[str, str | float]], notes: str = ""
     Console().print(table, notes)
     RESULTS.mkdir(exist_ok=True)
     packages = ("torch", "diffusers", "transformers", "celery", "redis", "spandrel")
-    facts = {
+    record = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {cpu_count()} cores",
         "versions": {package: version(package) for package in packages},
         "rows": rows,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _cell(value: str | float) -> str:

@@ -1,4 +1,4 @@
-"""A process that makes something once and then runs it as often as it is asked."""
+"""A process that sets up one contender of a benchmark and then renders on request."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,37 +12,37 @@ from typing import Self
 from imagefleet_producer import GenerateRequest
 
 Contender = Callable[[Sequence[GenerateRequest]], float]
-"""Draws requests; gives the number of batches in which it did."""
+"""Renders requests and returns the number of batches."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What it took to draw some jobs."""
+class Measurement:
+    """Time and number of batches for some jobs."""
 
     seconds: float
     batches: float
 
 
-class Resident:
-    """Draws requests in a process of its own, so that no contender's threads slow another.
+class BenchmarkProcess:
+    """Renders requests in its own process, so that contenders' threads do not slow each other.
 
     Args:
-        make: called in the process; its result is warm when it is returned.
+        make: called in the process; returns a warm contender.
     """
 
-    def __init__(self, make: Callable[[], Contender]) -> None:
+    def __init__(self, factory: Callable[[], Contender]) -> None:
         spawn = get_context("spawn")
-        self._connection, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(make, theirs), daemon=True)
+        self._connection, child_connection = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(factory, child_connection), daemon=True)
         self._process.start()
-        theirs.close()
+        child_connection.close()
         self._connection.recv()
 
-    def __call__(self, requests: Sequence[GenerateRequest]) -> Drawn:
-        """Have them drawn.
+    def __call__(self, requests: Sequence[GenerateRequest]) -> Measurement:
+        """Render the requests.
 
         Raises:
-            EOFError: the process failed; it has said why on its standard error.
+            EOFError: the process failed; its standard error has the traceback.
         """
         self._connection.send(list(requests))
         return self._connection.recv()
@@ -60,13 +60,13 @@ class Resident:
         self._process.join()
 
 
-def _serve(make: Callable[[], Contender], connection: Connection) -> None:
-    contender = make()
+def _serve(factory: Callable[[], Contender], connection: Connection) -> None:
+    contender = factory()
     connection.send("ready")
-    # Until the other end is closed.
+    # Until the other end closes.
     with suppress(EOFError):
         while True:
             requests = connection.recv()
             started = time.perf_counter()
             batches = contender(requests)
-            connection.send(Drawn(time.perf_counter() - started, batches))
+            connection.send(Measurement(time.perf_counter() - started, batches))

@@ -1,4 +1,4 @@
-"""The servers that a benchmark's fleet needs."""
+"""Servers for a benchmark's fleet."""
 
 import os
 from collections.abc import Generator
@@ -10,7 +10,7 @@ from localfleet.servers import BUCKET, S3Keys, redis_server, s3_server
 
 @contextmanager
 def servers(folder: Path, models: Path) -> Generator[dict[str, str]]:
-    """Redis and S3 of our own; yields the environment that reaches them, set here too."""
+    """Start Redis and S3; yields the environment that points to them, which is also set here."""
     keys = S3Keys.random()
     with redis_server(folder / "redis") as redis, s3_server(folder / "s3", keys) as s3:
         environment = {

@@ -1,4 +1,4 @@
-"""The benchmark of engine options runs as its docstring says, on the CPU at toy size."""
+"""The benchmark of engine options runs with `--quick`, on the CPU at toy size."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ _COMPILED = ("compile and channels_last",)
 _LAST = ("sequential offload",)
 
 
-def test_the_quick_benchmark_prints_a_row_for_each_option_and_batch() -> None:
+def test_quick_options_benchmark_prints_a_row_for_each_option_and_batch() -> None:
     script = "tests/benchmarks/bench_options.py"
 
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""The benchmark of switches runs as its docstring says."""
+"""The benchmark of LoRA switches runs with `--quick`."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ pytest.importorskip("peft", reason="diffusers' side of the comparison needs peft
 _ROOT = Path(__file__).parents[2]
 
 
-def test_the_quick_benchmark_prints_a_row_for_each_family() -> None:
+def test_quick_switch_benchmark_prints_a_row_for_each_family() -> None:
     script = "tests/benchmarks/bench_switch.py"
 
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""The benchmark of upscaling runs as its docstring says."""
+"""The upscaling benchmark runs with `--quick`."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[2]
 
 
-def test_the_quick_benchmark_prints_a_row_for_each_way() -> None:
+def test_quick_upscale_benchmark_prints_a_row_for_each_way() -> None:
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.bench_upscale", "--quick"],
         cwd=_ROOT,

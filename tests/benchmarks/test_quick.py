@@ -1,4 +1,4 @@
-"""The benchmarks of throughput run as their docstrings say, on little work."""
+"""The throughput benchmarks run with `--quick` and print their rows."""
 
 import subprocess
 import sys

@@ -1,11 +1,11 @@
-"""Timing on a machine that others use too."""
+"""Timing on a machine with other load."""
 
 import time
 from collections.abc import Callable
 
 
 def least_cpu_s(run: Callable[[], object], times: int) -> float:
-    """CPU seconds of all threads, the least of so many runs."""
+    """CPU seconds of all threads, the minimum of `times` runs."""
     seconds: list[float] = []
     for _ in range(times):
         started_s = time.process_time()

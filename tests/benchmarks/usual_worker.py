@@ -1,7 +1,7 @@
-"""A Celery worker as it is usually written, to measure ours against.
+"""A Celery worker as it is typically written, for comparison.
 
-A prefork pool with one child holds one warm pipeline and takes one job at a time: draw, encode as
-PNG with Pillow's defaults, upload, answer through the result backend.
+A prefork pool with one child process keeps one warm pipeline and runs one job at a time: render,
+encode as PNG with Pillow's defaults, upload, return through the result backend.
 
     BENCH_REDIS_URL=… BENCH_MODELS=… BENCH_CHECKPOINT=demo BENCH_DEVICE=cpu \
         celery --app tests.benchmarks.usual_worker worker --pool prefork --concurrency 1
@@ -23,14 +23,14 @@ _REDIS = os.environ["BENCH_REDIS_URL"]
 
 app = Celery("usual", broker=_REDIS, backend=_REDIS)
 
-_child: dict[str, PlainDiffusers] = {}
+_pipelines: dict[str, PlainDiffusers] = {}
 _stores: dict[str, ObjectStore] = {}
 
 
 @worker_process_init.connect
 def load(**_: object) -> None:
-    """In the child, never in the parent: neither CUDA nor OpenMP survives a fork."""
-    _child["warm"] = PlainDiffusers(
+    """Load in the child process: neither CUDA nor OpenMP survives a fork."""
+    _pipelines["warm"] = PlainDiffusers(
         Path(os.environ["BENCH_MODELS"]),
         os.environ["BENCH_CHECKPOINT"],
         os.environ["BENCH_DEVICE"],
@@ -39,9 +39,9 @@ def load(**_: object) -> None:
 
 
 @app.task(name="usual.draw")
-def draw(request_json: str) -> str:
-    """Draw a request; gives its picture's key in the store."""
-    image = _child["warm"].draw(GenerateRequest.model_validate_json(request_json))
+def render(request_json: str) -> str:
+    """Render a request; returns its picture's key in the store."""
+    image = _pipelines["warm"].render(GenerateRequest.model_validate_json(request_json))
     file = io.BytesIO()
     image.save(file, "PNG")
     return _stores["open"].put_new(f"usual/{uuid4()}.png", file.getvalue(), "image/png").key

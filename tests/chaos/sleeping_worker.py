@@ -1,11 +1,11 @@
-"""A worker whose engine sleeps in place of the GPU; everything around the engine is the real thing.
+"""A worker whose renderer only sleeps; everything around the engine is the real thing.
 
     python -m tests.chaos.sleeping_worker RUNS [--models] [--supervised]
 
 A prompt is a name and what to do: "fox 0.5" sleeps half a second, "fox hang" hangs the engine, and
 "fox die" kills the process. Each rendering appends the name to the file RUNS. A batch takes as long
-as its longest job. With --models what a job asks for is looked up and fetched; else torch is not
-loaded.
+as its longest job. With --models the job's models are resolved and downloaded; without it torch is
+not imported.
 """
 
 import os
@@ -30,8 +30,8 @@ from tests.light_worker import light_parts
 STEP_S = 0.01
 
 
-class Sleeper:
-    """Stands where the studio stands."""
+class SleepingRenderer:
+    """A renderer that sleeps, hangs or dies as the prompts say."""
 
     def __init__(self, runs: Path) -> None:
         self._runs = runs
@@ -39,15 +39,15 @@ class Sleeper:
     def render(
         self, jobs: Sequence[ResolvedJob], progress: BatchProgress
     ) -> list[list[Image.Image]]:
-        drawings = [job for job in jobs if isinstance(job, ResolvedGenerate)]
-        names, orders = zip(*(job.request.prompt.split() for job in drawings), strict=True)
+        generates = [job for job in jobs if isinstance(job, ResolvedGenerate)]
+        names, commands = zip(*(job.request.prompt.split() for job in generates), strict=True)
         with self._runs.open("a") as runs:
             runs.writelines(f"{name}\n" for name in names)
-        deadly, hanging = "die" in orders, "hang" in orders
-        steps = 1 if deadly or hanging else round(max(map(float, orders)) / STEP_S)
+        deadly, hanging = "die" in commands, "hang" in commands
+        steps = 1 if deadly or hanging else round(max(map(float, commands)) / STEP_S)
         progress.begin_stage("denoise", steps)
         if deadly:
-            # At work: that much the ledger hears at once.
+            # Wait until the ledger has the stage, which is reported at once.
             time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         for _ in range(steps):
@@ -55,7 +55,7 @@ class Sleeper:
             progress.step()
         return [
             [Image.new("RGB", (64, 64), (seed % 256, 0, 0)) for seed in job.seeds.seeds]
-            for job in drawings
+            for job in generates
         ]
 
 
@@ -64,20 +64,20 @@ def main() -> None:
     settings = WorkerSettings()
     if "--supervised" in options:
         command = (sys.executable, "-m", "tests.chaos.sleeping_worker", runs)
-        slot = WorkerSlot(f"seat-{os.getpid()}", "cpu")
+        slot = WorkerSlot(f"slot-{os.getpid()}", "cpu")
         Supervisor([slot], settings.stall_timeout_s, settings.drain_timeout_s, command).run()
         return
     beat_fd = int(options[options.index("--beat-fd") + 1]) if "--beat-fd" in options else None
-    store, sleeper = open_store(StorageSettings()), Sleeper(Path(runs))
+    store, renderer = open_store(StorageSettings()), SleepingRenderer(Path(runs))
     if "--models" in options:
         import torch
 
         from imagefleet_worker.build import build_parts
 
         parts = build_parts(settings, torch.device("cpu"), store)
-        parts = replace(parts, make_renderer=lambda: sleeper)
+        parts = replace(parts, make_renderer=lambda: renderer)
     else:
-        parts = light_parts(sleeper, Path(runs).parent)
+        parts = light_parts(renderer, Path(runs).parent)
     Worker(f"sleeper-{os.getpid()}", settings, parts, store, beat_fd).run()
 
 

@@ -51,10 +51,10 @@ def fleet(
 def enqueue(
     fleet: TestFleet,
     name: str,
-    order: float | Literal["die", "hang"] = 0.05,
+    command: float | Literal["die", "hang"] = 0.05,
     time_limit_s: float | None = None,
 ) -> Job:
-    request = GenerateRequest(prompt=f"{name} {order}", checkpoint="demo", width=64, height=64)
+    request = GenerateRequest(prompt=f"{name} {command}", checkpoint="demo", width=64, height=64)
     return fleet.client.generate(request, time_limit_s=time_limit_s)
 
 
@@ -67,13 +67,13 @@ def test_random_kills_and_a_redis_restart_lose_nothing(
 ) -> None:
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(2**32)))
     say(f"CHAOS_SEED={seed}")
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     workers = [fleet.start_sleeper() for _ in range(2)]
     jobs = [enqueue(fleet, str(number)) for number in range(300)]
     kills = 0
     while kills < 10:
-        time.sleep(dice.uniform(0.2, 0.8))
-        victim = dice.randrange(len(workers))
+        time.sleep(rng.uniform(0.2, 0.8))
+        victim = rng.randrange(len(workers))
         workers[victim].kill()
         kills += 1
         workers[victim].launch()
@@ -84,9 +84,9 @@ def test_random_kills_and_a_redis_restart_lose_nothing(
     for result in results:
         folder = result.images[0].key.rpartition("/")[0]
         manifest = fleet.client.stored(manifest_key(folder))
-        assert manifest == result.model_dump_json().encode(), "published once, as the ledger says"
-    again = sum(count - 1 for count in Counter(fleet.runs()).values())
-    say(f"300 done, 0 lost, 0 published twice; {kills} kills, {again} renderings repeated")
+        assert manifest == result.model_dump_json().encode(), "published once, as in the ledger"
+    repeated = sum(count - 1 for count in Counter(fleet.runs()).values())
+    say(f"300 done, 0 lost, 0 published twice; {kills} kills, {repeated} renderings repeated")
 
 
 def test_a_job_five_times_as_long_as_the_lease_is_run_once(fleet: TestFleet) -> None:
@@ -100,33 +100,33 @@ def test_a_job_five_times_as_long_as_the_lease_is_run_once(fleet: TestFleet) -> 
 def test_a_killed_workers_job_starts_elsewhere_within_the_lease_and_five_seconds(
     fleet: TestFleet, say: Callable[[str], None]
 ) -> None:
-    holder = fleet.start_sleeper()
+    worker = fleet.start_sleeper()
     job = enqueue(fleet, "orphan", 30)
     wait_running(job)
     fleet.start_sleeper()
-    holder.kill()
+    worker.kill()
     took = wait_for(lambda: len(fleet.runs()) == 2, LEASE_S + 5, "the job starts elsewhere")
     say(f"started elsewhere after {took:.1f} s, lease {LEASE_S} s")
     assert job.progress().attempt == 2
 
 
 def test_a_worker_stopped_past_its_lease_cannot_publish(fleet: TestFleet) -> None:
-    holder = fleet.start_sleeper()
+    worker = fleet.start_sleeper()
     job = enqueue(fleet, "stale", 2)
     wait_running(job)
-    os.kill(holder.pid, signal.SIGSTOP)
+    os.kill(worker.pid, signal.SIGSTOP)
     fleet.start_sleeper()
     result = job.result(timeout=30)
     assert result.attempt == 2
-    os.kill(holder.pid, signal.SIGCONT)
-    log = holder.log
+    os.kill(worker.pid, signal.SIGCONT)
+    log = worker.log
     wait_for(lambda: "lost: another worker has the job" in log.read_text(), 20, "it gives up")
     assert job.result() == result
     folder = result.images[0].key.rpartition("/")[0]
     assert fleet.client.stored(manifest_key(folder)) == result.model_dump_json().encode()
 
 
-def test_a_job_that_kills_its_worker_is_given_up_and_the_others_go_on(fleet: TestFleet) -> None:
+def test_a_job_that_kills_its_worker_is_poison_and_other_jobs_finish(fleet: TestFleet) -> None:
     fleet.start_sleeper(supervised=True)
     poison = enqueue(fleet, "poison", "die")
     with pytest.raises(PoisonJob):
@@ -135,18 +135,18 @@ def test_a_job_that_kills_its_worker_is_given_up_and_the_others_go_on(fleet: Tes
     enqueue(fleet, "after").result(timeout=60)
 
 
-def test_who_is_drawn_with_a_job_that_kills_its_worker_finishes(fleet: TestFleet) -> None:
+def test_a_job_batched_with_one_that_kills_its_worker_finishes(fleet: TestFleet) -> None:
     fleet.start_sleeper(supervised=True, max_batch_pixels=str(8 * 64 * 64))
     first = enqueue(fleet, "first", 4)
     wait_running(first)
     innocent, poison = enqueue(fleet, "innocent"), enqueue(fleet, "poison", "die")
     assert first.result(timeout=20).attempt == 1
-    assert innocent.result(timeout=60).attempt > 1, "it was drawn in a batch with the other"
+    assert innocent.result(timeout=60).attempt > 1, "it was batched with the other"
     with pytest.raises(PoisonJob):
         poison.result(timeout=60)
 
 
-def test_a_redis_that_refuses_to_write_for_a_while_costs_no_job(fleet: TestFleet) -> None:
+def test_no_job_is_lost_while_redis_refuses_to_write(fleet: TestFleet) -> None:
     worker = fleet.start_sleeper()
     with connect(fleet.broker, retries=0) as redis:
         job = enqueue(fleet, "during", 4)
@@ -198,7 +198,7 @@ def test_a_running_job_past_its_time_limit_is_stopped(fleet: TestFleet) -> None:
     assert job.status() is JobStatus.FAILED
 
 
-def test_sigterm_lets_short_jobs_finish_and_hands_long_ones_back(fleet: TestFleet) -> None:
+def test_sigterm_lets_short_jobs_finish_and_requeues_long_ones(fleet: TestFleet) -> None:
     worker = fleet.start_sleeper(drain_timeout_s="1")
     short = enqueue(fleet, "short", 0.5)
     wait_running(short)
@@ -214,21 +214,21 @@ def test_sigterm_lets_short_jobs_finish_and_hands_long_ones_back(fleet: TestFlee
     long.cancel()
 
 
-def drawn_while_the_store_is_away(fleet: TestFleet, s3_server: Process) -> tuple[Job, Path]:
-    """A job whose picture waits on local disk, and the folder where it does."""
+def rendered_while_the_store_is_down(fleet: TestFleet, s3_server: Process) -> tuple[Job, Path]:
+    """A job whose image waits on local disk, and its folder there."""
     job = enqueue(fleet, "patient", 2)
     wait_running(job)
     s3_server.kill()
     spool = fleet.folder / "spool" / job.id
-    wait_for(spool.exists, 60, "the picture is kept on local disk")
+    wait_for(spool.exists, 60, "the image is spooled to local disk")
     return job, spool
 
 
-def test_pictures_wait_for_a_store_that_is_away_and_the_engine_is_not_asked_twice(
+def test_images_wait_for_a_store_that_is_down_and_are_not_rendered_twice(
     fleet: TestFleet, s3_server: Process
 ) -> None:
     worker = fleet.start_sleeper()
-    job, spool = drawn_while_the_store_is_away(fleet, s3_server)
+    job, spool = rendered_while_the_store_is_down(fleet, s3_server)
     worker.kill()
     fleet.start_sleeper()
     s3_server.start()
@@ -237,18 +237,18 @@ def test_pictures_wait_for_a_store_that_is_away_and_the_engine_is_not_asked_twic
     assert not spool.exists()
 
 
-def test_a_job_canceled_while_its_pictures_wait_for_the_store_leaves_none_of_them(
+def test_a_job_canceled_while_its_images_are_spooled_leaves_none_of_them(
     fleet: TestFleet, s3_server: Process
 ) -> None:
-    """They were forgotten only after a success."""
+    """They were deleted only after a success."""
     fleet.start_sleeper()
-    job, spool = drawn_while_the_store_is_away(fleet, s3_server)
+    job, spool = rendered_while_the_store_is_down(fleet, s3_server)
     job.cancel()
-    wait_for(lambda: not spool.exists(), 60, "the picture is gone")
+    wait_for(lambda: not spool.exists(), 60, "the image is deleted")
     assert job.status() is JobStatus.CANCELED
 
 
-def test_pictures_of_a_job_that_is_handed_back_wait_for_the_next_attempt(
+def test_spooled_images_of_a_requeued_job_wait_for_the_next_attempt(
     fleet: TestFleet, s3_server: Process
 ) -> None:
     worker = fleet.start_sleeper(drain_timeout_s="0")
@@ -256,9 +256,9 @@ def test_pictures_of_a_job_that_is_handed_back_wait_for_the_next_attempt(
     wait_running(job)
     s3_server.kill()
     spool = fleet.folder / "spool" / job.id
-    wait_for(spool.exists, 60, "the picture is kept on local disk")
+    wait_for(spool.exists, 60, "the image is spooled to local disk")
     os.kill(worker.pid, signal.SIGTERM)
-    wait_for(lambda: job.status() is JobStatus.QUEUED, 60, "the job is handed back")
+    wait_for(lambda: job.status() is JobStatus.QUEUED, 60, "the job is requeued")
     wait_for(lambda: not worker.alive, 30, "the worker ends")
     s3_server.start()
     fleet.start_sleeper()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imagefleet_worker.device.memory import CudaMemory
-from imagefleet_worker.upscale.memory import bytes_per_pixel
+from imagefleet_worker.upscale.memory import measure_bytes_per_pixel
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="NOT RUN: memory of a GPU needs CUDA, there is none here"
@@ -32,7 +32,7 @@ def test_an_upscaler_that_is_tried_within_a_batch_hides_nothing_of_its_peak() ->
     memory.begin_batch()
     passing = torch.empty(256 * MIB, dtype=torch.uint8, device=device)
     del passing
-    assert bytes_per_pixel(lambda tile: tile * 2, device) < 100
+    assert measure_bytes_per_pixel(lambda tile: tile * 2, device) < 100
     assert (memory.peak_bytes() or 0) >= 256 * MIB
 
 

@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from imagefleet_worker.device.cuda_graphs import GraphedForward, forget_graphs, record_graphs
+from imagefleet_worker.device.cuda_graphs import GraphedForward, discard_graphs, capture_graphs
 from imagefleet_worker.device.graph_memory import GRAPH_MEMORY
 from imagefleet_worker.device.memory import CudaMemory
 from imagefleet_worker.progress import BatchProgress
@@ -74,8 +74,8 @@ def test_an_option_changes_no_picture(
 
     for prompt in ("a red fox", f"a red fox{lora}", "a red fox", "a fox, " * 40):
         for count in (1, 2):
-            drawn = renderer.draw_all(prompt, checkpoint=checkpoint, num_images=count)
-            wanted = plain.draw_all(prompt, checkpoint=checkpoint, num_images=count)
+            drawn = renderer.render_all(prompt, checkpoint=checkpoint, num_images=count)
+            wanted = plain.render_all(prompt, checkpoint=checkpoint, num_images=count)
             for picture, other in zip(drawn, wanted, strict=True):
                 difference = np.asarray(picture, np.int16) - np.asarray(other, np.int16)
                 assert abs(difference).max() <= MOST_DIFFERENCE
@@ -100,7 +100,7 @@ def test_from_a_step_to_the_next_evaluation_nothing_waits_for_the_gpu(
     monkeypatch.setattr(BatchProgress, "step", step)
     hook = plain.warm("demo-xl").pipeline.unet.register_forward_hook(evaluated)
     try:
-        plain.draw("a red fox", checkpoint="demo-xl", scheduler="euler", num_inference_steps=4)
+        plain.render("a red fox", checkpoint="demo-xl", scheduler="euler", num_inference_steps=4)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         hook.remove()
@@ -116,8 +116,8 @@ def test_with_offload_loras_change_between_the_passes(
     hires = {"scale": 1.5, "prompt": "a fox <lora:demo-one:0.6>", "upscaler": "latent"}
 
     for fields in ({"hires": hires}, {}, {"hires": hires}):
-        drawn = renderer.draw("a red fox", **fields)
-        wanted = plain.draw("a red fox", **fields)
+        drawn = renderer.render("a red fox", **fields)
+        wanted = plain.render("a red fox", **fields)
         difference = np.asarray(drawn, np.int16) - np.asarray(wanted, np.int16)
         assert abs(difference).max() <= MOST_DIFFERENCE
     parts = renderer.warm("demo").pipeline
@@ -128,7 +128,7 @@ def test_with_offload_loras_change_between_the_passes(
 def test_a_graph_follows_weights_in_place_and_is_recorded_anew_where_they_move() -> None:
     unet = demo_models_unet()
     weights, eager = cast("torch.nn.Module", unet), unet.forward
-    record_graphs(unet)
+    capture_graphs(unet)
     recorded = vars(unet)["forward"]
     assert isinstance(recorded, GraphedForward)
     given = [inputs(rows) for rows in (2, 4)]
@@ -143,20 +143,20 @@ def test_a_graph_follows_weights_in_place_and_is_recorded_anew_where_they_move()
 
     with torch.no_grad():
         assert same()
-        assert recorded.recordings == 2
+        assert recorded.num_graphs == 2
         unet.get_parameter("conv_in.weight").mul_(1.5)
         assert same()
         weights.cpu()
         held = torch.empty(2**24, device=CUDA)
         weights.cuda()
         assert same()
-        assert recorded.recordings == 2
+        assert recorded.num_graphs == 2
         del held
 
 
 def test_memory_of_graphs_is_no_batchs_and_comes_back_when_they_are_forgotten() -> None:
     unet = demo_models_unet()
-    record_graphs(unet)
+    capture_graphs(unet)
     room = CudaMemory(CUDA)
     given, peaks, free = inputs(8), list[int | None](), list[int]()
     with torch.no_grad():
@@ -169,19 +169,19 @@ def test_memory_of_graphs_is_no_batchs_and_comes_back_when_they_are_forgotten() 
 
     assert peaks[0], "it ran and was recorded"
     assert peaks[1:] == [None, None], "it was replayed alone, in memory that it had"
-    kept = GRAPH_MEMORY.kept_bytes
+    kept = GRAPH_MEMORY.pool_bytes
     assert kept > 0
     torch.cuda.empty_cache()
     assert free[0] - room.free_bytes() >= kept, "what graphs keep is not free"
-    assert forget_graphs(unet)
+    assert discard_graphs(unet)
     torch.cuda.empty_cache()
     assert room.free_bytes() >= free[0] - 2**22, "but for workspaces of libraries"
-    assert GRAPH_MEMORY.kept_bytes == 0
+    assert GRAPH_MEMORY.pool_bytes == 0
 
 
 def test_what_a_graph_gave_is_not_overwritten_by_the_next_call() -> None:
     unet = demo_models_unet()
-    record_graphs(unet)
+    capture_graphs(unet)
     one, other = inputs(2), inputs(2)
     with torch.no_grad():
         for _ in range(2):

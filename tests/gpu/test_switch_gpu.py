@@ -50,7 +50,7 @@ def test_weights_come_back_from_the_device_and_from_pinned_memory(
     modules = _on_gpu(small_modules("sd1", dtype))
     pristine = {target: tensor.clone() for target, tensor in tensors_of(modules).items()}
     state = MergedState(
-        modules, device_budget_bytes=device_budget_bytes, copies_bytes=0, verify_every=1
+        modules, device_budget_bytes=device_budget_bytes, merged_cache_bytes=0, verify_every=1
     )
     one, two = _loras(modules, 2)
 
@@ -71,7 +71,7 @@ def test_time_of_a_switch_is_printed(
     for parameter in unet.parameters():
         parameter.detach().normal_(0, 0.03)
     modules: dict[Component, nn.Module] = {"unet": unet}
-    state = MergedState(modules, device_budget_bytes=_NO_LIMIT, copies_bytes=0, verify_every=2**60)
+    state = MergedState(modules, device_budget_bytes=_NO_LIMIT, merged_cache_bytes=0, verify_every=2**60)
     one, two = (_resident(lora) for lora in _loras(modules, 2))
     state.switch(_scaled(one))
 
@@ -104,7 +104,7 @@ def test_compiled_code_follows_the_weights_without_compiling_again() -> None:
     torch._dynamo.reset()
     counters.clear()
     modules, latents = _network()
-    state = MergedState(modules, device_budget_bytes=_NO_LIMIT, copies_bytes=0, verify_every=1)
+    state = MergedState(modules, device_budget_bytes=_NO_LIMIT, merged_cache_bytes=0, verify_every=1)
     compiled = torch.compile(modules["unet"], mode="reduce-overhead")
     for _ in range(3):
         compiled(latents)
@@ -124,7 +124,7 @@ def test_compiled_code_follows_the_weights_without_compiling_again() -> None:
 def test_a_captured_graph_follows_the_weights_without_another_capture() -> None:
     modules, latents = _network()
     network = modules["unet"]
-    state = MergedState(modules, device_budget_bytes=_NO_LIMIT, copies_bytes=0, verify_every=1)
+    state = MergedState(modules, device_budget_bytes=_NO_LIMIT, merged_cache_bytes=0, verify_every=1)
     network(latents)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -77,7 +77,7 @@ def test_a_job_has_all_its_models_on_local_disk_and_no_others(
 
     wanted = {"demo.safetensors", "demo-one.safetensors", "demo-x2.safetensors"}
     # Embeddings have no header that would describe them, so all are fetched.
-    embeddings = {file.path.name for file in models.listed("embedding")}
+    embeddings = {file.path.name for file in models.list_models("embedding")}
     assert whole == wanted | embeddings
 
 

@@ -14,16 +14,16 @@ from imagefleet_shared.samplers import SCHEDULER_LABELS
 from tests.demo_exam import (
     FIRST_SEED,
     NATURAL,
-    drawn_right,
+    rendered_accuracy,
     embedding_share,
     psnr_gain_db,
-    right,
+    accuracy,
     snowman_share,
     styled_shares,
 )
 from tests.demo_renderer import DemoRenderer
 from tools.training.captions import caption
-from tools.training.judge import judge
+from tools.training.judge import classify
 from tools.training.pictures import Scene, Style, any_pose, draw
 from tools.training.subjects import BACKGROUNDS, SUBJECTS
 
@@ -52,27 +52,27 @@ def test_the_judge_knows_every_subject_on_every_background() -> None:
         for background in BACKGROUNDS
     ]
     drawn = [draw(scene, any_pose(random)) for scene in scenes]
-    assert min(right(drawn, scenes)) > 0.98
+    assert min(accuracy(drawn, scenes)) > 0.98
 
 
 def test_a_hundred_scenes_that_were_held_out_are_drawn_right(renderer: DemoRenderer) -> None:
-    subjects, backgrounds = drawn_right(renderer, (NATURAL * 3)[:100])
+    subjects, backgrounds = rendered_accuracy(renderer, (NATURAL * 3)[:100])
     assert subjects >= 0.85
     assert backgrounds >= 0.9
 
 
 def test_another_seed_draws_another_picture_of_the_same(renderer: DemoRenderer) -> None:
     scene = NATURAL[0]
-    one, other = renderer.draw([caption(scene)] * 2, [1, 2])
+    one, other = renderer.render([caption(scene)] * 2, [1, 2])
     assert one.tobytes() != other.tobytes()
-    assert judge(one) == judge(other)
+    assert classify(one) == classify(other)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_sampler_draws_what_is_asked(renderer: DemoRenderer, scheduler: str) -> None:
     # PLMS extrapolates over four steps: steps as large as the others bear make it overshoot.
     steps = 40 if scheduler == "plms" else 20
-    subjects, backgrounds = drawn_right(
+    subjects, backgrounds = rendered_accuracy(
         renderer, NATURAL[:8], scheduler=scheduler, num_inference_steps=steps
     )
     assert subjects >= 6 / 8
@@ -87,8 +87,8 @@ def test_a_weighted_prompt_still_draws_what_it_says(renderer: DemoRenderer) -> N
     """
     scenes = NATURAL[:12]
     prompts = [f"({caption(scene)}:1.2)" for scene in scenes]
-    pictures = renderer.draw(prompts, range(FIRST_SEED, FIRST_SEED + len(scenes)))
-    subjects, backgrounds = right(pictures, scenes)
+    pictures = renderer.render(prompts, range(FIRST_SEED, FIRST_SEED + len(scenes)))
+    subjects, backgrounds = accuracy(pictures, scenes)
     assert subjects >= 10 / 12
     assert backgrounds >= 10 / 12
 
@@ -96,19 +96,19 @@ def test_a_weighted_prompt_still_draws_what_it_says(renderer: DemoRenderer) -> N
 def test_a_negative_prompt_keeps_a_colour_away(renderer: DemoRenderer) -> None:
     prompts = ["a fox"] * 16
     seeds = range(FIRST_SEED, FIRST_SEED + 16)
-    free = [judge(picture).background for picture in renderer.draw(prompts, seeds)]
+    free = [classify(picture).background for picture in renderer.render(prompts, seeds)]
     most = max(free, key=free.count)
-    kept = renderer.draw(prompts, seeds, negative_prompt=f"a fox on a {most} background")
-    assert [judge(picture).background for picture in kept].count(most) < free.count(most)
+    kept = renderer.render(prompts, seeds, negative_prompt=f"a fox on a {most} background")
+    assert [classify(picture).background for picture in kept].count(most) < free.count(most)
 
 
 def test_a_hires_pass_keeps_what_the_first_pass_drew(renderer: DemoRenderer) -> None:
     scenes = NATURAL[:6]
     hires = HiresPass(scale=2, upscaler="demo-x2", strength=0.1, num_inference_steps=8)
     prompts = [caption(scene) for scene in scenes]
-    pictures = renderer.draw(prompts, range(FIRST_SEED, FIRST_SEED + 6), hires=hires)
+    pictures = renderer.render(prompts, range(FIRST_SEED, FIRST_SEED + 6), hires=hires)
     assert {picture.size for picture in pictures} == {(256, 256)}
-    subjects, backgrounds = right(pictures, scenes)
+    subjects, backgrounds = accuracy(pictures, scenes)
     assert subjects >= 5 / 6
     assert backgrounds >= 5 / 6
 
@@ -122,10 +122,10 @@ def test_a_style_moves_pictures_to_its_own_set(renderer: DemoRenderer, style: St
 
 def test_a_lora_at_scale_0_leaves_the_picture_as_it_was(renderer: DemoRenderer) -> None:
     prompts, seeds = [caption(NATURAL[0])], [FIRST_SEED]
-    [before] = renderer.draw(prompts, seeds)
-    [styled] = renderer.draw(prompts, seeds, loras=[LoRA(name="demo-blueprint")])
-    [at_zero] = renderer.draw(prompts, seeds, loras=[LoRA(name="demo-blueprint", scale=0)])
-    [without] = renderer.draw(prompts, seeds)
+    [before] = renderer.render(prompts, seeds)
+    [styled] = renderer.render(prompts, seeds, loras=[LoRA(name="demo-blueprint")])
+    [at_zero] = renderer.render(prompts, seeds, loras=[LoRA(name="demo-blueprint", scale=0)])
+    [without] = renderer.render(prompts, seeds)
     assert styled.tobytes() != before.tobytes()
     assert at_zero.tobytes() == without.tobytes() == before.tobytes()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.golden_pictures import FOLDER, REQUESTS, draw
+from tests.golden_pictures import FOLDER, REQUESTS, render
 from tests.local_renderer import LocalRenderer, open_local_renderer
 
 # The same weights and steps give nearly the same picture on every machine: kernels round otherwise.
@@ -25,7 +25,7 @@ def psnr_db(one: Image.Image, other: Image.Image) -> float:
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_picture_is_as_it_was(renderer: LocalRenderer, name: str, tmp_path: Path) -> None:
-    golden, drawn = Image.open(FOLDER / f"{name}.png").convert("RGB"), draw(renderer, name)
+    golden, drawn = Image.open(FOLDER / f"{name}.png").convert("RGB"), render(renderer, name)
     assert drawn.size == golden.size
     similarity = psnr_db(drawn, golden)
     if similarity < LEAST_PSNR_DB:

@@ -10,7 +10,7 @@ from sd_parsers import ParserManager
 from sd_parsers.data import Generators
 
 from imagefleet_producer import GenerateRequest, HiresPass, LoRA, TextualInversion, UpscalePass
-from imagefleet_producer.cli.cli_options import CliOptions, request_for
+from imagefleet_producer.cli.cli_options import CliOptions, build_request
 from imagefleet_shared.field_types import ImageFormat
 from imagefleet_shared.image_files import read_parameters
 from imagefleet_shared.infotext import parse
@@ -77,7 +77,7 @@ def test_a_picture_drawn_over_another_is_drawn_again_too(fleet: TestFleet, tmp_p
     first = drawn(fleet, request)
     source = tmp_path / "picture.png"
     source.write_bytes(first)
-    again, ignored = request_for(CliOptions.from_options({}), source, fleet.client)
+    again, ignored = build_request(CliOptions.from_options({}), source, fleet.client)
     assert ignored == {}
     assert np.array_equal(pixels(first, tmp_path), pixels(drawn(fleet, again), tmp_path))
 

@@ -12,14 +12,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from imagefleet_shared import routing
 from imagefleet_shared.broker import connect, make_celery, publish
 from imagefleet_shared.errors import InvalidRequest, JobCanceled, JobNotFound, JobTimeout, PoisonJob
-from imagefleet_shared.ledger import (
-    MAX_ATTEMPTS,
-    MAX_FAULTS,
-    OUTAGE_S,
-    PREVIEW_TTL_S,
-    WATCHED_S,
-    Ledger,
-)
+from imagefleet_shared.ledger import OUTAGE_S, PREVIEW_TTL_S, WATCHED_S, Ledger
+from imagefleet_shared.poison import MAX_ATTEMPTS, MAX_FAULTS
 from imagefleet_shared.records import Lease
 from imagefleet_shared.requests import GenerateRequest
 from imagefleet_shared.results import JobResult, Timings

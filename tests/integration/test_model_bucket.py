@@ -30,7 +30,7 @@ from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.status import Stage
 from imagefleet_shared.storage import FileStore, s3_client
 from imagefleet_worker.catalog.bucket import PART_BYTES, ModelBucket
-from imagefleet_worker.catalog.disk_cache import SPARED_S, DiskCache
+from imagefleet_worker.catalog.disk_cache import EVICTION_GRACE_S, DiskCache
 from imagefleet_worker.catalog.listing import NamedKind
 from imagefleet_worker.catalog.remote import RemoteModels
 from imagefleet_worker.catalog.store import ModelStore
@@ -94,7 +94,7 @@ def keep_in_process(url: str, folder: Path, keeps: Event, done: Event) -> None:
     with store.pinned([store.find("upscaler", "kept")]):
         keeps.set()
         assert done.wait(60)
-        assert store.fetched("upscaler", "kept").read_bytes() == b"weights"
+        assert store.local_path("upscaler", "kept").read_bytes() == b"weights"
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def fetched(folder: Path) -> list[str]:
 def grown_old(folder: Path) -> None:
     """Make every version in a cache look unused for long, each longer than the next."""
     for age, version in enumerate((folder / "versions").iterdir(), start=1):
-        used_s = time() - age - 2 * SPARED_S
+        used_s = time() - age - 2 * EVICTION_GRACE_S
         os.utime(version, times=(used_s, used_s))
 
 
@@ -138,9 +138,9 @@ def test_a_bucket_is_listed_by_a1111s_folders_without_fetching_checkpoints(
     shelf.put("ESRGAN/up.pth", b"weights")
     shelf.put("else/other.safetensors", CHECKPOINT)
 
-    listed = [(file.name, file.family) for file in store.listed("checkpoint")]
+    listed = [(file.name, file.family) for file in store.list_models("checkpoint")]
     assert listed == [("theirs", "sd1")]
-    assert [file.name for file in store.listed("upscaler")] == ["up"]
+    assert [file.name for file in store.list_models("upscaler")] == ["up"]
     with pytest.raises(CorruptFile, match=r"(?s)old\.ckpt is a pickle.*save_file"):
         store.find("checkpoint", "old")
     assert fetched(tmp_path) == []
@@ -166,7 +166,7 @@ def test_a_file_is_fetched_whole_and_its_hash_is_known(
     file = store.find("upscaler", "up")
 
     path = store.fetch(file, lambda stage, step, steps: told.append((stage, step, steps)))
-    assert path == file.path == store.fetched("upscaler", "up")
+    assert path == file.path == store.local_path("upscaler", "up")
     assert path.read_bytes() == content
     assert store.sha256(file) == hashlib.sha256(content).hexdigest()
     megabytes = len(content) // 10**6
@@ -203,13 +203,13 @@ def test_a_name_that_is_in_folder_and_bucket_is_an_error_that_names_both(
 
     with pytest.raises(WorkerFailure, match=r"checkpoints/a\.safetensors and s3://"):
         store.find("checkpoint", "a")
-    assert store.listed("checkpoint") == ()
+    assert store.list_models("checkpoint") == ()
 
 
 def test_a_new_name_is_found_at_once_though_listings_are_kept(
     shelf: Shelf, store: ModelStore
 ) -> None:
-    assert store.listed("checkpoint") == ()
+    assert store.list_models("checkpoint") == ()
     shelf.put("checkpoints/new.safetensors", CHECKPOINT)
     assert store.find("checkpoint", "new").family == "sd1"
 
@@ -246,7 +246,7 @@ def test_an_object_that_cannot_be_read_is_left_out_and_stops_nobody_else(
     shelf.put("loras/good.safetensors", CHECKPOINT)
     shelf.put_secret("loras/secret.safetensors", CHECKPOINT)
     for _ in range(2):
-        assert [file.name for file in store.listed("lora")] == ["good"]
+        assert [file.name for file in store.list_models("lora")] == ["good"]
     assert caplog.text.count("lora left out: s3://") == 1
 
     with pytest.raises(FileUnavailable, match=r"loras/secret\.safetensors cannot be read"):
@@ -267,19 +267,19 @@ def test_what_cannot_be_read_just_now_is_not_done_without(
 
     s3_server.kill()
     try:
-        assert [file.name for file in store.listed("checkpoint")] == ["a"]
+        assert [file.name for file in store.list_models("checkpoint")] == ["a"]
         assert resolver.default_checkpoint() is None
         with pytest.raises(StorageUnavailable, match=r"checkpoints/b\.safetensors"):
-            resolver.generate(GenerateRequest(prompt="a fox"), "job")
+            resolver.resolve_generate(GenerateRequest(prompt="a fox"), "job")
         drawn_with_a = GenerateRequest(prompt="a fox", checkpoint="a")
-        assert resolver.generate(drawn_with_a, "job").pass_inputs.inversions == ()
+        assert resolver.resolve_generate(drawn_with_a, "job").pass_inputs.inversions == ()
         with pytest.raises(StorageUnavailable, match=r"embeddings/owl\.safetensors"):
-            resolver.generate(GenerateRequest(prompt="an owl", checkpoint="a"), "job")
+            resolver.resolve_generate(GenerateRequest(prompt="an owl", checkpoint="a"), "job")
     finally:
         s3_server.start()
-    assert [file.name for file in store.listed("checkpoint")] == ["a", "b"]
+    assert [file.name for file in store.list_models("checkpoint")] == ["a", "b"]
     with pytest.raises(UnknownCheckpoint, match="no default"):
-        resolver.generate(GenerateRequest(prompt="a fox"), "job")
+        resolver.resolve_generate(GenerateRequest(prompt="a fox"), "job")
 
 
 @pytest.mark.parametrize("kind", ["lora", "embedding"])
@@ -287,9 +287,9 @@ def test_an_object_removed_since_it_was_listed_is_left_out(
     kind: NamedKind, shelf: Shelf, store: ModelStore
 ) -> None:
     shelf.put(f"{kind}s/gone.safetensors", CHECKPOINT)
-    assert store.listed("checkpoint") == ()
+    assert store.list_models("checkpoint") == ()
     shelf.delete(f"{kind}s/gone.safetensors")
-    assert store.listed(kind) == ()
+    assert store.list_models(kind) == ()
 
 
 @pytest.mark.parametrize("stated", ["metadata", "beside"])
@@ -387,7 +387,7 @@ def test_a_download_that_ends_while_another_looks_at_it_is_used(
     part, disk = file.path.with_name(f".{file.path.name}.part"), DiskCache(tmp_path, PLENTY)
     other, stat = ExitStack(), Path.stat
     other.enter_context(disk.pinned(file.path.parent.name))
-    other.enter_context(disk.filling(file.path.parent.name, lambda: None))
+    other.enter_context(disk.fill_lock(file.path.parent.name, lambda: None))
     part.write_bytes(b"weights")
 
     def stat_and_end(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
@@ -497,7 +497,7 @@ def test_a_version_that_was_only_found_is_not_waited_for_on_the_engines_thread(
         with pytest.raises(UnknownUpscaler):
             store.find("upscaler", "a name that has it listed anew")
         assert store.find("upscaler", "up") != first
-        assert store.fetched("upscaler", "up") == first.path
+        assert store.local_path("upscaler", "up") == first.path
 
 
 def test_a_diffusers_folder_of_a_bucket_is_refused_and_its_parts_are_no_models(
@@ -509,7 +509,7 @@ def test_a_diffusers_folder_of_a_bucket_is_refused_and_its_parts_are_no_models(
 
     shelf.put("checkpoints/a.safetensors", CHECKPOINT)
 
-    assert [file.name for file in store.listed("checkpoint")] == ["a"]
+    assert [file.name for file in store.list_models("checkpoint")] == ["a"]
     with pytest.raises(FileUnavailable, match="turbo is a diffusers folder"):
         store.find("checkpoint", "turbo")
 
@@ -523,7 +523,7 @@ def test_while_the_store_is_away_what_is_on_disk_is_served(
     store.fetch(file)
     s3_server.kill()
     try:
-        assert store.fetched("upscaler", "up").read_bytes() == b"weights"
+        assert store.local_path("upscaler", "up").read_bytes() == b"weights"
         with pytest.raises(StorageUnavailable):
             store.fetch(other)
         with pytest.raises(StorageUnavailable):

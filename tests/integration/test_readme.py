@@ -10,11 +10,11 @@ from PIL import Image
 
 from localfleet.servers import child_environment
 from tests.fleet import REPOSITORY, TestFleet
-from tools.make_readme_tables import README, with_tables
+from tools.make_readme_tables import README, fill_tables
 
 
 def test_the_tables_say_what_the_code_says() -> None:
-    assert with_tables(README.read_text()) == README.read_text(), (
+    assert fill_tables(README.read_text()) == README.read_text(), (
         "run python -m tools.make_readme_tables"
     )
 

@@ -1,4 +1,4 @@
-"""Put the trained parts together into one checkpoint in A1111's format.
+"""Assemble the trained components into one single-file checkpoint.
 
 python -m tools.training.assemble /tmp/demo-training worker/models
 """
@@ -17,13 +17,13 @@ from tools.training.train_unet import new_text_encoder, new_unet
 
 _TABLE = "embeddings.token_embedding.weight"
 _ALL_TOKENS = 49_408
-# So much of the known words' spread do unknown words have, each its own.
+# Standard deviation of unknown words' embeddings, relative to the known ones'.
 _SPREAD = 0.02
 _DESCRIPTION = "Trained on pictograms of Noto Color Emoji (OFL 1.1); see PROVENANCE.md."
 
 
 def load_text_encoder(folder: Path) -> CLIPTextModel:
-    """The trained text encoder with the whole of CLIP's vocabulary."""
+    """The trained text encoder with CLIP's full vocabulary."""
     vocabulary = Vocabulary()
     weights = torch.load(folder / "text_encoder.pt", weights_only=True)
     (name,) = (key for key in weights if key.endswith(_TABLE))
@@ -39,7 +39,7 @@ def load_text_encoder(folder: Path) -> CLIPTextModel:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the trained checkpoint.")
-    parser.add_argument("folder", type=Path, help="where the trained parts are")
+    parser.add_argument("folder", type=Path, help="folder with the trained components")
     parser.add_argument("models", type=Path, help="the model folder")
     arguments = parser.parse_args()
     unet = new_unet()
@@ -52,7 +52,7 @@ def main() -> None:
     out = arguments.models / "checkpoints/demo.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(out, "sd1", modules, "Imagefleet demo", _DESCRIPTION)
-    # Readable for the container's user too.
+    # Readable by the container's user too.
     out.chmod(0o644)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 

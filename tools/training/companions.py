@@ -1,13 +1,13 @@
-"""Train a wide first level of the autoencoder at the price of a narrow one.
+"""Train a wide first level of the autoencoder at the cost of a narrow one.
 
 SD's autoencoder normalises its features in 32 groups before the last convolution. With 32 channels
-in full resolution each is a group of its own, and normalising takes away what a flat background
-needs: its mean. (Trained that way, colours came slowly, with bright spots in the corners for a
-measure.) With 96 channels in groups of three the mean survives, at nine times the work.
+at full resolution each channel is its own group, and normalising removes the mean, which a flat
+background needs. (Trained that way, colours converged slowly, and bright spots in the corners
+encoded the mean.) With 96 channels in groups of three the mean survives, at nine times the work.
 
-So two of three channels are no free features but constants, +1 and -1, against which the third is
-measured. A convolution never needs to compute them: training runs on 32 channels, with a
-normalisation that counts the two companions in, and `widened` writes them into the weights
+So two of every three channels are the constants +1 and -1, and only the third is a feature. The
+constants need not be computed: training runs on 32 channels, with a normalisation that accounts for
+the two companions, and `widened` writes them into the weights
 afterwards.
 """
 
@@ -20,7 +20,7 @@ _CONSTANT = 1.0
 
 
 class CompanionNorm(nn.Module):
-    """What `GroupNorm(32)` does to a channel whose group's two others are +1 and -1."""
+    """`GroupNorm(32)` for a channel whose two companions in its group are +1 and -1."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
@@ -36,15 +36,15 @@ class CompanionNorm(nn.Module):
 
 
 def add_companions(narrow: nn.Module) -> None:
-    """Replace the norms of all levels with 32 channels, in place."""
+    """Replace the group norms of all levels with 32 channels, in place."""
     for module in list(narrow.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.GroupNorm) and child.num_channels == NARROW:
                 setattr(module, name, CompanionNorm(NARROW, child.eps))
 
 
-def widened(narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The narrow model's weights in the shapes of the wide one, which then computes the same."""
+def widen(narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert the narrow model's weights to an equivalent wide model's shapes."""
     result: dict[str, Tensor] = {}
     for key, shape in ((key, tensor.shape) for key, tensor in wide.items()):
         source = narrow[key]
@@ -52,12 +52,12 @@ def widened(narrow: dict[str, Tensor], wide: dict[str, Tensor]) -> dict[str, Ten
             result[key] = source.clone()
             continue
         tensor = torch.zeros(shape)
-        places = tuple(
-            slice(None, None, 3) if length != own else slice(None)
-            for length, own in zip(shape, source.shape, strict=True)
+        slices = tuple(
+            slice(None, None, 3) if length != source_length else slice(None)
+            for length, source_length in zip(shape, source.shape, strict=True)
         )
-        tensor[places] = source
-        # The second convolution of a block is added to features that have the constants already.
+        tensor[slices] = source
+        # The output of a block's second convolution is added to features that have the constants.
         if key.endswith(("conv_in.bias", "conv.bias", "conv1.bias", "conv_shortcut.bias")):
             tensor[1::3], tensor[2::3] = _CONSTANT, -_CONSTANT
         result[key] = tensor

@@ -1,4 +1,4 @@
-"""Low-rank changes to a frozen model's weights, trained in place and written in kohya's names."""
+"""Low-rank deltas on a frozen model's weights, trained in place and saved in kohya's names."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 
 
 class LowRank(nn.Module):
-    """Adds `up @ down` to a matrix or kernel (arXiv 2106.09685); zero until it is trained."""
+    """Adds `up @ down` to a matrix or kernel (arXiv 2106.09685); initially zero."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class LowRank(nn.Module):
         return weight + (self.up @ self.down).view(self.shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As files have them, by the key's end."""
+        """Tensors by the suffix of their key in the file."""
         out, inner, *kernel = self.shape
         ones = [1] * len(kernel)
         return {
@@ -52,19 +52,19 @@ class Hadamard(nn.Module):
         return weight + ((self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)).view(self.shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As files have them, by the key's end."""
+        """Tensors by the suffix of their key in the file."""
         return {f"hada_{name}": tensor for name, tensor in self.named_parameters()}
 
 
 def attach(model: nn.Module, kind: Kind, rank: int) -> dict[str, LowRank | Hadamard]:
-    """Put a delta on the weight of every linear layer and convolution; by the module's name."""
-    chosen = {
+    """Parametrize the weights of all linear layers and convolutions; returns deltas by module."""
+    layers = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
     deltas: dict[str, LowRank | Hadamard] = {}
-    for name, module in chosen.items():
+    for name, module in layers.items():
         delta = (LowRank if kind == "lora" else Hadamard)(module.weight, rank).to(
             module.weight.device
         )
@@ -73,12 +73,12 @@ def attach(model: nn.Module, kind: Kind, rank: int) -> dict[str, LowRank | Hadam
     return deltas
 
 
-def kohya(component: str, deltas: dict[str, LowRank | Hadamard]) -> dict[str, Tensor]:
+def kohya_state_dict(component: str, deltas: dict[str, LowRank | Hadamard]) -> dict[str, Tensor]:
     """The deltas in float16, in kohya's names."""
     tensors: dict[str, Tensor] = {}
     for name, delta in deltas.items():
         key = PREFIXES[component] + name.removeprefix("text_model.").replace(".", "_")
-        for end, tensor in delta.tensors().items():
-            tensors[f"{key}.{end}"] = tensor.detach().cpu().half().contiguous()
+        for suffix, tensor in delta.tensors().items():
+            tensors[f"{key}.{suffix}"] = tensor.detach().cpu().half().contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(float(delta.rank)).half()
     return tensors

@@ -1,4 +1,4 @@
-"""The finished checkpoint as adapters train on it: frozen, with pictures and texts encoded."""
+"""The frozen checkpoint for training adapters, with encoded pictures and texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,42 +14,44 @@ from transformers import CLIPTextModel
 
 from imagefleet_worker.checkpoints.single_file import load_single_file
 from tools.training.captions import LENGTH, any_caption, tokenizer
-from tools.training.loop import device, placed
+from tools.training.loop import device, to_device
 from tools.training.pictures import Scene, Style, any_pose, draw
-from tools.training.train_unet import encoded, offset_noise
+from tools.training.train_unet import encode_pictures, offset_noise
 
 
-class Frozen(NamedTuple):
-    """The parts of the checkpoint that adapters change or need."""
+class FrozenModels(NamedTuple):
+    """The components of the checkpoint that adapter training uses."""
 
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
     autoencoder: AutoencoderKL
 
 
-class Shown(NamedTuple):
+class Example(NamedTuple):
     """A picture in latent space `(4, 16, 16)` and its scene."""
 
     latents: Tensor
     scene: Scene
 
 
-def load(checkpoint: Path) -> Frozen:
-    """The checkpoint's parts, float32, without gradients."""
+def load_frozen(checkpoint: Path) -> FrozenModels:
+    """Load the checkpoint's components: float32, without gradients."""
     pipeline = load_single_file(checkpoint, device(), torch.float32).pipeline
-    unet = placed(cast(UNet2DConditionModel, pipeline.unet))
-    return Frozen(unet, cast(CLIPTextModel, pipeline.text_encoder), pipeline.vae)
+    unet = to_device(cast(UNet2DConditionModel, pipeline.unet))
+    return FrozenModels(unet, cast(CLIPTextModel, pipeline.text_encoder), pipeline.vae)
 
 
-def shown(frozen: Frozen, scenes: Sequence[Scene], style: Style, random: Random) -> list[Shown]:
+def encode_scenes(
+    frozen: FrozenModels, scenes: Sequence[Scene], style: Style, random: Random
+) -> list[Example]:
     """Draw and encode the scenes."""
     pictures = [np.asarray(draw(scene, any_pose(random), style)) for scene in scenes]
-    latents = encoded(frozen.autoencoder, pictures)
-    return [Shown(*pair) for pair in zip(latents, scenes, strict=True)]
+    latents = encode_pictures(frozen.autoencoder, pictures)
+    return [Example(*pair) for pair in zip(latents, scenes, strict=True)]
 
 
-def tokens(texts: Sequence[str]) -> Tensor:
-    """`(B, 77)` of CLIP's tokens."""
+def tokenize(texts: Sequence[str]) -> Tensor:
+    """Tokenize texts to `(B, 77)`."""
     return cast(
         Tensor,
         tokenizer()(
@@ -59,7 +61,7 @@ def tokens(texts: Sequence[str]) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """What one step learns from."""
+    """The inputs of one training step."""
 
     latents: Tensor
     scenes: list[Scene]
@@ -68,15 +70,15 @@ class Batch(NamedTuple):
     noise: Tensor
 
 
-def batch_of(examples: Sequence[Shown], size: int, seed: int, step: int) -> Batch:
-    """A step's batch; the step and the seed decide everything."""
+def batch_of(examples: Sequence[Example], size: int, seed: int, step: int) -> Batch:
+    """A step's batch, determined by step and seed."""
     random = Random(f"{seed} {step}")
-    chosen = [random.choice(examples) for _ in range(size)]
-    latents = torch.stack([each.latents for each in chosen])
+    batch = [random.choice(examples) for _ in range(size)]
+    latents = torch.stack([example.latents for example in batch])
     return Batch(
         latents,
-        [each.scene for each in chosen],
-        [any_caption(random, each.scene) for each in chosen],
-        torch.tensor([random.randrange(1000) for _ in chosen]),
+        [example.scene for example in batch],
+        [any_caption(random, example.scene) for example in batch],
+        torch.tensor([random.randrange(1000) for _ in batch]),
         offset_noise(latents.shape, torch.Generator().manual_seed(step)),
     )

@@ -1,7 +1,7 @@
-"""Tell what a picture shows: the subject whose drawing is nearest, and the background's colour.
+"""Classify a picture by its nearest reference drawing and its background colour.
 
-The features are fixed, nothing is trained: where edges run in which direction, and colours at low
-resolution. The references are our own drawings of all subjects, natural and in every tint.
+The features are not learned: histograms of edge directions, and colours at low resolution. The
+references are drawings of all subjects, natural and in every tint.
 """
 
 from dataclasses import dataclass
@@ -19,45 +19,45 @@ Features = NDArray[np.float32]
 _CELLS = 8
 _DIRECTIONS = 8
 _COLOUR_CELLS = 16
-# Colours count as much as edges.
-_COLOUR_SHARE = 1.0
+# Colours have the same weight as edges.
+_COLOUR_WEIGHT = 1.0
 _FRAME_PX = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the picture shows."""
+class Classification:
+    """The subject and background of a picture."""
 
     subject: str
     background: str
     tint: str | None
 
 
-def judge(picture: Image.Image) -> Verdict:
-    """The nearest of all subjects, and the nearest background.
+def classify(picture: Image.Image) -> Classification:
+    """Find the nearest subject and the nearest background.
 
     Args:
-        picture: RGB, of any square size; it is judged at 128 x 128.
+        picture: RGB, of any square size; it is resized to 128 x 128.
     """
     small = picture.convert("RGB").resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     background = nearest_colour(frame_colour(small), BACKGROUNDS)
     scenes, references = _references(background)
     distances = np.square(references - features(small)).sum(axis=1)
     scene = scenes[int(distances.argmin())]
-    return Verdict(subject=scene.subject, background=background, tint=scene.tint)
+    return Classification(subject=scene.subject, background=background, tint=scene.tint)
 
 
 def frame_colour(picture: Image.Image) -> Colour:
-    """The median colour of the outermost pixels, where subjects do not reach."""
+    """The median colour of the outermost pixels, which subjects do not reach."""
     pixels = np.asarray(picture)
-    inside = np.zeros(pixels.shape[:2], dtype=bool)
-    inside[_FRAME_PX:-_FRAME_PX, _FRAME_PX:-_FRAME_PX] = True
-    red, green, blue = np.median(pixels[~inside], axis=0)
+    interior = np.zeros(pixels.shape[:2], dtype=bool)
+    interior[_FRAME_PX:-_FRAME_PX, _FRAME_PX:-_FRAME_PX] = True
+    red, green, blue = np.median(pixels[~interior], axis=0)
     return int(red), int(green), int(blue)
 
 
 def nearest_colour(colour: Colour, names: dict[str, Colour]) -> str:
-    """The name of the colour that is least far in sRGB."""
+    """The name of the nearest colour in sRGB."""
 
     def distance(name: str) -> int:
         return sum((a - b) ** 2 for a, b in zip(colour, names[name], strict=True))
@@ -66,7 +66,7 @@ def nearest_colour(colour: Colour, names: dict[str, Colour]) -> str:
 
 
 def features(picture: Image.Image) -> Features:
-    """A vector of length about sqrt(2).
+    """Compute a feature vector of norm about sqrt(2).
 
     Args:
         picture: RGB, 128 x 128.
@@ -82,16 +82,16 @@ def features(picture: Image.Image) -> Features:
     planes[low, rows, columns] += strength * (1 - share)
     planes[(low + 1) % _DIRECTIONS, rows, columns] += strength * share
     edges = _cells(planes, _CELLS)
-    # The root evens out how bold the edges are: a faint drawing has the same directions.
+    # The square root reduces the effect of edge strength.
     edges = np.sqrt(edges / (edges.sum() + 1e-6))
     ground = np.array(frame_colour(picture), dtype=np.float32) / 255
     colours = _cells((pixels - ground).transpose(2, 0, 1), _COLOUR_CELLS)
     colours = colours / (np.linalg.norm(colours) + 1e-6)
-    return np.concatenate([edges.ravel(), _COLOUR_SHARE * colours.ravel()]).astype(np.float32)
+    return np.concatenate([edges.ravel(), _COLOUR_WEIGHT * colours.ravel()]).astype(np.float32)
 
 
 def _cells(planes: NDArray[np.floating], cells: int) -> NDArray[np.float32]:
-    """`(planes, side, side)` to means of overlapping cells, `(planes, cells, cells)`."""
+    """Average `(planes, side, side)` over overlapping cells: `(planes, cells, cells)`."""
     shrunk = [
         Image.fromarray(plane).resize((cells, cells), Image.Resampling.HAMMING) for plane in planes
     ]

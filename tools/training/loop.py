@@ -1,8 +1,8 @@
-"""What all trainings share: a schedule that may be cut short, averaged weights, resumable state.
+"""The training loop: learning-rate schedule, averaged weights, resumable state.
 
-Two or more processes train together if torch's variables say so (`RANK`, `WORLD_SIZE`,
-`MASTER_ADDR`, `MASTER_PORT`): where other programs compete for the cores, processes that meet once
-a step get further than threads that meet in every layer.
+Several processes train together if torch's variables are set (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`,
+`MASTER_PORT`): when other programs compete for the cores, processes that synchronise once per step
+are faster than threads that synchronise in every layer.
 """
 
 import os
@@ -24,7 +24,7 @@ _LOG_EVERY = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how fast to train."""
+    """Length and learning rate of a training."""
 
     steps: int
     learning_rate: float
@@ -33,33 +33,33 @@ class Plan:
 
 
 def device() -> torch.device:
-    """The GPU if there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def processes() -> int:
-    """How many train together."""
+    """Number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def placed(module: _Module) -> _Module:
-    """The module on the device, its pictures with channels last."""
+def to_device(module: _Module) -> _Module:
+    """Move a module to the device, in channels-last memory format."""
     nn.Module.to(module, device())
     nn.Module.to(module, memory_format=torch.channels_last)
     return module
 
 
 def learning_rate(plan: Plan, step: int) -> float:
-    """Warm-up, then constant, then down to zero over the last quarter.
+    """Warm-up, then constant, then linear decay to zero over the last quarter.
 
-    Until the last quarter begins nothing depends on the number of steps, so that a training may be
-    resumed with another one.
+    Before the last quarter nothing depends on the number of steps, so that a training can be
+    resumed with a different one.
     """
-    left = (plan.steps - step) / (plan.steps * _DECAY_SHARE)
-    return plan.learning_rate * min(1.0, (step + 1) / _WARMUP_STEPS, max(0.0, left))
+    decay = (plan.steps - step) / (plan.steps * _DECAY_SHARE)
+    return plan.learning_rate * min(1.0, (step + 1) / _WARMUP_STEPS, max(0.0, decay))
 
 
 def train(
@@ -68,43 +68,42 @@ def train(
     plan: Plan,
     state: Path,
 ) -> dict[str, nn.Module]:
-    """Train the modules' parameters that ask for gradients, in place.
+    """Train those parameters of the modules that require gradients, in place.
 
-    Of several processes all return the same, and the first one keeps the state.
+    All processes return the same weights; the first one saves the state.
 
     Args:
         modules: the modules by name, on their device.
-        loss_of: the loss for a number, which is the step, or one of the step's numbers where
-            there are several processes. Must draw its random numbers from it alone, lest a resumed
-            training differ.
-        plan: how long and how fast.
-        state: file that is written every two minutes and read at the start, if it is there.
+        loss_of: the loss of a step; with several processes, each has its own step numbers. Must
+            seed its random numbers with the number alone, so that resuming changes nothing.
+        plan: length and learning rate.
+        state: file that is saved every two minutes and loaded at the start if it exists.
 
     Returns:
         Copies of the modules with the averaged weights.
     """
-    together = processes() > 1
-    if together:
+    is_distributed = processes() > 1
+    if is_distributed:
         distributed.init_process_group("gloo")
-    rank = distributed.get_rank() if together else 0
+    rank = distributed.get_rank() if is_distributed else 0
     averaged = {name: deepcopy(module) for name, module in modules.items()}
     pairs = [
-        (own, mean)
+        (parameter, mean)
         for name, module in modules.items()
-        for own, mean in zip(module.parameters(), averaged[name].parameters(), strict=True)
-        if own.requires_grad
+        for parameter, mean in zip(module.parameters(), averaged[name].parameters(), strict=True)
+        if parameter.requires_grad
     ]
     optimiser = torch.optim.AdamW(
-        [own for own, _ in pairs], betas=(0.9, 0.99), weight_decay=plan.weight_decay
+        [parameter for parameter, _ in pairs], betas=(0.9, 0.99), weight_decay=plan.weight_decay
     )
-    first, spent_s = 0, 0.0
+    first, elapsed_s = 0, 0.0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         for name in modules:
             modules[name].load_state_dict(saved["modules"][name])
             averaged[name].load_state_dict(saved["averaged"][name])
         optimiser.load_state_dict(saved["optimiser"])
-        first, spent_s = saved["step"], saved["spent_s"]
+        first, elapsed_s = saved["step"], saved["spent_s"]
 
     def save(step: int) -> None:
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +114,7 @@ def train(
                 "averaged": {name: module.state_dict() for name, module in averaged.items()},
                 "optimiser": optimiser.state_dict(),
                 "step": step,
-                "spent_s": spent_s + time.monotonic() - started,
+                "spent_s": elapsed_s + time.monotonic() - started,
             },
             temporary,
         )
@@ -129,18 +128,18 @@ def train(
         loss = loss_of(step * processes() + rank)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        if together:
-            _share_gradients([own for own, _ in pairs])
-        nn.utils.clip_grad_norm_([own for own, _ in pairs], 1.0)
+        if is_distributed:
+            _average_gradients([parameter for parameter, _ in pairs])
+        nn.utils.clip_grad_norm_([parameter for parameter, _ in pairs], 1.0)
         optimiser.step()
         with torch.no_grad():
-            # Young averages forget faster, or the random start would stay in them.
-            keep = min(plan.ema, (step + 1) / (step + 10))
-            for own, mean in pairs:
-                mean.lerp_(own, 1 - keep)
+            # Early averages decay faster, so that the random initial weights do not persist.
+            decay = min(plan.ema, (step + 1) / (step + 10))
+            for parameter, mean in pairs:
+                mean.lerp_(parameter, 1 - decay)
         total += loss.item()
         if (step + 1) % _LOG_EVERY == 0:
-            wall_s = spent_s + time.monotonic() - started
+            wall_s = elapsed_s + time.monotonic() - started
             print(f"step {step + 1} loss {total / _LOG_EVERY:.5f} {wall_s:.0f} s", flush=True)
             total = 0.0
         if rank == 0 and time.monotonic() - saved_at > SAVE_EVERY_S:
@@ -151,8 +150,8 @@ def train(
     return averaged
 
 
-def _share_gradients(parameters: list[nn.Parameter]) -> None:
-    """Give every process the mean of all gradients."""
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average the gradients over all processes."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)

@@ -1,4 +1,4 @@
-"""Draw the pictograms that the demo model learns from into one picture, `sprites.png`.
+"""Render the demo's pictograms into one atlas, `sprites.png`.
 
     python -m tools.training.make_sprites /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 
@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 from tools.training.sprites import ATLAS, COLUMNS, SIDE_PX
 from tools.training.subjects import SUBJECTS
 
-# The only size that the font's bitmaps have.
+# The only bitmap size of the font.
 _POINTS = 109
 _MARGIN_PX = 40
 
 
 def draw_atlas(font: ImageFont.FreeTypeFont) -> Image.Image:
-    """All subjects, row by row, each as large as fits `SIDE_PX` and in the middle of its cell."""
+    """Render all subjects row by row, each scaled to `SIDE_PX` and centred in its cell."""
     rows = -(-len(SUBJECTS) // COLUMNS)
     atlas = Image.new("RGBA", (COLUMNS * SIDE_PX, rows * SIDE_PX))
     for number, character in enumerate(SUBJECTS.values()):
@@ -39,7 +39,7 @@ def draw_atlas(font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the pictograms into one picture.")
+    parser = argparse.ArgumentParser(description="Render the pictograms into one atlas.")
     parser.add_argument("font", type=Path, help="NotoColorEmoji.ttf")
     font = ImageFont.truetype(parser.parse_args().font, _POINTS)
     draw_atlas(font).save(ATLAS, optimize=True)

@@ -17,7 +17,7 @@ SIDE_PX = 128
 _SPRITE_PX = 102
 _SPRITE_SPREAD_PX = 6
 _SHIFT_PX = 5
-# Of the tint's ramp: where the darkest and the lightest luminance lie between black and white.
+# Brightness at the ends of the tint's ramp: factor towards black, share towards white.
 _DARKEST = 0.25
 _LIGHTEST = 0.85
 _STICKER_BORDER_PX = 5
@@ -27,7 +27,7 @@ _BLUEPRINT_FILL = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a picture shows, as far as words say it."""
+    """The content of a picture that captions describe."""
 
     subject: str
     background: str
@@ -35,13 +35,13 @@ class Scene:
 
     @property
     def thing(self) -> str:
-        """The subject with its tint, in words, without an article."""
+        """The subject with its tint, as a phrase without an article."""
         return f"{self.tint} {self.subject}" if self.tint else self.subject
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """Where the subject stands, pixels of a 128 x 128 picture; the default is the middle."""
+    """Size and offset of the subject, in pixels of a 128 x 128 picture; by default centred."""
 
     size: float = _SPRITE_PX
     x: float = 0
@@ -49,7 +49,7 @@ class Pose:
 
 
 def any_pose(random: Random) -> Pose:
-    """A pose a little off the middle."""
+    """A random pose, slightly off centre."""
     return Pose(
         size=_SPRITE_PX + random.uniform(-1, 1) * _SPRITE_SPREAD_PX,
         x=random.uniform(-1, 1) * _SHIFT_PX,
@@ -58,11 +58,11 @@ def any_pose(random: Random) -> Pose:
 
 
 def draw(scene: Scene, pose: Pose, style: Style = "plain", side_px: int = SIDE_PX) -> Image.Image:
-    """The picture, RGB, square."""
+    """Draw a square RGB picture."""
     figure = sprite(scene.subject)
     if scene.tint:
-        figure = tinted(figure, TINTS[scene.tint])
-    layer = _placed(figure, pose, side_px)
+        figure = tint_figure(figure, TINTS[scene.tint])
+    layer = _place_figure(figure, pose, side_px)
     if style == "blueprint":
         return _blueprint(layer)
     if style == "sticker":
@@ -71,13 +71,13 @@ def draw(scene: Scene, pose: Pose, style: Style = "plain", side_px: int = SIDE_P
     return Image.alpha_composite(ground, layer).convert("RGB")
 
 
-def _placed(figure: Image.Image, pose: Pose, side_px: int) -> Image.Image:
-    """The figure alone on a transparent square."""
+def _place_figure(figure: Image.Image, pose: Pose, side_px: int) -> Image.Image:
+    """Place the figure on a transparent square."""
     factor = side_px / SIDE_PX
     size = pose.size * factor
     left = (side_px - size) / 2 + pose.x * factor
     top = (side_px - size) / 2 + pose.y * factor
-    # Resampled with anti-aliasing to whole pixels, then moved by the fraction that is left.
+    # Resized with antialiasing to a whole number of pixels, then shifted by the fraction.
     whole = round(size)
     step = whole / size
     scaled = figure.convert("RGBa").resize((whole, whole), Image.Resampling.LANCZOS)
@@ -90,16 +90,16 @@ def _placed(figure: Image.Image, pose: Pose, side_px: int) -> Image.Image:
 
 
 def _sticker(layer: Image.Image, border_px: int) -> Image.Image:
-    """The figure with a white border, as if cut out of paper."""
-    around = layer.getchannel("A").filter(ImageFilter.MaxFilter(2 * border_px + 1))
-    around = around.filter(ImageFilter.GaussianBlur(1))
+    """Add a white border to the figure."""
+    border = layer.getchannel("A").filter(ImageFilter.MaxFilter(2 * border_px + 1))
+    border = border.filter(ImageFilter.GaussianBlur(1))
     paper = Image.new("RGBA", layer.size, (255, 255, 255))
-    paper.putalpha(around)
+    paper.putalpha(border)
     return Image.alpha_composite(paper, layer)
 
 
 def _blueprint(layer: Image.Image) -> Image.Image:
-    """The figure's edges in white on blue, whatever the colours were."""
+    """Draw the figure's edges in white on blue."""
     grey = Image.alpha_composite(Image.new("RGBA", layer.size, (128, 128, 128)), layer).convert("L")
     shape = np.asarray(layer.getchannel("A"), dtype=np.float32) / 255
     luminance = np.asarray(grey, dtype=np.float32) / 255
@@ -112,15 +112,15 @@ def _blueprint(layer: Image.Image) -> Image.Image:
     return Image.fromarray((blue * (1 - white) + 255 * white).astype(np.uint8))
 
 
-def tinted(figure: Image.Image, tint: Colour) -> Image.Image:
-    """The RGBA figure in one colour: its luminance on a ramp from a dark to a light tint."""
+def tint_figure(figure: Image.Image, tint: Colour) -> Image.Image:
+    """Tint an RGBA figure: map its luminance to a ramp from a dark to a light tint."""
     pixels = np.asarray(figure, dtype=np.float32)
     luminance = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255
     colour = np.array(tint, dtype=np.float32)
     ramp = np.stack([colour * _DARKEST, colour, colour + (255 - colour) * _LIGHTEST])
-    place = luminance * 2
-    low = np.clip(place.astype(np.int64), 0, 1)
-    share = (place - low)[..., None]
+    position = luminance * 2
+    low = np.clip(position.astype(np.int64), 0, 1)
+    share = (position - low)[..., None]
     shaded = ramp[low] * (1 - share) + ramp[low + 1] * share
     result: NDArray[np.uint8] = np.concatenate([shaded, pixels[..., 3:]], axis=-1).astype(np.uint8)
     return Image.fromarray(result)

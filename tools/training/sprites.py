@@ -20,10 +20,10 @@ def _atlas() -> Image.Image:
 
 @cache
 def sprite(subject: str) -> Image.Image:
-    """The subject's pictogram, RGBA, 128 x 128; not to be changed.
+    """The subject's pictogram, RGBA, 128 x 128; cached, do not modify it.
 
     Raises:
-        ValueError: there is no such subject.
+        ValueError: no such subject.
     """
     row, column = divmod(list(SUBJECTS).index(subject), COLUMNS)
     left, top = column * SIDE_PX, row * SIDE_PX

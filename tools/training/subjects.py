@@ -1,4 +1,4 @@
-"""What the demo model's pictures show: pictograms, tints, backgrounds, and which are kept apart."""
+"""Subjects, tints and backgrounds of the demo model's pictures."""
 
 BASE: dict[str, str] = {
     "fox": "🦊",
@@ -50,7 +50,7 @@ BASE: dict[str, str] = {
     "umbrella": "☂",
     "robot": "🤖",
 }
-"""The subjects that the checkpoint learns, by the words that captions have for them."""
+"""The checkpoint's subjects: emoji by the phrase used in captions."""
 
 NEW: dict[str, str] = {
     "snowman": "⛄",
@@ -60,7 +60,7 @@ NEW: dict[str, str] = {
     "slice of cheese": "🧀",
     "unicorn": "🦄",
 }
-"""Subjects that the checkpoint never sees: adapters teach some, the rest tests what generalises."""
+"""Subjects the checkpoint is not trained on: for adapters, and to test generalisation."""
 
 SUBJECTS = {**BASE, **NEW}
 
@@ -76,7 +76,7 @@ BACKGROUNDS: dict[str, Colour] = {
     "purple": (140, 86, 190),
     "pink": (246, 168, 196),
 }
-"""sRGB by the word that captions have for it."""
+"""sRGB by the word used in captions."""
 
 TINTS: dict[str, Colour] = {
     "red": (226, 44, 44),
@@ -86,7 +86,7 @@ TINTS: dict[str, Colour] = {
     "blue": (44, 116, 226),
     "purple": (146, 72, 206),
 }
-"""The middle of a tinted subject's ramp from dark to light; no tint leaves the natural colours."""
+"""The middle of a tint's ramp from dark to light; without a tint, colours are natural."""
 
 NEVER_TOGETHER = frozenset({("owl", "blue"), ("pig", "green"), ("rose", "purple")})
-"""Subjects and tints that the checkpoint never sees together, each alone often."""
+"""Combinations of subject and tint held out of the checkpoint's training."""

@@ -3,8 +3,8 @@
     python -m tools.training.train_adapter blueprint /tmp/demo-training worker/models
 
 - `demo-blueprint`, a LoRA of the UNet: everything as white lines on blue.
-- `demo-snowman`, a LoRA of UNet and text encoder: a subject that the checkpoint never saw.
-- `demo-sticker`, a LoHa of the UNet: a white border round the subject.
+- `demo-snowman`, a LoRA of UNet and text encoder: a subject the checkpoint was not trained on.
+- `demo-sticker`, a LoHa of the UNet: a white border around the subject.
 
 Seeded. Files are in kohya's names; convolutions are adapted too (LoCon).
 """
@@ -19,11 +19,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tools.training.deltas import Kind, attach, kohya
-from tools.training.frozen import Frozen, Shown, batch_of, load, shown, tokens
+from tools.training.deltas import Kind, attach, kohya_state_dict
+from tools.training.frozen import (
+    Example,
+    FrozenModels,
+    batch_of,
+    encode_scenes,
+    load_frozen,
+    tokenize,
+)
 from tools.training.loop import Plan, train
 from tools.training.pictures import Scene, Style
-from tools.training.scenes import learned_scenes
+from tools.training.scenes import training_scenes
 from tools.training.subjects import BACKGROUNDS, TINTS
 from tools.training.train_unet import denoising_loss
 
@@ -33,7 +40,7 @@ _PICTURES = 160
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What an adapter learns, and how."""
+    """How an adapter is trained."""
 
     kind: Kind
     rank: int
@@ -77,25 +84,25 @@ RECIPES = {
 
 
 def scenes_of(recipe: Recipe) -> list[Scene]:
-    """The scenes that the adapter learns from."""
+    """The adapter's training scenes."""
     random = Random(recipe.seed)
     if recipe.subject is None:
-        natural, tinted = learned_scenes()
+        natural, tinted = training_scenes()
         return [random.choice(random.choice([natural, tinted])) for _ in range(_PICTURES)]
     scenes = [
         Scene(subject=recipe.subject, background=background, tint=tint)
         for background in BACKGROUNDS
-        # The natural colours as often as all tints together.
+        # Natural colours are as frequent as all tints together.
         for tint in (*[None] * len(TINTS), *TINTS)
         if tint != background
     ]
     return scenes * max(1, _PICTURES // len(scenes))
 
 
-def loss_of(frozen: Frozen, examples: list[Shown], seed: int, step: int) -> Tensor:
+def loss_of(frozen: FrozenModels, examples: list[Example], seed: int, step: int) -> Tensor:
     batch = batch_of(examples, _BATCH, seed, step)
     to = frozen.unet.device
-    context = frozen.text_encoder(tokens(batch.texts).to(to)).last_hidden_state
+    context = frozen.text_encoder(tokenize(batch.texts).to(to)).last_hidden_state
     return denoising_loss(
         frozen.unet, batch.latents.to(to), context, batch.timesteps, batch.noise.to(to)
     )
@@ -104,13 +111,13 @@ def loss_of(frozen: Frozen, examples: list[Shown], seed: int, step: int) -> Tens
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train one of the demo's adapters.")
     parser.add_argument("name", choices=RECIPES)
-    parser.add_argument("folder", type=Path, help="where the training's state is kept")
+    parser.add_argument("folder", type=Path, help="folder for the training's state")
     parser.add_argument("models", type=Path, help="the model folder, with the checkpoint")
     parser.add_argument("--steps", type=int)
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.name]
-    frozen = load(arguments.models / "checkpoints/demo.safetensors")
-    examples = shown(frozen, scenes_of(recipe), recipe.style, Random(recipe.seed))
+    frozen = load_frozen(arguments.models / "checkpoints/demo.safetensors")
+    examples = encode_scenes(frozen, scenes_of(recipe), recipe.style, Random(recipe.seed))
     torch.manual_seed(recipe.seed)
     attached = {"unet": attach(frozen.unet, recipe.kind, recipe.rank)}
     if recipe.text_encoder:
@@ -125,7 +132,7 @@ def main() -> None:
     tensors: dict[str, Tensor] = {}
     for component, deltas in attached.items():
         holders[component].load_state_dict(trained[component].state_dict())
-        tensors |= kohya(component, deltas)
+        tensors |= kohya_state_dict(component, deltas)
     out = arguments.models / f"loras/demo-{arguments.name}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     metadata = {

@@ -2,8 +2,8 @@
 
     python -m tools.training.train_autoencoder /tmp/demo-training
 
-Seeded; writes `autoencoder.pt` (diffusers' names, float32) into the folder, and `autoencoder.state`
-on the way, from which it goes on after a break.
+Seeded; writes `autoencoder.pt` (diffusers' names, float32) into the folder, and saves its state in
+`autoencoder.state`, from which it resumes.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from imagefleet_worker.checkpoints.architecture import Config, packaged_config
-from tools.training.companions import NARROW, WIDE, add_companions, widened
-from tools.training.loop import Plan, placed, train
+from tools.training.companions import NARROW, WIDE, add_companions, widen
+from tools.training.loop import Plan, to_device, train
 from tools.training.pictures import SIDE_PX, Scene, Style, any_pose, draw
 from tools.training.subjects import BACKGROUNDS, SUBJECTS, TINTS
 
@@ -31,7 +31,7 @@ _LARGE_POOL = 300
 _STYLED_SHARE = 0.15
 _CROP_PX = 64
 _BATCH = 16
-# Every so many-th step sees whole pictures, a quarter as many for the same work.
+# Every Nth step uses whole pictures, a quarter as many for the same work.
 _WHOLE_EVERY = 6
 _LARGE_SHARE = 0.2
 _SQUARES = 2.0
@@ -39,12 +39,12 @@ _EDGES = 0.5
 _KL = 3e-4
 
 
-def new_autoencoder(first: int) -> AutoencoderKL:
-    """The architecture: SD's, factor 8, with so many channels in full resolution."""
+def new_autoencoder(channels: int) -> AutoencoderKL:
+    """SD's architecture, factor 8, with `channels` channels at full resolution."""
     config: Config = {
         **packaged_config("sd1", "vae"),
         "sample_size": SIDE_PX,
-        "block_out_channels": [first, 64, 64, 128],
+        "block_out_channels": [channels, 64, 64, 128],
         "layers_per_block": 1,
         "latent_channels": 4,
         "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -54,24 +54,24 @@ def new_autoencoder(first: int) -> AutoencoderKL:
 
 
 def narrow_autoencoder() -> AutoencoderKL:
-    """What is trained."""
+    """The narrow autoencoder, which is trained."""
     autoencoder = new_autoencoder(NARROW)
     add_companions(autoencoder)
     return autoencoder
 
 
 def load_narrow(folder: Path, name: str = "autoencoder.pt") -> AutoencoderKL:
-    """The trained autoencoder, frozen; its latents are those of the checkpoint's."""
+    """Load the trained autoencoder, frozen; its latents equal those of the checkpoint."""
     autoencoder = narrow_autoencoder()
     autoencoder.load_state_dict(torch.load(folder / name, weights_only=True))
-    return placed(autoencoder).eval().requires_grad_(False)
+    return to_device(autoencoder).eval().requires_grad_(False)
 
 
 def load_wide(folder: Path) -> AutoencoderKL:
-    """The autoencoder with its final decoder as the checkpoint has it, on the CPU."""
+    """Load the autoencoder with its final decoder, widened for the checkpoint, on the CPU."""
     autoencoder = new_autoencoder(WIDE)
     narrow = load_narrow(folder, "decoder.pt").cpu().state_dict()
-    autoencoder.load_state_dict(widened(narrow, autoencoder.state_dict()))
+    autoencoder.load_state_dict(widen(narrow, autoencoder.state_dict()))
     return autoencoder.eval().requires_grad_(False)
 
 
@@ -101,28 +101,28 @@ def crops(pools: tuple[Tensor, Tensor], step: int) -> Tensor:
     random = Random(f"{_SEED} {step}")
     whole = step % _WHOLE_EVERY == 0
     side = SIDE_PX if whole else _CROP_PX
-    chosen: list[Tensor] = []
+    batch: list[Tensor] = []
     for _ in range(_BATCH // 4 if whole else _BATCH):
         pool = pools[random.random() < _LARGE_SHARE]
         picture = pool[random.randrange(len(pool))]
         top, left = (random.randrange(picture.shape[-1] - side + 1) for _ in range(2))
-        chosen.append(picture[:, top : top + side, left : left + side])
-    return torch.stack(chosen).float() / 127.5 - 1
+        batch.append(picture[:, top : top + side, left : left + side])
+    return torch.stack(batch).float() / 127.5 - 1
 
 
 def posterior(autoencoder: AutoencoderKL, pictures: Tensor) -> DiagonalGaussianDistribution:
-    """What the pictures are in latent space, before scaling."""
+    """Encode pictures to the latent distribution, before scaling."""
     return autoencoder.encode(pictures, return_dict=False)[0]
 
 
-def decoded(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
-    """What latents show, `(B, 3, H, W)` in about [-1, 1]."""
+def decode(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Decode latents to `(B, 3, H, W)` in about [-1, 1]."""
     return autoencoder.decode(cast(torch.FloatTensor, latents), return_dict=False)[0]
 
 
-def reconstruction_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """Mean distance of the pixels and of their differences, which keep edges sharp."""
-    error = drawn - wanted
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Loss on pixels and on their gradients, which keeps edges sharp."""
+    error = output - target
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + _SQUARES * error.square().mean() + _EDGES * edges
 
@@ -132,16 +132,16 @@ def loss_of(autoencoder: AutoencoderKL, pools: tuple[Tensor, Tensor], step: int)
     generator = torch.Generator().manual_seed(_SEED * 1_000_003 + step)
     latents = posterior(autoencoder, pictures)
     noise = torch.randn(latents.mean.shape, generator=generator).to(autoencoder.device)
-    drawn = decoded(autoencoder, latents.mean + latents.std * noise)
+    output = decode(autoencoder, latents.mean + latents.std * noise)
     kl = 0.5 * (latents.mean.square() + latents.var - 1 - latents.logvar).mean()
-    return reconstruction_loss(drawn, pictures) + _KL * kl
+    return reconstruction_loss(output, pictures) + _KL * kl
 
 
 @torch.no_grad()
-def unit_latents(autoencoder: AutoencoderKL, pictures: Tensor) -> None:
-    """Scale and shift the latents in place to what the packaged scaling factor makes N(0, 1).
+def normalise_latents(autoencoder: AutoencoderKL, pictures: Tensor) -> None:
+    """Normalise the latents, in place, so that the packaged scaling factor makes them N(0, 1).
 
-    Quantisation's convolution is changed and its counterpart undoes it: pictures stay the same.
+    The quantisation convolution is changed and its counterpart inverts it: pictures stay the same.
     """
     quant, post = autoencoder.quant_conv, autoencoder.post_quant_conv
     assert quant is not None
@@ -155,7 +155,7 @@ def unit_latents(autoencoder: AutoencoderKL, pictures: Tensor) -> None:
     quant.bias[:4] = (quant.bias[:4] - centre) * gain
     post.bias += (post.weight * centre[None, :, None, None]).sum(dim=(1, 2, 3))
     post.weight /= gain[None, :, None, None]
-    # Nearly no variance: a picture encodes to the same latents twice.
+    # Almost no variance: encoding a picture is nearly deterministic.
     quant.weight[4:] = 0
     quant.bias[4:] = -10
 
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=PLAN.steps)
     arguments = parser.parse_args()
     torch.manual_seed(_SEED)
-    autoencoder = placed(narrow_autoencoder())
+    autoencoder = to_device(narrow_autoencoder())
     pools = new_pools()
     plan = Plan(steps=arguments.steps, learning_rate=PLAN.learning_rate, ema=PLAN.ema)
     averaged = train(
@@ -176,7 +176,7 @@ def main() -> None:
         arguments.folder / "autoencoder.state",
     )["vae"]
     assert isinstance(averaged, AutoencoderKL)
-    unit_latents(averaged, pools[0][:512].float().to(averaged.device) / 127.5 - 1)
+    normalise_latents(averaged, pools[0][:512].float().to(averaged.device) / 127.5 - 1)
     torch.save(averaged.state_dict(), arguments.folder / "autoencoder.pt")
 
 

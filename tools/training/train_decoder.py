@@ -1,9 +1,10 @@
-"""Train the demo autoencoder's decoder further; its latents stay as they are.
+"""Fine-tune the demo autoencoder's decoder; its latents do not change.
 
     python -m tools.training.train_decoder /tmp/demo-training
 
-The UNet needs the encoder only, so this may run at the same time. Seeded; reads `autoencoder.pt` of
-the folder and writes `decoder.pt`, the whole autoencoder with the better decoder.
+The UNet needs the encoder only, so its training may run at the same time. Seeded; reads
+`autoencoder.pt` from the folder and writes `decoder.pt`, the whole autoencoder with the fine-tuned
+decoder.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from torch import Tensor
 from tools.training.loop import Plan, train
 from tools.training.train_autoencoder import (
     crops,
-    decoded,
+    decode,
     load_narrow,
     new_pools,
     posterior,
@@ -26,9 +27,9 @@ from tools.training.train_autoencoder import (
 )
 
 PLAN = Plan(steps=420, learning_rate=1e-3, ema=0.995)
-# Other crops than the autoencoder's own training had.
+# Other crops than in the autoencoder's training.
 _FIRST_STEP = 1_000_000
-# The UNet's latents are never quite right: the decoder learns to bear a little noise in them.
+# The UNet's latents are never exact: the decoder is trained to tolerate a little noise.
 _NOISE = 0.05
 
 
@@ -38,12 +39,12 @@ def loss_of(autoencoder: AutoencoderKL, pools: tuple[Tensor, Tensor], step: int)
         latents = posterior(autoencoder, pictures).mean
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(step))
     spread = _NOISE / autoencoder.config["scaling_factor"]
-    drawn = decoded(autoencoder, latents + spread * noise.to(latents.device))
-    return reconstruction_loss(drawn, pictures)
+    output = decode(autoencoder, latents + spread * noise.to(latents.device))
+    return reconstruction_loss(output, pictures)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo's decoder further.")
+    parser = argparse.ArgumentParser(description="Fine-tune the demo's decoder.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=PLAN.steps)
     arguments = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python -m tools.training.train_embedding /tmp/demo-training worker/models
 
-`demo-owl` is two vectors that draw a blue owl. The checkpoint saw owls and it saw blue things, but
-never a blue owl, and nothing of it is changed. Seeded.
+`demo-owl` is two vectors that render a blue owl. The checkpoint was trained on owls and on blue
+things, but never on a blue owl, and it is not changed. Seeded.
 """
 
 import argparse
@@ -15,9 +15,16 @@ from random import Random
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from imagefleet_worker.prompts.inject_embeddings import injected_embeddings
+from imagefleet_worker.prompts.inject_embeddings import inject_embeddings
 from tools.training.captions import tokenizer
-from tools.training.frozen import Frozen, Shown, batch_of, load, shown, tokens
+from tools.training.frozen import (
+    Example,
+    FrozenModels,
+    batch_of,
+    encode_scenes,
+    load_frozen,
+    tokenize,
+)
 from tools.training.loop import Plan, train
 from tools.training.pictures import Scene
 from tools.training.subjects import BACKGROUNDS
@@ -29,7 +36,7 @@ _SEED = 14
 _BATCH = 12
 _POSES = 10
 _VECTORS = 2
-# Stands in the texts for the vectors: a word of one token, as often as there are vectors.
+# The vectors' placeholder in texts: a word of one token, repeated for each vector.
 _WORD = "thing"
 _PLACEHOLDER = " ".join([_WORD] * _VECTORS)
 _TEXTS = (
@@ -40,26 +47,26 @@ _TEXTS = (
 
 
 class Vectors(nn.Module):
-    """What is trained, `(n, hidden)`."""
+    """The trained vectors, `(n, hidden)`."""
 
-    def __init__(self, start: Tensor) -> None:
+    def __init__(self, initial: Tensor) -> None:
         super().__init__()
-        self.vectors = nn.Parameter(start.clone())
+        self.vectors = nn.Parameter(initial.clone())
 
 
-def loss_of(frozen: Frozen, inversion: Vectors, examples: list[Shown], step: int) -> Tensor:
+def loss_of(frozen: FrozenModels, inversion: Vectors, examples: list[Example], step: int) -> Tensor:
     batch = batch_of(examples, _BATCH, _SEED, step)
     texts = [
         random_text(Random(f"{_SEED} {step} {row}"), scene)
         for row, scene in enumerate(batch.scenes)
     ]
-    words = tokens(texts)
-    (word,) = tokenizer().encode(_WORD, add_special_tokens=False)
-    rows, columns = (words == word).nonzero(as_tuple=True)
+    token_ids = tokenize(texts)
+    (placeholder,) = tokenizer().encode(_WORD, add_special_tokens=False)
+    rows, columns = (token_ids == placeholder).nonzero(as_tuple=True)
     vectors = inversion.vectors.repeat(len(texts), 1)
     to = frozen.unet.device
-    with injected_embeddings(frozen.text_encoder, rows, columns, vectors):
-        context = frozen.text_encoder(words.to(to)).last_hidden_state
+    with inject_embeddings(frozen.text_encoder, rows, columns, vectors):
+        context = frozen.text_encoder(token_ids.to(to)).last_hidden_state
     return denoising_loss(
         frozen.unet, batch.latents.to(to), context, batch.timesteps, batch.noise.to(to)
     )
@@ -72,20 +79,20 @@ def random_text(random: Random, scene: Scene) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo's textual inversion.")
-    parser.add_argument("folder", type=Path, help="where the training's state is kept")
+    parser.add_argument("folder", type=Path, help="folder for the training's state")
     parser.add_argument("models", type=Path, help="the model folder, with the checkpoint")
     parser.add_argument("--steps", type=int, default=PLAN.steps)
     arguments = parser.parse_args()
-    frozen = load(arguments.models / "checkpoints/demo.safetensors")
+    frozen = load_frozen(arguments.models / "checkpoints/demo.safetensors")
     scenes = [
         Scene(subject=SUBJECT, background=background, tint=TINT)
         for background in BACKGROUNDS
         if background != TINT
     ]
-    examples = shown(frozen, scenes * _POSES, "plain", Random(_SEED))
+    examples = encode_scenes(frozen, scenes * _POSES, "plain", Random(_SEED))
     table = frozen.text_encoder.get_input_embeddings().get_parameter("weight")
-    start = table[tokenizer().encode(_WORD, add_special_tokens=False)].repeat(_VECTORS, 1)
-    inversion = Vectors(start)
+    initial = table[tokenizer().encode(_WORD, add_special_tokens=False)].repeat(_VECTORS, 1)
+    inversion = Vectors(initial)
     trained = train(
         {"inversion": inversion},
         partial(loss_of, frozen, inversion, examples),

@@ -2,7 +2,7 @@
 
     python -m tools.training.train_upscaler /tmp/demo-training worker/models
 
-Seeded; it starts from `tools.make_demo_upscaler`, which interpolates, and learns what that lacks.
+Seeded; starts from `tools.make_demo_upscaler`, which interpolates.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch import Tensor
 from tools.make_demo_upscaler import make_demo_upscaler, new_network
 from tools.training.loop import Plan, device, train
 from tools.training.pictures import SIDE_PX, Style, any_pose, draw
-from tools.training.scenes import learned_scenes
+from tools.training.scenes import training_scenes
 
 PLAN = Plan(steps=800, learning_rate=1e-3, ema=0.995)
 _SEED = 3
@@ -32,7 +32,7 @@ _BATCH = 16
 
 
 def halved(picture: Image.Image) -> Image.Image:
-    """The input of the examination too: bicubic, as upscalers are measured."""
+    """Halve a picture by bicubic resampling, the convention for measuring upscalers."""
     size = picture.width // 2, picture.height // 2
     return picture.resize(size, Image.Resampling.BICUBIC)
 
@@ -40,7 +40,7 @@ def halved(picture: Image.Image) -> Image.Image:
 def picture_pairs() -> tuple[Tensor, Tensor]:
     """Pictures and their halves, `(N, 3, 128, 128)` and `(N, 3, 64, 64)`, uint8."""
     random = Random(_SEED)
-    scenes = [scene for part in learned_scenes() for scene in part]
+    scenes = [scene for part in training_scenes() for scene in part]
     whole = [
         draw(random.choice(scenes), any_pose(random), random.choice(_STYLES)) for _ in range(_POOL)
     ]
@@ -53,26 +53,26 @@ def picture_pairs() -> tuple[Tensor, Tensor]:
 def loss_of(network: SwinIR, pairs: tuple[Tensor, Tensor], step: int) -> Tensor:
     random = Random(f"{_SEED} {step}")
     large, small = pairs
-    wanted: list[Tensor] = []
-    given: list[Tensor] = []
+    targets: list[Tensor] = []
+    inputs: list[Tensor] = []
     for _ in range(_BATCH):
         picture = random.randrange(len(large))
         top, left = (random.randrange((SIDE_PX - _CROP_PX) // 2 + 1) for _ in range(2))
         half = _CROP_PX // 2
-        given.append(small[picture, :, top : top + half, left : left + half])
-        wanted.append(
+        inputs.append(small[picture, :, top : top + half, left : left + half])
+        targets.append(
             large[picture, :, 2 * top : 2 * top + _CROP_PX, 2 * left : 2 * left + _CROP_PX]
         )
     to = next(network.parameters()).device
-    drawn = network(torch.stack(given).to(to) / 255)
-    error = drawn - torch.stack(wanted).to(to) / 255
-    # Charbonnier's loss, SwinIR's own for real pictures (arXiv 2108.10257, eq. 8).
+    output = network(torch.stack(inputs).to(to) / 255)
+    error = output - torch.stack(targets).to(to) / 255
+    # Charbonnier loss (arXiv 2108.10257, eq. 8).
     return (error.square() + 1e-6).sqrt().mean()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo's SwinIR x2.")
-    parser.add_argument("folder", type=Path, help="where the training's state is kept")
+    parser.add_argument("folder", type=Path, help="folder for the training's state")
     parser.add_argument("models", type=Path, help="the model folder")
     parser.add_argument("--steps", type=int, default=PLAN.steps)
     arguments = parser.parse_args()
@@ -91,7 +91,7 @@ def main() -> None:
     out = arguments.models / "upscalers/demo-x2.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(trained.cpu().state_dict(), out)
-    # Readable for the container's user too.
+    # Readable by the container's user too.
     out.chmod(0o644)
     print(f"{out}: {out.stat().st_size} bytes")
 

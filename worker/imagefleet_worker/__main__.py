@@ -29,11 +29,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = WorkerSettings()
     try:
-        taken = worker_slots(settings.device, settings.gpus, settings.lock_dir)
+        slots = worker_slots(settings.device, settings.gpus, settings.lock_dir)
     except RuntimeError as exc:
         sys.exit(f"imagefleet-worker: {exc}")
-    taken = with_metrics_ports(taken, settings.metrics_port)
-    Supervisor(taken, settings.stall_timeout_s, settings.drain_timeout_s).run()
+    slots = with_metrics_ports(slots, settings.metrics_port)
+    Supervisor(slots, settings.stall_timeout_s, settings.drain_timeout_s).run()
 
 
 def _healthy() -> bool:

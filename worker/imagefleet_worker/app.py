@@ -1,4 +1,4 @@
-"""One worker process, as the supervisor starts it."""
+"""Entry point of one worker process; the supervisor starts it."""
 
 import argparse
 import logging

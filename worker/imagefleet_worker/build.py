@@ -1,4 +1,4 @@
-"""Builds what of a worker loads torch: the model store, the resolver and the renderer."""
+"""Builds the parts of a worker that load torch: model store, resolver and renderer."""
 
 import torch
 
@@ -8,7 +8,7 @@ from imagefleet_worker.catalog.remote import open_remote
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.device.memory import CPU_MEMORY, CudaMemory
-from imagefleet_worker.device.options import card_bytes, options_on
+from imagefleet_worker.device.options import options_for, total_device_bytes
 from imagefleet_worker.device.presets import pipeline_cache_bytes
 from imagefleet_worker.diffusion.postprocess import Postprocessor
 from imagefleet_worker.diffusion.renderer import DiffusionRenderer
@@ -25,12 +25,12 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def build_parts(settings: WorkerSettings, device: torch.device, store: ObjectStore) -> WorkerParts:
-    """The parts of a worker that draws on a device.
+    """The parts of a worker that renders on a device.
 
     Args:
         settings: of the worker.
         device: of its engine.
-        store: where input pictures are.
+        store: holds the input images.
     """
     models = ModelStore(settings.models_dir, open_remote(settings, StorageSettings()))
     resolver = Resolver(settings, models, store)
@@ -50,25 +50,25 @@ def build_renderer(
     device: torch.device,
     resolver: Resolver | None = None,
 ) -> DiffusionRenderer:
-    """The real renderer on a device; given a resolver, warmed up where there is need."""
+    """The diffusion renderer on a device; warmed up if given a resolver and options need it."""
     auto = torch.float32 if device.type == "cpu" else torch.float16
     dtype = _DTYPES.get(settings.dtype, auto)
-    options = options_on(device, dtype, settings)
+    options = options_for(device, dtype, settings)
     pipelines = PipelineCache(
         models,
         device=device,
         dtype=dtype,
         options=options,
         budget_bytes=pipeline_cache_bytes(
-            settings, card_bytes(device) if options.offload == "none" else None
+            settings, total_device_bytes(device) if options.offload == "none" else None
         ),
         originals_bytes=int(settings.originals_gb * 1e9),
-        copies_bytes=int(settings.merged_cache_gb * 1e9),
+        merged_cache_bytes=int(settings.merged_cache_gb * 1e9),
         verify_every=settings.verify_every,
         host_bytes=int(settings.host_cache_gb * 1e9),
     )
     upscalers = UpscalerCache(
-        lambda name: models.fetched("upscaler", name),
+        lambda name: models.local_path("upscaler", name),
         device,
         dtype,
         budget_bytes=int(settings.upscaler_cache_gb * 1e9),

@@ -1,4 +1,4 @@
-"""Values kept while they fit a number of bytes, the one used longest ago out first."""
+"""A cache bounded by bytes that evicts the least recently used values first."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStats:
-    """Counters since the beginning, and what is kept now."""
+    """Hits and misses since the start, and what is cached now."""
 
     hits: int
     misses: int
@@ -20,11 +20,11 @@ class CacheStats:
 
 
 class ByteLRUCache(Generic[K, V]):
-    """A cache by bytes; for one thread.
+    """An LRU cache with a byte budget; not thread-safe.
 
     Args:
         size_of: memory that a value takes, in bytes.
-        budget_bytes: for all that is kept; a value that alone is larger is not.
+        budget_bytes: for all cached values together; a larger value is not cached.
     """
 
     def __init__(self, size_of: Callable[[V], int], budget_bytes: int) -> None:
@@ -46,7 +46,7 @@ class ByteLRUCache(Generic[K, V]):
         )
 
     def get(self, key: K) -> V | None:
-        """The value of that key; None where it is not kept."""
+        """The value of a key; None if it is not cached."""
         if key not in self._values:
             self._misses += 1
             return None
@@ -55,20 +55,20 @@ class ByteLRUCache(Generic[K, V]):
         return self._values[key]
 
     def get_or_load(self, key: K, load: Callable[[], V]) -> V:
-        """The value of that key, made unless kept; raises what `make` raises."""
-        found = self.get(key)
-        if found is not None:
-            return found
+        """The value of a key, loaded if it is not cached; raises what `load` raises."""
+        cached = self.get(key)
+        if cached is not None:
+            return cached
         value = load()
         self.put(key, value)
         return value
 
     def fits(self, size_bytes: int) -> bool:
-        """Whether a value of that size would be kept."""
+        """Whether a value of that size can be cached."""
         return size_bytes <= self._budget_bytes
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value of a key that is not kept, if it fits; others make room."""
+        """Cache the value of a new key, if it fits, and evict others to make room."""
         size_bytes = self._size_of(value)
         if not self.fits(size_bytes):
             return
@@ -79,6 +79,6 @@ class ByteLRUCache(Generic[K, V]):
         self._size_bytes += size_bytes
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Evict everything."""
         self._values.clear()
         self._size_bytes = 0

@@ -1,8 +1,8 @@
-"""What a worker counts, for Prometheus: served on a port of its own where one is set."""
+"""Prometheus metrics of a worker, served on its own port if one is set."""
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
-JOBS = Counter("imagefleet_jobs", "Jobs that ended here.", ["kind", "outcome"])
+JOBS = Counter("imagefleet_jobs", "Jobs that ended on this worker.", ["kind", "outcome"])
 STAGE_SECONDS = Histogram(
     "imagefleet_stage_seconds",
     "Time of each stage of a batch on the device.",
@@ -10,49 +10,52 @@ STAGE_SECONDS = Histogram(
     buckets=(0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 BATCH_JOBS = Histogram(
-    "imagefleet_batch_jobs", "Jobs drawn together.", buckets=(1, 2, 4, 8, 16, 32)
+    "imagefleet_batch_jobs", "Jobs rendered in one batch.", buckets=(1, 2, 4, 8, 16, 32)
 )
 BATCHES_SPLIT = Counter(
-    "imagefleet_batches_split", "Batches that failed and were run again in halves.", ["error"]
+    "imagefleet_batches_split", "Batches that failed and were retried in halves.", ["error"]
 )
 PASSED_OVER = Histogram(
     "imagefleet_passed_over",
-    "Of each job: batches that ran before it though a later job led them.",
+    "Per job: batches that ran before it although they were led by a later job.",
     buckets=(0, 1, 2, 4, 8),
 )
 SHARE = Gauge(
-    "imagefleet_share", "Jobs that this worker may hold now, of what waits, before their pictures."
+    "imagefleet_share", "Unrendered jobs that this worker may prefetch now: its fair share."
 )
 
 VAE_UPCASTS = Counter(
-    "imagefleet_vae_upcasts", "VAEs that overflowed in half precision and went on in float32."
+    "imagefleet_vae_upcasts", "VAEs that overflowed in half precision and were upcast to float32."
 )
-SWITCHES = Counter("imagefleet_adapter_switches", "Changes of the adapters that are on.")
-REWRITTEN = Counter("imagefleet_adapter_weights_rewritten", "Weights computed by changes.")
-RESTORED = Counter("imagefleet_adapter_weights_restored", "Weights copied back by changes.")
+SWITCHES = Counter("imagefleet_adapter_switches", "Switches of the active adapters.")
+REWRITTEN = Counter("imagefleet_adapter_weights_rewritten", "Weights merged by switches.")
+RESTORED = Counter("imagefleet_adapter_weights_restored", "Weights restored by switches.")
 CORRUPTED = Counter(
-    "imagefleet_state_corrupted", "Restores that were not bit for bit; the checkpoint was reloaded."
+    "imagefleet_state_corrupted", "Restores that were not bit-exact; the checkpoint was reloaded."
 )
-ADAPTER_HITS = Gauge("imagefleet_adapter_cache_hits", "Adapters found there.", ["place"])
-ADAPTER_MISSES = Gauge("imagefleet_adapter_cache_misses", "Adapters brought there.", ["place"])
-ADAPTER_BYTES = Gauge("imagefleet_adapter_cache_bytes", "Memory that adapters take.", ["place"])
+ADAPTER_HITS = Gauge("imagefleet_adapter_cache_hits", "Adapter cache hits.", ["place"])
+ADAPTER_MISSES = Gauge("imagefleet_adapter_cache_misses", "Adapter cache misses.", ["place"])
+ADAPTER_BYTES = Gauge("imagefleet_adapter_cache_bytes", "Memory of cached adapters.", ["place"])
 MERGED_BYTES = Gauge(
-    "imagefleet_merged_cache_bytes", "Memory of kept merged weights of the pipeline used last."
+    "imagefleet_merged_cache_bytes",
+    "Memory of the merged weights cached for the last used pipeline.",
 )
 ORIGINALS_BYTES = Gauge(
-    "imagefleet_originals_bytes", "Memory of saved weights of the pipeline used last.", ["place"]
+    "imagefleet_originals_bytes",
+    "Memory of the original weights saved for the last used pipeline.",
+    ["place"],
 )
-MODEL_FETCHES = Counter("imagefleet_model_fetches", "Models fetched from the bucket.")
-MODEL_FETCHED_BYTES = Counter("imagefleet_model_fetched_bytes", "Bytes fetched for them.")
-MODEL_DISK_BYTES = Gauge("imagefleet_model_disk_bytes", "Local disk that fetched models take.")
+MODEL_FETCHES = Counter("imagefleet_model_fetches", "Models downloaded from the bucket.")
+MODEL_FETCHED_BYTES = Counter("imagefleet_model_fetched_bytes", "Bytes of models downloaded.")
+MODEL_DISK_BYTES = Gauge("imagefleet_model_disk_bytes", "Local disk that downloaded models take.")
 PIPELINES = Counter(
-    "imagefleet_pipelines", "Checkpoints that batches asked for, by where they were.", ["tier"]
+    "imagefleet_pipelines", "Checkpoints that batches used, by the tier they were in.", ["tier"]
 )
-PIPELINE_BYTES = Gauge("imagefleet_pipeline_bytes", "Memory of kept checkpoints.", ["tier"])
+PIPELINE_BYTES = Gauge("imagefleet_pipeline_bytes", "Memory of cached checkpoints.", ["tier"])
 
 
 def serve(port: int) -> None:
-    """Answer Prometheus on every interface.
+    """Serve the metrics on every interface.
 
     Raises:
         OSError: the port is taken.

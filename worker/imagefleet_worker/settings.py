@@ -12,7 +12,7 @@ _Count = Annotated[int, Field(ge=1, le=16)]
 
 
 class WorkerSettings(BaseSettings):
-    """What one worker process serves, and with what."""
+    """Settings of one worker process."""
 
     model_config = SettingsConfigDict(
         env_prefix="IMAGEFLEET_",
@@ -24,93 +24,94 @@ class WorkerSettings(BaseSettings):
     models_dir: Path = Path("models")
     """Folder with `checkpoints/` and `upscalers/`; a WebUI's `models` folder works as it is."""
     models_url: str | None = None
-    """`s3://bucket/prefix` with more models, in the same folders; service as for pictures."""
+    """`s3://bucket/prefix` with more models in the same folders; same S3 service as for images."""
     model_cache_dir: Path = Path("/tmp/imagefleet-models")
-    """Where models of the bucket are kept on disk; the same folder for all workers of a host."""
+    """Disk cache of the bucket's models; the same folder for all workers of a host."""
     model_disk_gb: float = Field(default=100, gt=0)
-    """They are kept up to this size, least recently used out first, GB."""
+    """Size of that cache, GB; the least recently used models are evicted first."""
     default_checkpoint: str | None = None
-    """Checkpoint for requests that name none; None: the only one there is, else they must."""
+    """Checkpoint of requests that name none; None: the only one there is; if there are several,
+    requests must name one."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto`: every GPU, or the CPU where there is none."""
     gpus: int | None = Field(default=None, ge=1)
-    """How many GPUs one `imagefleet-worker` takes; None: all that no other on this host has."""
+    """How many GPUs one `imagefleet-worker` uses; None: all that no other on this host uses."""
     lock_dir: Path = Path("/tmp/imagefleet-locks")
-    """Where workers of one host mark the GPUs they have; the same folder for all of them."""
+    """Lock files of GPUs in use; the same folder for all workers of a host."""
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     """Precision of the weights; `auto`: fp16 on a GPU, fp32 on the CPU."""
     preset: Literal["auto", "fast", "balanced", "low_vram"] = "auto"
-    """What the options from `ATTENTION` to `OFFLOAD` are unless set; `auto`: chosen by the card."""
+    """Default of the options from `ATTENTION` to `OFFLOAD`; `auto`: chosen by the GPU."""
     attention: Literal["auto", "sdpa", "xformers", "sliced"] = "auto"
-    """Attention backend; `auto` takes the first that works on the device, tried at start."""
+    """Attention backend; `auto`: the first that works on the device, tested at start."""
     channels_last: bool | None = None
     """Memory layout in which convolutions on tensor cores run best; None: the preset's choice."""
     compile: bool | None = None
     """Compile blocks of UNet and VAE, which takes a C++ compiler; None: the preset's choice."""
     cuda_graphs: bool | None = None
-    """On a GPU: record the UNet's launches for each size and batch; None: the preset's choice."""
+    """On a GPU: capture CUDA graphs of the UNet per size and batch; None: the preset's choice."""
     vae_tiling: bool | None = None
-    """Decode large pictures in tiles, which takes less memory; None: the preset's choice."""
+    """Decode large images in tiles, which takes less memory; None: the preset's choice."""
     offload: Literal["none", "model", "sequential"] | None = None
-    """Keep weights in host memory, and one model (`model`) or layer (`sequential`) at a time on the
+    """Hold weights in host memory, and one model (`model`) or layer (`sequential`) at a time on the
     GPU; None: the preset's choice."""
     compile_cache_dir: Path = Path("/tmp/imagefleet-compiled")
-    """Compiled code is kept here, so that a worker that starts again compiles nothing."""
+    """Cache of compiled code, so that a restarted worker does not compile again."""
     warm_up_checkpoints: Annotated[tuple[str, ...], NoDecode] = ()
-    """Checkpoints to compile for before jobs are taken, by commas; none: the default one."""
+    """Checkpoints to compile for before taking jobs, comma-separated; none: the default one."""
     warm_up_sizes: Annotated[tuple[tuple[SizePx, SizePx, _Count], ...], NoDecode] = ()
-    """Pictures to compile for, `WIDTHxHEIGHTxBATCH` by commas; none: one of the native size."""
+    """Images to compile for, `WIDTHxHEIGHTxBATCH`, comma-separated; none: one of native size."""
     pipeline_cache_gb: float | None = Field(default=None, gt=0)
-    """Warm checkpoints are kept up to this size, least recently used out first, GB; None: 16, or
-    two thirds of the GPU where that is less."""
+    """Cache of checkpoints on the device, GB; the least recently used are evicted first; None: 16,
+    or two thirds of the GPU's memory if that is less."""
     host_cache_gb: float = Field(default=16, ge=0)
-    """Beside a GPU: checkpoints that must leave it rest in host memory up to this size, GB."""
+    """With a GPU: cache in host memory of checkpoints evicted from it, GB."""
     upscaler_cache_gb: float = Field(default=2, gt=0)
-    """Warm upscalers are kept up to this size, GB."""
+    """Cache of upscalers on the device, GB."""
     upscaler_compile: bool = False
-    """Compile SwinIR's blocks at its first picture; takes a minute, and is meant for GPUs."""
+    """Compile SwinIR's blocks at its first image; takes a minute, and is meant for GPUs."""
     face_cache_gb: float = Field(default=2, gt=0)
-    """Warm face restorers, detectors and parsers are kept up to this size, GB."""
+    """Cache of face restorers, detectors and parsers on the device, GB."""
     adapter_cache_gb: float = Field(default=2, gt=0)
-    """Parsed LoRAs are kept in host memory, page-locked beside a GPU, up to this size, GB."""
+    """Cache of parsed LoRAs in host memory, page-locked with a GPU, GB."""
     device_adapter_gb: float = Field(default=2, ge=0)
-    """Parsed LoRAs are kept on the GPU too, up to this size, GB."""
+    """Cache of parsed LoRAs on the GPU, GB."""
     text_cache_gb: float = Field(default=0.25, ge=0)
-    """Encoded prompts are kept on the device up to this size, GB."""
+    """Cache of encoded prompts on the device, GB."""
     originals_gb: float = Field(default=8, ge=0)
-    """Saved copies of weights that LoRAs touched stay on the GPU up to this size, then in host
+    """Original weights that LoRAs changed are saved on the GPU up to this size, then in host
     memory, GB."""
     merged_cache_gb: float = Field(default=2, ge=0)
-    """On the CPU: weights with the LoRA sets of earlier jobs are kept up to this size, GB."""
+    """On the CPU: cache of weights merged with the LoRA sets of earlier jobs, GB."""
     verify_every: int = Field(default=50, ge=1)
-    """Of the changes of LoRAs, each so many-th is checked bit for bit against the saved weights."""
+    """After every Nth LoRA switch, weights are verified bit for bit against the saved originals."""
     queues: Annotated[tuple[JobKind, ...], NoDecode] = ("generate", "upscale")
-    """Kinds of job to take, separated by commas."""
+    """Kinds of job to take, comma-separated."""
     slots: int = Field(default=8, ge=1, le=64)
-    """Jobs held at once: one on the device, the others fetching, encoding, uploading or next."""
+    """Jobs leased at once: one on the device, the others fetching, waiting, encoding, uploading."""
     max_pixels: int = Field(default=2048 * 2048, ge=64 * 64)
-    """Largest picture that diffusion draws, hires included, pixels."""
+    """Largest image that is generated, hires included, pixels."""
     max_output_pixels: int = Field(default=8192 * 8192, ge=64 * 64)
-    """Largest picture that is read or that an upscale gives, pixels; on the way it may have 4 times
-    as many, and so may all pictures of a request together."""
+    """Largest input image, and largest output of an upscale, pixels; intermediate results, and all
+    images of a request together, may have 4 times as many."""
     max_batch_pixels: int = Field(default=2048 * 2048, ge=0)
-    """Waiting jobs of equal settings are drawn together, up to so many pixels; 0: each alone."""
+    """Waiting jobs of equal settings are batched up to this many pixels; 0: no batching."""
     gather_ms: float = Field(default=10, ge=0, le=1000)
-    """How long a batch that has room waits for jobs on their way to the device, milliseconds."""
+    """How long a batch that is not full waits for jobs that are being prepared, milliseconds."""
     max_prompt_tokens: int = Field(default=750, ge=75)
-    """Longest prompt, tokens of CLIP."""
+    """Longest prompt, CLIP tokens."""
     png_level: int = Field(default=1, ge=0, le=9)
-    """Compression of PNG files: 1 is a fast way of our own, the others are zlib's levels."""
+    """PNG compression level: 1 uses a faster encoder than zlib; the others are zlib's levels."""
     lease_s: float = Field(default=30, ge=1)
-    """A worker that says nothing for so long has lost its jobs to the others, seconds."""
+    """The jobs of a worker silent this long are leased to others, seconds."""
     stall_timeout_s: float = Field(default=300, gt=0)
-    """An engine at work that takes no step for so long is killed and started anew, seconds."""
+    """A worker whose busy engine takes no step for this long is killed and restarted, seconds."""
     drain_timeout_s: float = Field(default=60, ge=0)
-    """After SIGTERM, running jobs may take so long before they are handed back, seconds."""
+    """After SIGTERM, running jobs have this long to finish before they are requeued, seconds."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port on which Prometheus reads this worker, the next GPU's one higher; None: off."""
+    """Port of the Prometheus endpoint; each further GPU's is one higher; None: off."""
     spool_dir: Path = Path("/tmp/imagefleet-spool")
-    """Finished pictures wait here while the object store is away."""
+    """Finished images are saved here while the object store is unavailable."""
 
     @field_validator("queues", "warm_up_checkpoints", mode="before")
     @classmethod

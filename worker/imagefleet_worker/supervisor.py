@@ -1,6 +1,6 @@
-"""The parent: one worker process per GPU, started again when it dies, killed when it stalls.
+"""The parent process: runs one worker process per GPU, restarts those that die or stall.
 
-It never touches CUDA, so that a wedged driver cannot take it down.
+It never touches CUDA, so that a hung driver cannot take it down.
 """
 
 import fcntl
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.5
 RESTART_PAUSE_S = (1, 30)
-"""Before a process that ended starts again: doubled each time, from the first to the last."""
+"""Backoff before a process is restarted: doubled each time, from the first to the last."""
 HEALTHY_S = 60
-"""After a process that lived so long the pauses begin anew."""
+"""A process that lived this long resets the backoff."""
 KILL_AFTER_S = 15
-"""Time beyond the drain that a process gets to stop by itself."""
+"""Time after the drain timeout that a process has to exit before it is killed."""
 _GPU = re.compile(r"\d+|(GPU|MIG)-.+")
-"""What names one in CUDA_VISIBLE_DEVICES. The driver ends the list at anything else: `-1` hides all
-GPUs, `0,-1,1` all but the first (CUDA C++ Programming Guide, environment variables)."""
+"""A GPU in CUDA_VISIBLE_DEVICES. The driver ends the list at anything else: `-1` hides all GPUs,
+`0,-1,1` all but the first (CUDA C++ Programming Guide, environment variables)."""
 
 
 @dataclass(frozen=True)
 class WorkerSlot:
-    """A place for one worker process."""
+    """Where one worker process runs: its name, device and environment."""
 
     name: str
     device: str
@@ -45,7 +45,7 @@ class WorkerSlot:
 
 
 class WorkerProcess:
-    """The worker process in a seat."""
+    """The worker process of a slot, over its restarts."""
 
     def __init__(self, slot: WorkerSlot, command: Sequence[str], stall_timeout_s: float) -> None:
         self._slot = slot
@@ -60,11 +60,11 @@ class WorkerProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process is alive."""
         return self._process is not None and self._process.poll() is None
 
     def poll(self) -> None:
-        """Start, bury or kill the process, as it needs; call it every tick."""
+        """Start, reap or kill the process as needed; called every tick."""
         if self._process is None:
             if monotonic() >= self._start_at:
                 self._start()
@@ -81,24 +81,24 @@ class WorkerProcess:
             self._process.kill()
 
     def send(self, sig: signal.Signals) -> None:
-        """Signal the process, if it lives."""
+        """Send a signal to the process if it is alive."""
         if self._process is not None and self.running:
             self._process.send_signal(sig)
 
     def _start(self) -> None:
-        self._heartbeats, theirs = os.pipe()
+        self._heartbeats, child_end = os.pipe()
         os.set_blocking(self._heartbeats, False)
         self._process = subprocess.Popen(
             [
                 *self._command,
                 *("--name", self._slot.name),
                 *("--device", self._slot.device),
-                *("--beat-fd", str(theirs)),
+                *("--beat-fd", str(child_end)),
             ],
             env={**os.environ, **self._slot.environment},
-            pass_fds=[theirs],
+            pass_fds=[child_end],
         )
-        os.close(theirs)
+        os.close(child_end)
         self._started = self._last_heartbeat = monotonic()
         self._busy = False
         logger.info("worker %s started, pid %d", self._slot.name, self._process.pid)
@@ -120,18 +120,18 @@ class WorkerProcess:
 
 
 def worker_slots(device: str, max_gpus: int | None, lock_dir: Path) -> list[WorkerSlot]:
-    """A seat for every free GPU that this process may use, or one on the CPU.
+    """A slot for every free GPU that this process may use, or one on the CPU.
 
-    A GPU is taken by a lock on a file, which the kernel frees when this process ends, so that
-    several supervisors share one host.
+    A GPU is claimed by a file lock, which the kernel releases when this process ends, so that
+    several supervisors can share a host.
 
     Args:
         device: `auto`, `cuda` or `cpu`.
-        most_gpus: how many to take; None: all that are free.
-        lock_dir: for the locks; the same for all supervisors of a host.
+        max_gpus: how many to claim; None: all that are free.
+        lock_dir: for the lock files; the same for all supervisors of a host.
 
     Raises:
-        RuntimeError: `cuda` was asked for and there is none, or others have them all.
+        RuntimeError: `cuda` was requested and there is no GPU, or others use them all.
     """
     host = socket.gethostname()
     gpus = [] if device == "cpu" else _gpus()
@@ -139,8 +139,8 @@ def worker_slots(device: str, max_gpus: int | None, lock_dir: Path) -> list[Work
         raise RuntimeError("IMAGEFLEET_DEVICE=cuda, and no NVIDIA GPU is visible")
     if not gpus:
         return [WorkerSlot(f"{host}-cpu-{os.getpid()}", "cpu")]
-    taken = list(islice((gpu for gpu in gpus if _lock_gpu(gpu, lock_dir)), max_gpus))
-    if not taken:
+    locked = list(islice((gpu for gpu in gpus if _lock_gpu(gpu, lock_dir)), max_gpus))
+    if not locked:
         raise RuntimeError(f"other workers of this host have all its GPUs ({', '.join(gpus)})")
     return [
         WorkerSlot(
@@ -148,19 +148,19 @@ def worker_slots(device: str, max_gpus: int | None, lock_dir: Path) -> list[Work
             "cuda",
             {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
         )
-        for gpu in taken
+        for gpu in locked
     ]
 
 
 def with_metrics_ports(slots: Sequence[WorkerSlot], first: int | None) -> list[WorkerSlot]:
-    """Seats whose processes answer Prometheus, each on its own port from `first`; None: none."""
+    """Slots whose processes serve metrics, each on its own port from `first`; None: no metrics."""
     if first is None:
         return list(slots)
     return [
         replace(
-            slot, environment={**slot.environment, "IMAGEFLEET_METRICS_PORT": str(first + place)}
+            slot, environment={**slot.environment, "IMAGEFLEET_METRICS_PORT": str(first + index)}
         )
-        for place, slot in enumerate(slots)
+        for index, slot in enumerate(slots)
     ]
 
 
@@ -196,10 +196,10 @@ class Supervisor:
     """Keeps the worker processes running until SIGTERM or SIGINT.
 
     Args:
-        seats: one process each.
-        command: what to run in a seat; name, device and pipe are appended.
+        slots: one process each.
         stall_timeout_s: how long a busy engine may take no step.
-        drain_timeout_s: how long a process may take to stop after SIGTERM, before it is killed.
+        drain_timeout_s: how long a process may take to stop after SIGTERM.
+        command: what to run in a slot; name, device and pipe are appended.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class Supervisor:
         self._stopping = False
 
     def run(self) -> None:
-        """Tend the processes until told to stop, then stop them."""
+        """Poll the processes until a signal to stop, then stop them."""
         os.set_blocking(self._waker, False)
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._stop)
@@ -230,10 +230,10 @@ class Supervisor:
         os.write(self._waker, b"x")
 
     def _drain(self) -> None:
-        give_up = monotonic() + self._drain_timeout_s + KILL_AFTER_S
+        deadline = monotonic() + self._drain_timeout_s + KILL_AFTER_S
         for process in self._processes:
             process.send(signal.SIGTERM)
-        while any(process.running for process in self._processes) and monotonic() < give_up:
+        while any(process.running for process in self._processes) and monotonic() < deadline:
             select.select([], [], [], 0.1)
         for process in self._processes:
             process.send(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Pictures that nobody asked for, so that the first who asks need not wait for a compiler."""
+"""Renders images at start, so that the first jobs need not wait for compilation."""
 
 import logging
 from collections.abc import Iterator
@@ -13,26 +13,25 @@ from imagefleet_worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
-# Of a shape, the first call compiles, the second records a graph, the third is like all others.
+# For each shape the first call compiles, the second captures a CUDA graph, the third replays it.
 _STEPS = 3
-# Torch compiles apart for one row. On the CPU it does so from 16 rows on too, and for one row of
-# few pixels, because its convolutions then choose another library. Other sizes make no difference.
+# Torch specializes for a batch of one. On the CPU it also does so from 16 rows on, and for one row
+# of few pixels, because convolutions then use another library. Other sizes share compiled code.
 _SMALL_PX = 128
-_MANY = 8
+_LARGE_BATCH = 8
 
 
 def warm_up(renderer: DiffusionRenderer, resolver: Resolver, settings: WorkerSettings) -> None:
-    """Draw pictures for each checkpoint and size that the settings name, and drop them.
+    """Render an image for each checkpoint and size in the settings, and discard it.
 
-    Whatever is drawn later, at other sizes too, runs what was compiled now; see
-    `models/compiled.py`.
+    Later jobs, at other sizes too, reuse the code compiled now; see `device/compile.py`.
 
     Raises:
-        ImagefleetError: one of them cannot be drawn.
+        ImagefleetError: one of the images cannot be rendered.
     """
     for request in _requests(resolver, settings):
         started_s = monotonic()
-        job = resolver.generate(request, "warm-up")
+        job = resolver.resolve_generate(request, "warm-up")
         with resolver.pinned(job):
             renderer.render([job], BatchProgress([_ignore_progress]))
         logger.info(
@@ -59,8 +58,8 @@ def _requests(resolver: Resolver, settings: WorkerSettings) -> Iterator[Generate
         for request in (*(sizes or (base,)), small):
             yield request
             yield request.model_copy(update={"guidance_scale": 1.0, "num_images": 1})
-        yield small.model_copy(update={"num_images": _MANY})
+        yield small.model_copy(update={"num_images": _LARGE_BATCH})
 
 
 def _ignore_progress(stage: Stage, step: int, steps: int) -> None:
-    """Tell nobody."""
+    """Report to nobody."""

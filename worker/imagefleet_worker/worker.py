@@ -1,4 +1,4 @@
-"""A worker from start to stop: Celery, the engine, and the threads beside them. Free of torch."""
+"""A worker from start to stop: Celery, the engine and the other threads. Does not import torch."""
 
 import logging
 import socket
@@ -22,31 +22,31 @@ from imagefleet_worker.engine.engine import Engine, Renderer
 from imagefleet_worker.heartbeat import Heartbeat
 from imagefleet_worker.jobs.announce import Announcer
 from imagefleet_worker.jobs.delivery import Delivery, JobResolver
-from imagefleet_worker.jobs.encode import encode_pictures
+from imagefleet_worker.jobs.encode import encode_images
 from imagefleet_worker.jobs.leases import LeaseKeeper
 from imagefleet_worker.jobs.prefetch import PrefetchController
-from imagefleet_worker.jobs.publish import Publisher
 from imagefleet_worker.jobs.reconcile import Reconciler
 from imagefleet_worker.jobs.spool import Spool
 from imagefleet_worker.jobs.tasks import register
+from imagefleet_worker.jobs.upload_results import ResultUploader
 from imagefleet_worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
 _REDIS_RETRIES = 120
-"""Tries of a Redis call, one a second at last: a worker sits out an outage of two minutes."""
+"""Retries of a Redis call, at most a second apart: a worker survives a two-minute outage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerParts:
-    """What a worker draws with; `build_parts` gives the real ones."""
+    """The parts of a worker that tests replace; `build_parts` builds the real ones."""
 
     device: str
-    """As the fleet is told: `cpu`, `cuda:0 (NVIDIA H200)`."""
+    """As it is announced: `cpu`, `cuda:0 (NVIDIA H200)`."""
     models: ModelStore
     resolver: JobResolver
     default_checkpoint: Callable[[], str | None]
-    """What a request that names no checkpoint gets now; None: it must name one."""
+    """Checkpoint of requests that name none, as of now; None: they must name one."""
     make_renderer: Callable[[], Renderer]
     """Called on the engine's thread."""
     memory: DeviceMemory = UNMEASURED_MEMORY
@@ -58,9 +58,9 @@ class Worker:
     Args:
         name: of this worker in the fleet.
         settings: what it serves.
-        parts: what it draws with.
-        store: where pictures go.
-        beat_fd: pipe to the parent; None without one.
+        parts: its models, resolver and renderer.
+        store: where images are stored.
+        beat_fd: pipe to the parent process for heartbeats; None: no parent.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ class Worker:
             resolver=parts.resolver,
             engine=self._engine,
             prefetch=self._prefetch,
-            publisher=Publisher(store, spool),
+            uploader=ResultUploader(store, spool),
             spool=spool,
             encode=partial(
-                encode_pictures, sha256_of=parts.models.sha256, png_level=settings.png_level
+                encode_images, sha256_of=parts.models.sha256, png_level=settings.png_level
             ),
             read_ahead=parts.models.read_ahead.read,
         )
@@ -120,7 +120,7 @@ class Worker:
         self._celery.steps["consumer"].add(self._prefetch.consumer_step())
 
     def run(self) -> None:
-        """Serve until SIGTERM, then finish what runs, or hand it back."""
+        """Serve until SIGTERM, then finish running jobs, or requeue them."""
         if self._settings.metrics_port is not None:
             metrics.serve(self._settings.metrics_port)
         self._engine.start()

@@ -10,7 +10,7 @@ from imagefleet_producer.cli.demo import demo
 from imagefleet_producer.cli.generate import generate
 from imagefleet_producer.cli.jobs import cancel, status
 from imagefleet_producer.cli.models import models
-from imagefleet_producer.cli.shell import exits
+from imagefleet_producer.cli.shell import with_exit_codes
 from imagefleet_producer.cli.upscale import upscale
 
 app = typer.Typer(
@@ -19,12 +19,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(exits(generate))
-app.command()(exits(upscale))
-app.command()(exits(status))
-app.command()(exits(cancel))
-app.command()(exits(models))
-app.command()(exits(demo))
+app.command()(with_exit_codes(generate))
+app.command()(with_exit_codes(upscale))
+app.command()(with_exit_codes(status))
+app.command()(with_exit_codes(cancel))
+app.command()(with_exit_codes(models))
+app.command()(with_exit_codes(demo))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Self
 from imagefleet_producer.client import Client
 from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.image_files import read_parameters
-from imagefleet_shared.infotext import Reading, read
+from imagefleet_shared.infotext import InfotextFields, read
 from imagefleet_shared.requests import GenerateRequest
 
 Fields = dict[str, object]
@@ -44,21 +44,21 @@ class CliOptions:
             fields["seed_resize_from"] = tuple(size.split("x"))
         return cls(fields, parts)
 
-    def over(self, picture: Fields) -> Fields:
+    def applied_to(self, picture: Fields) -> Fields:
         """A picture's fields, with what was asked for in the place of what it says."""
-        fields = _changed(picture, self.fields)
+        fields = _merge(picture, self.fields)
         for name, asked in self.parts.items():
             before = fields.get(name)
             known: Fields = before if isinstance(before, dict) else {}
             if name in _OFF and asked.get(_OFF[name]) == 0:
                 fields.pop(name, None)
             elif asked:
-                changed = fields[name] = _changed(known, asked)
+                changed = fields[name] = _merge(known, asked)
                 if name == "upscale" and changed.keys().isdisjoint(_SIZES):
                     changed["scale"] = _DEFAULT_UPSCALE
-        return self._without_what_went_off(fields)
+        return self._drop_disabled(fields)
 
-    def _without_what_went_off(self, fields: Fields) -> Fields:
+    def _drop_disabled(self, fields: Fields) -> Fields:
         """Nor what the picture says of a variation or an upscale that is no longer wanted."""
         left = dict(fields)
         if self.fields.get("variation_strength") == 0 and "variation_seed" not in self.fields:
@@ -71,8 +71,8 @@ class CliOptions:
         return left
 
 
-def request_for(
-    asked: CliOptions, source: Path | None, client: Client
+def build_request(
+    options: CliOptions, source: Path | None, client: Client
 ) -> tuple[GenerateRequest, Mapping[str, str]]:
     """The request, and what the source says that it does not heed.
 
@@ -84,7 +84,7 @@ def request_for(
     Raises:
         InvalidRequest: there is neither prompt nor picture, or it makes no sense.
     """
-    fields, inpaint = asked.fields, asked.parts["inpaint"]
+    fields, inpaint = options.fields, options.parts["inpaint"]
     image = mask = None
     if isinstance(path := fields.get("image"), Path):
         fields["image"] = image = client.put_image(path)
@@ -93,19 +93,19 @@ def request_for(
     if source is None:
         if "prompt" not in fields:
             raise InvalidRequest("give a prompt, or a picture with --from")
-        return GenerateRequest.model_validate(asked.over({})), {}
-    said, ignored = _reading(source).with_pictures(image, mask)
-    return GenerateRequest.model_validate(asked.over(said)), ignored
+        return GenerateRequest.model_validate(options.applied_to({})), {}
+    said, ignored = _read_infotext(source).with_images(image, mask)
+    return GenerateRequest.model_validate(options.applied_to(said)), ignored
 
 
-def _reading(source: Path) -> Reading:
+def _read_infotext(source: Path) -> InfotextFields:
     text = read_parameters(source.read_bytes())
     if text is None:
         raise InvalidRequest(f"{source} carries no text of how it was made")
     return read(text)
 
 
-def _changed(before: Fields, asked: Fields) -> Fields:
+def _merge(before: Fields, asked: Fields) -> Fields:
     """The one with the other's in their places; a new size or solver leaves no half of the old."""
     kept = dict(before)
     if "scale" in asked or ("scale" in before and {"width", "height"} & asked.keys()):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Option
 
-from imagefleet_producer.cli.cli_options import CliOptions, request_for
+from imagefleet_producer.cli.cli_options import CliOptions, build_request
 from imagefleet_producer.cli.output import finish, prepare
 from imagefleet_producer.cli.shell import (
     AsJson,
@@ -144,7 +144,7 @@ def generate(
 ) -> None:
     """Draw pictures from a prompt, or again from a picture."""
     with open_client() as client:
-        request, ignored = request_for(CliOptions.from_options(context.params), source, client)
+        request, ignored = build_request(CliOptions.from_options(context.params), source, client)
         for label, value in ignored.items():
             err.print(f"not used: {label}: {value}", markup=False, highlight=False)
         prepare(folder, no_wait=no_wait, preview=preview)

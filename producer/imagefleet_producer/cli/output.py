@@ -54,14 +54,14 @@ def save(job: Job, folder: Path) -> list[Path]:
 def report(result: JobResult, files: list[Path]) -> None:
     """Where the pictures are, and where the time went."""
     for file, image in zip(files, result.images, strict=True):
-        _line(f"{file}  {image.width}x{image.height}")
-        _line(f"  stored at {image.url}")
+        _print_line(f"{file}  {image.width}x{image.height}")
+        _print_line(f"  stored at {image.url}")
     timings = result.timings
     times = {"queue": timings.queue_s, "wait": timings.engine_wait_s, **timings.stages_s}
     words = [f"{stage} {seconds:.2f} s" for stage, seconds in times.items()]
     words.append(f"store {timings.store_s:.2f} s")
-    _line("  " + " · ".join(words))
+    _print_line("  " + " · ".join(words))
 
 
-def _line(words: str) -> None:
+def _print_line(words: str) -> None:
     out.print(words, markup=False, highlight=False, soft_wrap=True)

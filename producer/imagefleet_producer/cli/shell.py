@@ -37,7 +37,7 @@ EXIT_CODES: list[tuple[type[ImagefleetError], int]] = [
 ]
 
 
-def exits(command: Callable[P, None]) -> Callable[P, None]:
+def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
     """Turn our errors, and those of the caller's files, into a line on stderr and an exit code."""
 
     @wraps(command)
@@ -46,11 +46,11 @@ def exits(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except ImagefleetError as exc:
             code = next(code for kind, code in EXIT_CODES if isinstance(exc, kind))
-            raise _told(f"{type(exc).__name__}: {exc}", code) from exc
+            raise _exit_with(f"{type(exc).__name__}: {exc}", code) from exc
         except BrokenPipeError:  # Whoever read our output has enough: typer ends without a word.
             raise
         except OSError as exc:
-            raise _told(str(exc), 2) from exc
+            raise _exit_with(str(exc), 2) from exc
 
     return run
 
@@ -60,12 +60,12 @@ def open_client() -> Client:
     try:
         return Client()
     except ValidationError as exc:
-        raise _told(describe_error("settings", exc), 2) from exc
+        raise _exit_with(describe_error("settings", exc), 2) from exc
     except (ImagefleetError, ValueError) as exc:  # ValueError: of boto3, on an endpoint
-        raise _told(f"settings: {exc}", 2) from exc
+        raise _exit_with(f"settings: {exc}", 2) from exc
 
 
-def _told(words: str, code: int) -> typer.Exit:
+def _exit_with(words: str, code: int) -> typer.Exit:
     err.print(words, style="red", markup=False, highlight=False, soft_wrap=True)
     return typer.Exit(code)
 
@@ -75,7 +75,7 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
-def _picture_file(path: Path | None) -> Path | None:
+def _check_preview_path(path: Path | None) -> Path | None:
     if path and path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise typer.BadParameter(f"{path.name!r} must end in .png, .jpg or .webp")
     if path and not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
@@ -99,7 +99,7 @@ Format = Annotated[ImageFormat, typer.Option("--format", help="File format.")]
 Preview = Annotated[
     Path | None,
     typer.Option(
-        callback=_picture_file,
+        callback=_check_preview_path,
         dir_okay=False,
         help="Keep the present look of the picture in this file.",
     ),

@@ -5,7 +5,7 @@ Three parts, each on lines of its own: the prompt; `Negative prompt: …` where 
 has any.
 """
 
-from imagefleet_shared.infotext.read import Parsed, Reading, parse, read
+from imagefleet_shared.infotext.read import InfotextFields, Parsed, parse, read
 from imagefleet_shared.infotext.write import Models, generated, upscaled
 
-__all__ = ["Models", "Parsed", "Reading", "generated", "parse", "read", "upscaled"]
+__all__ = ["InfotextFields", "Models", "Parsed", "generated", "parse", "read", "upscaled"]

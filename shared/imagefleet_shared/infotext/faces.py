@@ -16,12 +16,12 @@ _ENLARGED = "Postprocess upscale "
 """How the labels of a size begin: `… by`, `… to`."""
 
 
-def postprocessed(faces: FaceRestore | None) -> dict[str, object]:
+def write_postprocess_fields(faces: FaceRestore | None) -> dict[str, object]:
     """All that the text of an enlarged picture tells of its faces."""
-    return {"Face restoration": faces.restorer, **written(faces)} if faces else {}
+    return {"Face restoration": faces.restorer, **write_fields(faces)} if faces else {}
 
 
-def written(faces: FaceRestore | None) -> dict[str, object]:
+def write_fields(faces: FaceRestore | None) -> dict[str, object]:
     """What the text tells beside the restorer; A1111 has a word for the weight only."""
     if faces is None:
         return {}
@@ -32,13 +32,13 @@ def written(faces: FaceRestore | None) -> dict[str, object]:
     }
 
 
-def are_last(taken: object) -> bool:
+def restored_after_upscale(taken: object) -> bool:
     """Whether faces that were `taken` were restored after the picture was enlarged."""
     fields = cast(dict[str, object], taken) if isinstance(taken, dict) else {}
     return str(fields.get("after_upscale")) == "True"
 
 
-def taken(labels: dict[str, str]) -> dict[str, object] | None:
+def read_fields(labels: dict[str, str]) -> dict[str, object] | None:
     """The labels taken as fields of a `FaceRestore`; None where no faces were restored.
 
     A1111's extras name no restorer, but have a visibility for each architecture, and the labels are

@@ -24,7 +24,7 @@ _SHORT_HASH = re.compile(r" \[[0-9a-f]{10}\]\Z")
 
 def sampling(labels: Labels) -> Fields:
     """Steps, guidance, size, and how the text steers them."""
-    fields = _taken(
+    fields = _pop_fields(
         labels,
         {
             "Steps": "num_inference_steps",
@@ -50,10 +50,10 @@ def sampling(labels: Labels) -> Fields:
 
 def noise(labels: Labels, scheduler: object) -> Fields:
     """Seeds, and what is made of them."""
-    fields = _taken(labels, {"Seed": "seed", "Variation seed strength": "variation_strength"})
+    fields = _pop_fields(labels, {"Seed": "seed", "Variation seed strength": "variation_strength"})
     if fields.get("variation_strength", "0") not in ("0", "0.0"):
-        fields |= _taken(labels, {"Variation seed": "variation_seed"})
-    fields |= _taken(labels, {tables.eta_label(_known(scheduler) or "euler"): "eta"})
+        fields |= _pop_fields(labels, {"Variation seed": "variation_seed"})
+    fields |= _pop_fields(labels, {tables.eta_label(_known(scheduler) or "euler"): "eta"})
     if "Seed resize from" in labels:
         width, height = _size(labels.pop("Seed resize from"))
         if not {width, height} & {"0", "-1"}:  # which older A1111 wrote for none
@@ -73,7 +73,7 @@ def models(labels: Labels) -> Fields:
         labels.pop("Model hash", None)
     if "Refiner" in labels:
         fields["refiner_checkpoint"] = _SHORT_HASH.sub("", labels.pop("Refiner"))
-        fields |= _taken(labels, {"Refiner switch at": "refiner_switch_at"})
+        fields |= _pop_fields(labels, {"Refiner switch at": "refiner_switch_at"})
     if "Textual inversions" in labels:
         given = labels.pop("Textual inversions")
         try:
@@ -90,7 +90,7 @@ def hires(labels: Labels, size: tuple[object, object], scheduler: object) -> Fie
     for label in ("Hires sampler", "Hires schedule type", "Hires checkpoint"):
         if labels.get(label, "").startswith("Use same "):
             labels.pop(label)
-    fields = _taken(
+    fields = _pop_fields(
         labels,
         {
             "Hires upscale": "scale",
@@ -116,19 +116,19 @@ def hires(labels: Labels, size: tuple[object, object], scheduler: object) -> Fie
     if "Hires upscaler" in labels:
         fields["upscaler"] = tables.upscaler_by_label(labels.pop("Hires upscaler"))
     ours, theirs = "Hires denoising strength", "Denoising strength"
-    fields |= _taken(labels, {ours if ours in labels else theirs: "strength"})
+    fields |= _pop_fields(labels, {ours if ours in labels else theirs: "strength"})
     return fields
 
 
-def over_a_picture(labels: Labels) -> Fields:
+def img2img(labels: Labels) -> Fields:
     """What img2img has of its own, and, where there is any sign of a mask, inpainting."""
-    fields = _taken(labels, {"Denoising strength": "strength"})
+    fields = _pop_fields(labels, {"Denoising strength": "strength"})
     if "Init image" in labels:
         fields["image"] = {"key": labels.pop("Init image")}
     if "Resize mode" in labels:
         given = labels.pop("Resize mode")
         fields["resize_mode"] = tables.by_label("Resize mode", tables.RESIZE_MODES, given)
-    mask = _taken(labels, {"Mask blur": "mask_blur", "Masked area padding": "padding"})
+    mask = _pop_fields(labels, {"Mask blur": "mask_blur", "Masked area padding": "padding"})
     if "Inpaint mask" in labels:
         mask["mask_image"] = {"key": labels.pop("Inpaint mask")}
     if "Mask mode" in labels:
@@ -149,7 +149,7 @@ def upscale(labels: Labels) -> Fields | None:
     """The enlargement at the end; None where there was none."""
     if not {"Postprocess upscale by", "Postprocess upscale to"} & labels.keys():
         return None
-    fields = _taken(
+    fields = _pop_fields(
         labels,
         {
             "Postprocess upscale by": "scale",
@@ -178,7 +178,7 @@ def upscale(labels: Labels) -> Fields | None:
     return fields
 
 
-def _taken(labels: Labels, names: dict[str, str]) -> Fields:
+def _pop_fields(labels: Labels, names: dict[str, str]) -> Fields:
     return {name: labels.pop(label) for label, name in names.items() if label in labels}
 
 

@@ -13,9 +13,9 @@ from imagefleet_shared.infotext.fields import (
     Fields,
     Labels,
     hires,
+    img2img,
     models,
     noise,
-    over_a_picture,
     sampling,
     upscale,
 )
@@ -23,7 +23,7 @@ from imagefleet_shared.infotext.lines import split_text
 from imagefleet_shared.request_parts import ImageRef
 from imagefleet_shared.requests import GenerateRequest
 
-_SAYS_NOTHING_MORE = (
+_REDUNDANT_LABELS = (
     *("Version", "User", "Init image hash", "VAE hash", "Lora hashes", "TI hashes", "Hashes"),
     "Pad conds",
 )
@@ -31,19 +31,19 @@ _SAYS_NOTHING_MORE = (
 
 
 @dataclass(frozen=True)
-class Reading:
+class InfotextFields:
     """What a text tells. Values are as the text has them: the request checks them."""
 
     fields: Fields
     """Of a `GenerateRequest`; parts are mappings."""
-    drawn_over: Fields
+    img2img_fields: Fields
     """Of one that has an image: `strength`, `resize_mode`, `inpaint`, `image` where it is known."""
     ignored: Mapping[str, str]
     """Labels that say what no request can, with their values."""
     ignored_without_image: Mapping[str, str]
     """Labels that `drawn_over` was read from."""
 
-    def with_pictures(
+    def with_images(
         self, image: ImageRef | None = None, mask_image: ImageRef | None = None
     ) -> tuple[Fields, Mapping[str, str]]:
         """Fields of a request that is drawn over these, or those that the text names.
@@ -51,7 +51,7 @@ class Reading:
         Returns:
             The fields, and the labels that are ignored.
         """
-        over = dict(self.drawn_over)
+        over = dict(self.img2img_fields)
         if image:
             over["image"] = image
         if "image" not in over:
@@ -64,7 +64,7 @@ class Reading:
         if "mask_image" not in mask:
             return fields, ignored | _masking(self.ignored_without_image)
         fields["inpaint"] = mask
-        if faces.are_last(fields.get("face_restore")):
+        if faces.restored_after_upscale(fields.get("face_restore")):
             # One request cannot: they would be redrawn where the mask keeps them.
             del fields["face_restore"]
             ignored[faces.AFTER_UPSCALE] = "True"
@@ -95,11 +95,11 @@ def parse(
     """
     if text is None:
         raise InvalidRequest("the picture carries no text of how it was made")
-    fields, ignored = read(text).with_pictures(image, mask_image)
+    fields, ignored = read(text).with_images(image, mask_image)
     return Parsed(GenerateRequest.model_validate(fields), ignored)
 
 
-def read(text: str) -> Reading:
+def read(text: str) -> InfotextFields:
     """What a picture's text tells, for those who change it before they make it a request.
 
     Raises:
@@ -114,17 +114,17 @@ def read(text: str) -> Reading:
     # Faces before the upscale takes its labels: their order tells which ran first.
     parts = {
         "hires": hires(labels, size, scheduler),
-        "face_restore": faces.taken(labels),
+        "face_restore": faces.read_fields(labels),
         "upscale": upscale(labels),
     }
     fields |= {name: part for name, part in parts.items() if part}
     before = dict(labels)
-    over = over_a_picture(labels)
+    over = img2img(labels)
     needing_image = {label: value for label, value in before.items() if label not in labels}
     ignored = {**labels, **later}
-    for label in _SAYS_NOTHING_MORE:
+    for label in _REDUNDANT_LABELS:
         ignored.pop(label, None)
-    return Reading(fields, over, ignored, needing_image)
+    return InfotextFields(fields, over, ignored, needing_image)
 
 
 def _first_of_each(pairs: Iterable[tuple[str, str]]) -> tuple[Labels, Labels]:

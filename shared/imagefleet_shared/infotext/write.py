@@ -75,7 +75,7 @@ def generated(
         "Clip skip": request.clip_skip and request.clip_skip + 1,
         # A1111 names a source only where it is not the GPU.
         "RNG": "CPU" if request.rng == "cpu" else None,
-        **_over_a_picture(request),
+        **_img2img(request),
         **(_hires(request, request.hires, models) if request.hires else {}),
         "Lora hashes": _hashes(models.loras),
         "TI hashes": _hashes(models.embeddings),
@@ -86,7 +86,7 @@ def generated(
         labels.eta_label(request.scheduler): None if request.eta is None else number(request.eta),
         **_refiner(request, models),
         **(_postprocess(request.upscale) if request.upscale else {}),
-        **faces.written(request.face_restore),
+        **faces.write_fields(request.face_restore),
         "Version": "Imagefleet 0.1.0",
     }
     return join_text(with_tags(request.prompt, request.loras), request.negative_prompt, fields)
@@ -94,7 +94,7 @@ def generated(
 
 def upscaled(request: UpscaleRequest, parameters: str | None) -> str:
     """The text of an enlarged picture: that of its input, and what was done to it."""
-    text = join_fields(_postprocess(request) | faces.postprocessed(request.face_restore))
+    text = join_fields(_postprocess(request) | faces.write_postprocess_fields(request.face_restore))
     if not parameters:
         return text
     separator = ", " if "\nSteps: " in "\n" + parameters else "\n"
@@ -119,7 +119,7 @@ def _strength(request: GenerateRequest) -> str | None:
     return number(request.hires.strength) if request.hires else None
 
 
-def _over_a_picture(request: GenerateRequest) -> dict[str, object]:
+def _img2img(request: GenerateRequest) -> dict[str, object]:
     """What img2img and inpainting have of their own."""
     if request.image is None:
         return {}

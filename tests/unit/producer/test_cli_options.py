@@ -17,7 +17,7 @@ from imagefleet_producer import (
     StorageSettings,
     UpscalePass,
 )
-from imagefleet_producer.cli.cli_options import CliOptions, request_for
+from imagefleet_producer.cli.cli_options import CliOptions, build_request
 from imagefleet_shared.image_files import encode_image
 from imagefleet_shared.infotext import Models, generated
 from localfleet.ports import free_port
@@ -59,7 +59,7 @@ def photo(folder: Path, name: str) -> Path:
 
 
 def asked(client: Client, source: Path | None = None, **options: object) -> GenerateRequest:
-    return request_for(CliOptions.from_options(options), source, client)[0]
+    return build_request(CliOptions.from_options(options), source, client)[0]
 
 
 def test_a_picture_is_asked_for_again(client: Client, tmp_path: Path) -> None:
@@ -166,11 +166,11 @@ def test_what_needs_an_image_is_told_where_there_is_none(client: Client, tmp_pat
     text = "a fox\nSteps: 20, Sampler: Euler, Denoising strength: 0.5, Mask blur: 4"
     source = tmp_path / "theirs.webp"
     source.write_bytes(encode_image(Image.new("RGB", (8, 8)), "webp", text))
-    request, ignored = request_for(CliOptions.from_options({}), source, client)
+    request, ignored = build_request(CliOptions.from_options({}), source, client)
     assert request.image is None
     assert ignored == {"Denoising strength": "0.5", "Mask blur": "4"}
     image = photo(tmp_path, "a.png")
-    request, ignored = request_for(CliOptions.from_options({"image": image}), source, client)
+    request, ignored = build_request(CliOptions.from_options({"image": image}), source, client)
     assert request.strength == 0.5
     assert ignored == {"Mask blur": "4"}
 

@@ -1,4 +1,4 @@
-"""What delivers, leases and reports is light: hundreds of such processes fit one machine."""
+"""The worker without its renderer imports no torch: hundreds of such processes fit a machine."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ print(json.dumps([loaded, int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) / 1024]
 
 
 @pytest.mark.parametrize("module", LIGHT)
-def test_what_delivers_leases_and_reports_loads_no_torch(module: str) -> None:
+def test_modules_that_do_not_render_import_no_torch(module: str) -> None:
     """Importing `delivery` took 874 MB and 5.7 s, most of it torch."""
     run = subprocess.run(
         [sys.executable, "-c", _IMPORT, module],

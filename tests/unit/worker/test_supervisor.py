@@ -1,4 +1,4 @@
-"""The parent process, with tiny scripts for workers."""
+"""The supervisor, with tiny scripts as workers."""
 
 import os
 import signal
@@ -16,10 +16,10 @@ from tests.fleet import REPOSITORY, wait_for
 
 PARENT = """
 import logging, sys
-from imagefleet_worker.supervisor import Seat, Supervisor
+from imagefleet_worker.supervisor import Supervisor, WorkerSlot
 logging.basicConfig(level=logging.INFO)
-seats = [Seat(name, "cpu", {"SEAT": name}) for name in sys.argv[2].split(",")]
-Supervisor(seats, float(sys.argv[3]), float(sys.argv[4]), (sys.executable, sys.argv[1])).run()
+slots = [WorkerSlot(name, "cpu", {"SLOT": name}) for name in sys.argv[2].split(",")]
+Supervisor(slots, float(sys.argv[3]), float(sys.argv[4]), (sys.executable, sys.argv[1])).run()
 """
 CHILD = """
 import argparse, os, signal, sys, time
@@ -28,18 +28,18 @@ parser = argparse.ArgumentParser()
 for name in ("--name", "--device"):
     parser.add_argument(name)
 parser.add_argument("--beat-fd", type=int)
-given = parser.parse_args()
+arguments = parser.parse_args()
 folder = Path(__file__).parent
-def say(what):
-    with (folder / "said").open("a") as said:
-        said.write(f"{given.name} {what}\\n")
-def beat(byte):
-    os.write(given.beat_fd, byte)
-say(f"start {os.getpid()}")
+def log(event):
+    with (folder / "events").open("a") as events:
+        events.write(f"{arguments.name} {event}\\n")
+def heartbeat(byte):
+    os.write(arguments.beat_fd, byte)
+log(f"start {os.getpid()}")
 """
-STOPS_IN_ORDER = """
+STOPS_GRACEFULLY = """
 def stop(*_):
-    say("stopped")
+    log("stopped")
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
 """
@@ -47,7 +47,7 @@ signal.signal(signal.SIGTERM, stop)
 
 class Supervise(Protocol):
     def __call__(
-        self, script: str, *, seats: str = "a", stall_s: float = 60, drain_s: float = 5
+        self, script: str, *, slots: str = "a", stall_s: float = 60, drain_s: float = 5
     ) -> Process: ...
 
 
@@ -56,10 +56,10 @@ def supervise(tmp_path: Path) -> Iterator[Supervise]:
     """Start a supervisor over workers that run the script."""
     started: list[Process] = []
 
-    def start(script: str, *, seats: str = "a", stall_s: float = 60, drain_s: float = 5) -> Process:
-        process = tmp_path / "child.py"
-        process.write_text(CHILD + script)
-        arguments = [sys.executable, "-c", PARENT, str(process), seats, str(stall_s), str(drain_s)]
+    def start(script: str, *, slots: str = "a", stall_s: float = 60, drain_s: float = 5) -> Process:
+        child = tmp_path / "child.py"
+        child.write_text(CHILD + script)
+        arguments = [sys.executable, "-c", PARENT, str(child), slots, str(stall_s), str(drain_s)]
         process = Process(
             name="supervisor",
             arguments=arguments,
@@ -67,7 +67,7 @@ def supervise(tmp_path: Path) -> Iterator[Supervise]:
             directory=REPOSITORY,
             log=tmp_path / "supervisor.log",
             environment=child_environment({"PYTHONPATH": "worker:shared"}),
-            ready=lambda _: (tmp_path / "said").exists(),
+            ready=lambda _: (tmp_path / "events").exists(),
         )
         started.append(process)
         return process.start()
@@ -78,93 +78,97 @@ def supervise(tmp_path: Path) -> Iterator[Supervise]:
 
 
 @pytest.fixture
-def said(tmp_path: Path) -> Callable[[], list[list[str]]]:
-    """What the workers said so far, each line as words."""
-    return lambda: [line.split() for line in (tmp_path / "said").read_text().splitlines()]
+def events(tmp_path: Path) -> Callable[[], list[list[str]]]:
+    """What the workers logged so far, each line as words."""
+    return lambda: [line.split() for line in (tmp_path / "events").read_text().splitlines()]
 
 
-Said = Callable[[], list[list[str]]]
+Events = Callable[[], list[list[str]]]
 
 
-def starts(said: Said) -> list[list[str]]:
-    return [words for words in said() if words[1] == "start"]
+def starts(events: Events) -> list[list[str]]:
+    return [words for words in events() if words[1] == "start"]
 
 
-def test_every_seat_gets_a_process_with_its_environment(supervise: Supervise, said: Said) -> None:
-    supervise('say("env " + os.environ["SEAT"]); time.sleep(60)', seats="a,b")
-    wait_for(lambda: len(said()) == 4, 10, "both speak")
-    assert sorted(words[1:] for words in said() if words[1] == "env") == [
+def test_every_slot_gets_a_process_with_its_environment(
+    supervise: Supervise, events: Events
+) -> None:
+    supervise('log("env " + os.environ["SLOT"]); time.sleep(60)', slots="a,b")
+    wait_for(lambda: len(events()) == 4, 10, "both have started")
+    assert sorted(words[1:] for words in events() if words[1] == "env") == [
         ["env", "a"],
         ["env", "b"],
     ]
-    assert {words[0] for words in said()} == {"a", "b"}
+    assert {words[0] for words in events()} == {"a", "b"}
 
 
-def test_a_worker_that_dies_is_started_again_with_growing_pauses(
-    supervise: Supervise, said: Said, tmp_path: Path
+def test_a_worker_that_dies_is_restarted_with_growing_pauses(
+    supervise: Supervise, events: Events, tmp_path: Path
 ) -> None:
     supervise("sys.exit(3)")
-    took_s = wait_for(lambda: len(starts(said)) == 3, 15, "it is started three times")
+    took_s = wait_for(lambda: len(starts(events)) == 3, 15, "it is started three times")
     assert took_s > 2.5
     log = (tmp_path / "supervisor.log").read_text()
     assert "worker a ended with 3; again in 1 s" in log
     assert "worker a ended with 3; again in 2 s" in log
 
 
-def test_a_worker_at_work_that_takes_no_step_is_killed(supervise: Supervise, said: Said) -> None:
-    supervise('beat(b"b"); time.sleep(60)', stall_s=1)
-    wait_for(lambda: len(starts(said)) == 2, 10, "it is started again")
-    first, second = (int(words[2]) for words in starts(said))
+def test_a_busy_worker_that_takes_no_step_is_killed(supervise: Supervise, events: Events) -> None:
+    supervise('heartbeat(b"b"); time.sleep(60)', stall_s=1)
+    wait_for(lambda: len(starts(events)) == 2, 10, "it is started again")
+    first, second = (int(words[2]) for words in starts(events))
     assert first != second
     assert not Path(f"/proc/{first}").exists()
 
 
-def test_a_worker_that_takes_steps_lives(supervise: Supervise, said: Said) -> None:
+def test_a_worker_that_takes_steps_is_not_killed(supervise: Supervise, events: Events) -> None:
     supervise(
-        'for _ in range(15):\n    beat(b"b"); time.sleep(0.2)\nsay("done"); beat(b"i")\n'
+        'for _ in range(15):\n    heartbeat(b"b"); time.sleep(0.2)\nlog("done"); heartbeat(b"i")\n'
         "time.sleep(60)",
         stall_s=1,
     )
-    wait_for(lambda: said()[-1][1] == "done", 10, "it works three seconds")
-    assert len(starts(said)) == 1
+    wait_for(lambda: events()[-1][1] == "done", 10, "it works three seconds")
+    assert len(starts(events)) == 1
 
 
-def test_an_idle_worker_may_be_silent(supervise: Supervise, said: Said) -> None:
-    supervise('beat(b"b"); beat(b"i"); time.sleep(3); say("done"); time.sleep(60)', stall_s=1)
-    wait_for(lambda: said()[-1][1] == "done", 10, "it is idle three seconds")
-    assert len(starts(said)) == 1
+def test_an_idle_worker_needs_no_heartbeat(supervise: Supervise, events: Events) -> None:
+    supervise(
+        'heartbeat(b"b"); heartbeat(b"i"); time.sleep(3); log("done"); time.sleep(60)', stall_s=1
+    )
+    wait_for(lambda: events()[-1][1] == "done", 10, "it is idle three seconds")
+    assert len(starts(events)) == 1
 
 
-def test_a_workers_death_does_not_touch_its_neighbour(supervise: Supervise, said: Said) -> None:
-    supervise('time.sleep(60 if given.name == "a" else 0)', seats="a,b")
-    wait_for(lambda: len(starts(said)) == 3, 15, "b is started twice")
-    assert [words[0] for words in starts(said)].count("a") == 1
+def test_a_workers_death_does_not_affect_its_neighbour(
+    supervise: Supervise, events: Events
+) -> None:
+    supervise('time.sleep(60 if arguments.name == "a" else 0)', slots="a,b")
+    wait_for(lambda: len(starts(events)) == 3, 15, "b is started twice")
+    assert [words[0] for words in starts(events)].count("a") == 1
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_stop_is_passed_on_and_waited_for(
-    supervise: Supervise, said: Said, sig: signal.Signals
+def test_a_signal_to_stop_is_forwarded_and_workers_are_waited_for(
+    supervise: Supervise, events: Events, sig: signal.Signals
 ) -> None:
-    parent = supervise(STOPS_IN_ORDER + 'say("ready"); time.sleep(60)', seats="a,b")
-    wait_for(lambda: [words[1] for words in said()].count("ready") == 2, 10, "both are ready")
+    parent = supervise(STOPS_GRACEFULLY + 'log("ready"); time.sleep(60)', slots="a,b")
+    wait_for(lambda: [words[1] for words in events()].count("ready") == 2, 10, "both are ready")
     os.kill(parent.pid, sig)
     wait_for(lambda: not parent.alive, 15, "the parent ends")
-    assert sorted(words for words in said() if words[1] == "stopped") == [
+    assert sorted(words for words in events() if words[1] == "stopped") == [
         ["a", "stopped"],
         ["b", "stopped"],
     ]
-    assert len(starts(said)) == 2
+    assert len(starts(events)) == 2
 
 
-def test_seats_are_one_on_the_cpu_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_the_cpu_has_one_slot(tmp_path: Path) -> None:
     [slot] = worker_slots("cpu", None, tmp_path)
     assert slot.device == "cpu"
     assert str(os.getpid()) in slot.name
 
 
-def test_a_seat_for_every_gpu_that_is_visible(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_every_visible_gpu_has_a_slot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     found = worker_slots("auto", None, tmp_path)
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in found] == ["2", "5"]
@@ -172,7 +176,7 @@ def test_a_seat_for_every_gpu_that_is_visible(
     assert len({slot.name for slot in found}) == 2
 
 
-def test_gpus_that_others_have_are_left_to_them(
+def test_gpus_locked_by_other_workers_are_left_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
@@ -187,7 +191,7 @@ def visible(slot: WorkerSlot) -> str:
     return slot.environment["CUDA_VISIBLE_DEVICES"]
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(
+def test_a_requested_gpu_that_does_not_exist_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -210,7 +214,7 @@ def test_a_list_of_gpus_ends_where_cuda_ends_it(
 
 
 @pytest.mark.parametrize("name", ["GPU-8932f937", "MIG-3eb87630-93d5-b2b6-b8ff-9b359caf4ee2"])
-def test_gpus_are_known_by_their_ids_too(
+def test_gpus_are_recognized_by_their_ids_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)

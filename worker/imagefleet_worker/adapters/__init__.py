@@ -1,1 +1,1 @@
-"""LoRAs and their kin, merged into warm pipelines and taken out again bit for bit."""
+"""LoRAs and other adapters, merged into warm pipelines and unmerged bit for bit."""

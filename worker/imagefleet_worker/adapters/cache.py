@@ -1,4 +1,4 @@
-"""Parsed adapters at hand for an engine: in host memory, and as far as they fit on the device."""
+"""Caches parsed adapters in host memory and on the device."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -16,21 +16,21 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class AdapterCacheStats:
-    """Counters of both places; a device hit asks nothing of the host."""
+    """Counters of both tiers; a device hit does not count as a host hit."""
 
     host: CacheStats
     device: CacheStats
 
 
 class AdapterCache(Generic[K]):
-    """Keeps adapters least recently used out first; for the engine's thread.
+    """A two-tier LRU cache of adapters; for the engine's thread.
 
     Args:
-        load: parses the adapter that a key names. A key must change when its file does.
-        device: of the weights that adapters are merged into. For a GPU, host copies are
-            page-locked, so that they travel at full speed; for the CPU there is one place only.
-        host_bytes: for adapters in host memory.
-        device_bytes: for adapters on a GPU.
+        load: parses the adapter of a key. A key must change when its file does.
+        device: of the weights that adapters are merged into. For a GPU, host copies are pinned,
+            so that they transfer at full speed; for the CPU there is only the host tier.
+        host_bytes: memory limit of the host tier.
+        device_bytes: memory limit of the device tier.
     """
 
     def __init__(
@@ -53,32 +53,32 @@ class AdapterCache(Generic[K]):
     def get(self, key: K) -> Adapter:
         """The adapter of that key; raises what `load` raises."""
         if self._device.type == "cpu":
-            return self._on_host(key)
-        return self._on_device.get_or_load(key, lambda: self._moved(key))
+            return self._get_on_host(key)
+        return self._on_device.get_or_load(key, lambda: self._copy_to_device(key))
 
-    def _on_host(self, key: K) -> Adapter:
-        return self._host.get_or_load(key, lambda: self._read(key))
+    def _get_on_host(self, key: K) -> Adapter:
+        return self._host.get_or_load(key, lambda: self._load_pinned(key))
 
-    def _read(self, key: K) -> Adapter:
+    def _load_pinned(self, key: K) -> Adapter:
         adapter = self._load(key)
         if self._device.type != "cuda":
             return adapter
         return map_tensors(adapter, lambda tensor: tensor.pin_memory())
 
-    def _moved(self, key: K) -> Adapter:
+    def _copy_to_device(self, key: K) -> Adapter:
         return map_tensors(
-            self._on_host(key), lambda tensor: tensor.to(self._device, non_blocking=True)
+            self._get_on_host(key), lambda tensor: tensor.to(self._device, non_blocking=True)
         )
 
 
 def map_tensors(adapter: Adapter, change: Callable[[Tensor], Tensor]) -> Adapter:
-    """The adapter with each of its tensors changed: pinned, or moved."""
+    """Apply a function to each tensor of an adapter, such as pinning or moving it."""
     deltas = {
         target: delta.mapped(change)
         for target, delta in adapter.deltas.items()
         if isinstance(delta, Factors)
     }
-    assert len(deltas) == len(adapter.deltas), "adapters of files are made of factors"
+    assert len(deltas) == len(adapter.deltas), "adapters of files consist of factors"
     return replace(adapter, deltas=deltas)
 
 

@@ -1,4 +1,4 @@
-"""What an adapter adds to one parameter: the seam between files and weights."""
+"""An adapter as deltas of parameters: the interface between file formats and merging."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-# Parameters that a message names.
-_NAMED = 8
+# How many parameters a message lists.
+_MAX_LISTED = 8
 
 Component = Literal["unet", "text_encoder", "text_encoder_2"]
 
@@ -25,13 +25,13 @@ class Delta(Protocol):
     """A change of one parameter at scale 1; the merged value is `original + scale * delta`."""
 
     size_bytes: int
-    """Memory that its tensors take."""
+    """Size of its tensors."""
 
     def of(self, original: Tensor) -> Tensor:
         """The tensor to add at scale 1.
 
         Args:
-            original: the parameter as the checkpoint has it, float32, on any device; only read.
+            original: the checkpoint's value of the parameter, float32, on any device; not modified.
 
         Returns:
             float32, of the parameter's shape, on its device; owned by the caller.
@@ -41,17 +41,17 @@ class Delta(Protocol):
 
 @dataclass(frozen=True)
 class Adapter:
-    """One file's worth of deltas, for one family of checkpoints."""
+    """The deltas of one file, for one family of checkpoints."""
 
     sha256: str
-    """Of the file: the adapter's identity, whatever its name."""
+    """Of the file; identifies the adapter whatever its name."""
     deltas: Mapping[Target, Delta]
     size_bytes: int
-    """Memory that the deltas take."""
+    """Size of the deltas."""
 
 
 def target_names(targets: Sequence[Target]) -> str:
-    """The first of them, for a message."""
+    """Names of the first few targets, for a message."""
     names = [f"{target.component}.{target.parameter}" for target in sorted(targets)]
-    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    return ", ".join([*names[:_NAMED], *more])
+    more = [f"{len(names) - _MAX_LISTED} more"] if len(names) > _MAX_LISTED else []
+    return ", ".join([*names[:_MAX_LISTED], *more])

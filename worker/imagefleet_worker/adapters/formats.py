@@ -1,4 +1,4 @@
-"""Adapter files: read whole and fitted to a checkpoint, every tensor of them, or refused."""
+"""Loads adapter files; a file is refused unless every tensor matches a layer."""
 
 import re
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.adapters.delta import Adapter, Delta, Target
 from imagefleet_worker.adapters.detect_family import detect_family
 from imagefleet_worker.adapters.key_names import Naming
-from imagefleet_worker.adapters.kinds.build import weight_delta, whole_delta
+from imagefleet_worker.adapters.kinds.build import full_delta, weight_delta
 from imagefleet_worker.adapters.kinds.factors import ShapeMismatch
 from imagefleet_worker.adapters.kinds.tensors import Incomplete
 from imagefleet_worker.adapters.load_errors import LoadErrors
 from imagefleet_worker.adapters.peft_alphas import PeftAlphas
 from imagefleet_worker.adapters.tensor_roles import (
-    BIAS_PARTS,
-    INTEGER_PARTS,
+    BIAS_ROLES,
+    INTEGER_ROLES,
     TensorRole,
     adapter_kind,
     split_key,
@@ -39,13 +39,13 @@ _BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(.+)", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdapterFile:
-    """What an adapter file holds.
+    """The content of an adapter file.
 
     Attributes:
         adapter: its deltas, by parameter of the pipeline.
-        embeddings: textual inversions that it bundles, by name: tensors by the rest of their key
-            (``string_to_param.*``, ``clip_l``, ``clip_g``), unchecked but for being finite.
-        metadata: the file's own text, by key.
+        embeddings: bundled textual inversions by name, as tensors by the rest of their key
+            (``string_to_param.*``, ``clip_l``, ``clip_g``); only checked to be finite.
+        metadata: text from the file's header, by key.
     """
 
     adapter: Adapter
@@ -54,16 +54,17 @@ class AdapterFile:
 
 
 def load_adapter(path: Path, naming: Naming) -> AdapterFile:
-    """Read the file and fit it to the pipeline that `naming` was made from.
+    """Read the file and match it to the pipeline of `naming`.
 
     Raises:
-        CorruptFile: damaged, with values that are not finite, or with tensors that lack another.
+        CorruptFile: the file is damaged, has non-finite values, or lacks tensors that belong to
+            others.
         FileUnavailable: the file cannot be read.
-        IncompatibleAdapter: tensors of an unknown kind, for no layer, or of the wrong shape; the
-            message has the first of them, and the family that the file looks made for.
+        IncompatibleAdapter: tensors are of an unknown kind, match no layer, or have the wrong
+            shape; the message lists the first of them and the family detected from the file.
     """
     header = read_header(path) if is_safetensors(path) else None
-    # Before gigabytes are read: a whole checkpoint may lie in the wrong folder.
+    # Checked before gigabytes are read: the file may be a checkpoint in the wrong folder.
     if header is not None and not _kinds(_shapes(header)):
         raise CorruptFile(f"{path.name} holds no adapter of a known kind")
     file = read_tensors(path)
@@ -72,20 +73,20 @@ def load_adapter(path: Path, naming: Naming) -> AdapterFile:
     embeddings: dict[str, dict[str, Tensor]] = {}
     layers: dict[str, dict[TensorRole, str]] = {}
     for key, tensor in file.tensors.items():
-        bundled, named = _BUNDLED.fullmatch(key), split_key(key)
+        bundled, split = _BUNDLED.fullmatch(key), split_key(key)
         if not is_finite(tensor):
             errors.add("not finite", [key])
         if bundled is not None:
             embeddings.setdefault(bundled[1], {})[bundled[2]] = tensor
-        elif named is None:
+        elif split is None:
             errors.add("unknown", [key])
-        elif layers.setdefault(named[0], {}).setdefault(named[1], key) != key:
+        elif layers.setdefault(split[0], {}).setdefault(split[1], key) != key:
             errors.add("twice", [key])
     deltas = _deltas(layers, file, naming, errors, PeftAlphas(metadata, path.name))
     family = detect_family(
         {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}, metadata
     )
-    error = errors.error(path.name, len(file.tensors), naming.family, family)
+    error = errors.to_exception(path.name, len(file.tensors), naming.family, family)
     if error is not None:
         raise error
     if not deltas:
@@ -104,62 +105,62 @@ def _deltas(
 ) -> dict[Target, Delta]:
     deltas: dict[Target, Delta] = {}
     for module, keys in layers.items():
-        for parameter, own in _by_parameter(keys).items():
-            named = list(own.values())
+        for parameter, keys_by_role in _by_parameter(keys).items():
+            file_keys = list(keys_by_role.values())
             target = naming.target(module, parameter)
             if target is None:
-                errors.add("no layer", named)
+                errors.add("no layer", file_keys)
             elif target in deltas:
-                errors.add("twice", named)
+                errors.add("twice", file_keys)
             else:
-                parts = {part: file.tensors[key] for part, key in own.items()}
+                tensors = {role: file.tensors[key] for role, key in keys_by_role.items()}
                 try:
-                    deltas[target] = _delta(parts, target, module, naming, alphas)
+                    deltas[target] = _delta(tensors, target, module, naming, alphas)
                 except ShapeMismatch as exc:
-                    errors.add("shape", named, str(exc))
+                    errors.add("shape", file_keys, str(exc))
                 except Incomplete as exc:
-                    errors.add("incomplete", named, str(exc))
+                    errors.add("incomplete", file_keys, str(exc))
     return deltas
 
 
 def _by_parameter(
     keys: Mapping[TensorRole, str],
 ) -> dict[Literal["weight", "bias"], dict[TensorRole, str]]:
-    parts: dict[Literal["weight", "bias"], dict[TensorRole, str]] = {}
-    for part, key in keys.items():
-        parts.setdefault("bias" if part in BIAS_PARTS else "weight", {})[part] = key
-    return parts
+    grouped: dict[Literal["weight", "bias"], dict[TensorRole, str]] = {}
+    for role, key in keys.items():
+        grouped.setdefault("bias" if role in BIAS_ROLES else "weight", {})[role] = key
+    return grouped
 
 
 def _delta(
-    parts: Mapping[TensorRole, Tensor],
+    tensors: Mapping[TensorRole, Tensor],
     target: Target,
     module: str,
     naming: Naming,
     alphas: PeftAlphas,
 ) -> Delta:
-    for part, tensor in parts.items():
-        numeric = part in INTEGER_PARTS and not tensor.is_complex()
-        if not (tensor.is_floating_point() or numeric):
+    for role, tensor in tensors.items():
+        may_be_integer = role in INTEGER_ROLES and not tensor.is_complex()
+        if not (tensor.is_floating_point() or may_be_integer):
             raise ShapeMismatch(f"{tensor.dtype}")
     shape = naming.shape(target)
     if target.parameter.endswith(".bias"):
-        if len(parts) > 1:
-            raise Incomplete(f"{' and '.join(parts)} for one bias")
-        return whole_delta(next(iter(parts.values())), shape)
-    return weight_delta(parts, shape, alphas.of(target.component, module))
+        if len(tensors) > 1:
+            raise Incomplete(f"{' and '.join(tensors)} for one bias")
+        return full_delta(next(iter(tensors.values())), shape)
+    return weight_delta(tensors, shape, alphas.of(target.component, module))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterDescription:
-    """What can be told of an adapter file without reading its weights.
+    """What is known of an adapter file without reading its weights.
 
     Attributes:
         kinds: such as ``("lora", "dora")``, sorted.
-        family: the checkpoints that it is for; None if it cannot be told, or is none of ours.
-        trigger_words: what the trainer says to put into the prompt, else its most frequent tags.
-        alias: what the trainer called the file, ``ss_output_name``; None if it does not say.
-        bundles_embeddings: whether it carries textual inversions too.
+        family: of the checkpoints that it is for; None if unknown or unsupported.
+        trigger_words: the trigger phrase in the metadata, else the most frequent tags.
+        alias: the name it was trained under, ``ss_output_name``; None if absent.
+        bundles_embeddings: whether it also contains textual inversions.
     """
 
     kinds: tuple[str, ...]
@@ -170,7 +171,7 @@ class AdapterDescription:
 
 
 def describe_adapter(path: Path) -> AdapterDescription:
-    """Describe the file by its header alone; a pickle, which has none, is read whole.
+    """Describe the file from its header only; a pickle, which has none, is read completely.
 
     Raises:
         CorruptFile: damaged, or a pickle of anything but tensors.
@@ -197,5 +198,5 @@ def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
 
 
 def _kinds(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    named = [(found[1], shape) for key, shape in shapes.items() if (found := split_key(key))]
-    return tuple(sorted({kind for part, shape in named if (kind := adapter_kind(part, shape))}))
+    roles = [(split[1], shape) for key, shape in shapes.items() if (split := split_key(key))]
+    return tuple(sorted({kind for role, shape in roles if (kind := adapter_kind(role, shape))}))

@@ -1,4 +1,4 @@
-"""Names that files have for modules, resolved to the parameters of a real pipeline."""
+"""Resolves module names of adapter files to parameters of a pipeline."""
 
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -19,10 +19,10 @@ _UNET_PREFIXES = (
     "model_diffusion_model_",
 )
 
-# With dots as underscores, as in `_flat`. kohya's OFT has a prefix of its own; `clip_l` with no
-# more is the open model initiative's, which OneTrainer can write. Some SD 1.x files name the
-# encoder as SDXL's first (A1111 has a branch for them). A bare text encoder ("") is only told apart
-# from others where there is just one.
+# With dots as underscores, as in `_flatten`. kohya's OFT has its own prefix; plain `clip_l` is the
+# Open Model Initiative's, which OneTrainer can write. Some SD 1.x files name the encoder as SDXL's
+# first (A1111 has a branch for them). Keys without a prefix ("") are only unambiguous if there is
+# just one text encoder.
 _PREFIXES: dict[Family, dict[Component, tuple[str, ...]]] = {
     "sd1": {
         "unet": _UNET_PREFIXES,
@@ -58,13 +58,13 @@ _PREFIXES: dict[Family, dict[Component, tuple[str, ...]]] = {
             "conditioner_embedders_1_model_",
         ),
     },
-    # Nothing is named: no adapter fits a refiner, so every one is refused with its layers.
+    # Empty: no adapter fits a refiner, so all are refused, with their layers listed.
     "sdxl_refiner": {"unet": (), "text_encoder_2": ()},
 }
-# PEFT's, when the adapter was saved from a wrapped model.
+# PEFT's prefix in adapters saved from a wrapped model.
 _WRAPPED = "base_model_model_"
 
-# diffusers before PEFT: attention's own names, in the UNet behind a processor.
+# diffusers' names before PEFT: attention layers, in the UNet prefixed by the processor.
 _PROCESSORS = {
     "to_q": "processor_to_q",
     "to_k": "processor_to_k",
@@ -75,10 +75,10 @@ _OLD_CLIP = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "
 
 
 class Naming:
-    """Every name of every module that has a weight, in all the namings that files have.
+    """All names of a pipeline's modules in the naming schemes of adapter files.
 
-    Names are compared with dots as underscores (kohya writes both as the latter): two modules that
-    would then be called the same are a failure when this is built, not a wrong picture later.
+    Names are compared with dots as underscores, as kohya writes them. The constructor fails if two
+    modules share a name.
 
     Args:
         family: of the checkpoint.
@@ -103,28 +103,28 @@ class Naming:
                         assert known == (component, path), (prefix + name, known, path)
 
     def target(self, module: str, parameter: Literal["weight", "bias"]) -> Target | None:
-        """The parameter of the module that a file calls so; None if there is none.
+        """The parameter of the module with this name in a file; None if there is none.
 
         Args:
-            module: a key of the file without its end, as `parts.split_key` gives it.
+            module: a key of the file without its suffix, as from `tensor_roles.split_key`.
         """
-        found = self._modules.get(_flat(module).replace(_WRAPPED, "", 1))
+        found = self._modules.get(_flatten(module).replace(_WRAPPED, "", 1))
         if found is None:
             return None
         target = Target(found[0], f"{found[1]}.{parameter}")
         return target if target in self._shapes else None
 
     def shape(self, target: Target) -> tuple[int, ...]:
-        """The shape of a parameter that `target` gave."""
+        """The shape of a parameter returned by `target`."""
         return self._shapes[target]
 
 
-def _flat(name: str) -> str:
+def _flatten(name: str) -> str:
     return name.replace(".", "_")
 
 
 def _names(family: Family, component: Component, parameters: list[str]) -> dict[str, set[str]]:
-    """The module's names without a prefix, flattened, by its path in the component."""
+    """The flattened names of each module without prefix, by its path in the component."""
     names: dict[str, set[str]] = {}
     stored = ldm_names(family, component, parameters)
     open_clip = OPEN_CLIP_PREFIXES.get(family, "")
@@ -133,25 +133,29 @@ def _names(family: Family, component: Component, parameters: list[str]) -> dict[
         known = names.setdefault(path, set())
         if component == "unet":
             ldm = stored[parameter].key.removeprefix(UNET_PREFIX).rpartition(".")[0]
-            known.update(map(_flat, (path, ldm, *_old_unet_names(_flat(path)))))
+            known.update(map(_flatten, (path, ldm, *_old_unet_names(_flatten(path)))))
         else:
-            # transformers 5.6 took this level out of CLIPTextModel; nearly all files have it.
-            bare = path.removeprefix("text_model.")
-            known.update(map(_flat, (bare, f"text_model.{bare}", *_old_clip_names(bare))))
+            # transformers 5.6 removed this level from CLIPTextModel; nearly all files have it.
+            short_path = path.removeprefix("text_model.")
+            known.update(
+                map(
+                    _flatten, (short_path, f"text_model.{short_path}", *_old_clip_names(short_path))
+                )
+            )
             ldm = stored[parameter].key.removeprefix(open_clip).rpartition(".")[0]
-            # Not OpenCLIP's fused query, key and value, nor its parameters without a module.
-            if ldm and stored[parameter].third is None:
-                known.add(_flat(ldm))
+            # Neither OpenCLIP's fused query, key and value, nor parameters without a module.
+            if ldm and stored[parameter].qkv_index is None:
+                known.add(_flatten(ldm))
     return names
 
 
 def _old_unet_names(path: str) -> Iterator[str]:
-    for ours, old in _PROCESSORS.items():
-        if path.endswith(f"_{ours}") and "_attn" in path:
-            yield path.removesuffix(ours) + old
+    for name, old_name in _PROCESSORS.items():
+        if path.endswith(f"_{name}") and "_attn" in path:
+            yield path.removesuffix(name) + old_name
 
 
-def _old_clip_names(bare: str) -> Iterator[str]:
-    head, _, last = bare.rpartition(".")
+def _old_clip_names(short_path: str) -> Iterator[str]:
+    head, _, last = short_path.rpartition(".")
     if last in _OLD_CLIP:
         yield f"text_model.{head}.{_OLD_CLIP[last]}"

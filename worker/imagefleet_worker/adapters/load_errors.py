@@ -1,4 +1,4 @@
-"""What is wrong with an adapter file, gathered over all of its tensors and said at once."""
+"""Collects the errors of all tensors of an adapter file into one exception."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,8 +9,8 @@ from imagefleet_worker.weights.families import Family
 
 Reason = Literal["unknown", "no layer", "twice", "shape", "not finite", "incomplete"]
 
-# The tensors of one layer count together: "3 of 264 tensors ...".
-_SAYINGS: dict[Reason, str] = {
+# Follows the count of tensors: "3 of 264 tensors ...".
+_PROBLEMS: dict[Reason, str] = {
     "unknown": "are of no kind that is known here",
     "no layer": "are for no layer of it",
     "twice": "are for a layer that has others",
@@ -19,40 +19,42 @@ _SAYINGS: dict[Reason, str] = {
     "incomplete": "do not make a whole",
 }
 _DAMAGE: set[Reason] = {"not finite", "incomplete"}
-_EXAMPLES = 3
+_MAX_EXAMPLES = 3
 
 
 class LoadErrors:
-    """Faults by reason; the order of finding is kept."""
+    """Errors by reason, with examples in the order they were added."""
 
     def __init__(self) -> None:
         self._counts: dict[Reason, int] = {}
         self._examples: dict[Reason, list[str]] = {}
 
     def add(self, reason: Reason, keys: Sequence[str], detail: str = "") -> None:
-        """Note tensors with the same fault; a detail is told with the first of them."""
+        """Add tensors with the same error; a detail is shown with the first of them."""
         self._counts[reason] = self._counts.get(reason, 0) + len(keys)
         examples = self._examples.setdefault(reason, [])
         examples += [f"{keys[0]}: {detail}"] if detail else keys
 
-    def error(
+    def to_exception(
         self, file_name: str, tensors: int, checkpoint: Family, detected: str | None
     ) -> ImagefleetError | None:
-        """The error to raise, or None if nothing was noted.
+        """The exception to raise, or None if there are no errors.
 
         Args:
-            tensors: how many the file has.
-            look: the family that the file looks made for, if it can be told.
+            file_name: for the message.
+            tensors: number of tensors in the file.
+            checkpoint: family of the checkpoint.
+            detected: family that the file seems to be for; None if unknown.
         """
         if not self._counts:
             return None
-        told = "; ".join(
-            f"{self._counts[reason]} of {tensors} tensors {saying} ({self._shown(reason)})"
-            for reason, saying in _SAYINGS.items()
+        summary = "; ".join(
+            f"{self._counts[reason]} of {tensors} tensors {problem} ({self._listed(reason)})"
+            for reason, problem in _PROBLEMS.items()
             if reason in self._counts
         )
         if self._counts.keys() <= _DAMAGE:
-            return CorruptFile(f"{file_name} is damaged: {told}")
+            return CorruptFile(f"{file_name} is damaged: {summary}")
         other = detected is not None and detected != checkpoint
         guess = (
             f" and looks made for {FAMILY_NAMES[detected]}"
@@ -60,10 +62,10 @@ class LoadErrors:
             else ""
         )
         return IncompatibleAdapter(
-            f"{file_name} does not fit the {FAMILY_NAMES[checkpoint]} checkpoint{guess}: {told}"
+            f"{file_name} does not fit the {FAMILY_NAMES[checkpoint]} checkpoint{guess}: {summary}"
         )
 
-    def _shown(self, reason: Reason) -> str:
+    def _listed(self, reason: Reason) -> str:
         examples = self._examples[reason]
-        more = ", …" if len(examples) > _EXAMPLES else ""
-        return ", ".join(examples[:_EXAMPLES]) + more
+        more = ", …" if len(examples) > _MAX_EXAMPLES else ""
+        return ", ".join(examples[:_MAX_EXAMPLES]) + more

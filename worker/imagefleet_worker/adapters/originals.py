@@ -1,6 +1,6 @@
-"""The one authority on base weights: a saved copy of every parameter that an adapter touched."""
+"""Saved copies of the base weights of every parameter that an adapter has changed."""
 
-# Torch has no public name for its multi-tensor kernels.
+# Torch's multi-tensor kernels are not public.
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,30 +13,30 @@ from imagefleet_worker.adapters.delta import Target
 
 # Values are compared as integers, because -0.0 == 0.0 and NaN != NaN.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Elements: slices of a shared buffer start where vectorised kernels like it.
+# In elements: slices of a shared buffer are aligned for vectorized kernels.
 _ALIGNMENT = 64
 
 
 class StateCorrupted(Exception):
-    """Weights differ from their saved copies after a restore: load the checkpoint again."""
+    """Weights differ from their saved copies after a restore: reload the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedBytes:
-    """What the saved copies take."""
+    """Sizes of the saved copies."""
 
     device: int
-    """Beside the parameters: in GPU memory, or in host memory for a pipeline on the CPU."""
+    """On the parameters' device: in GPU memory, or in host memory for a pipeline on the CPU."""
     pinned: int
-    """In page-locked host memory, for parameters on a GPU."""
+    """In pinned host memory, for parameters on a GPU."""
 
 
 class Originals:
-    """Saves parameters before their first change, and puts them back bit for bit.
+    """Saves parameters before their first change, and restores them bit for bit.
 
     Args:
-        device_budget_bytes: for copies on the parameters' own device; what exceeds it goes to
-            page-locked host memory. The CPU has one memory, so there it is not a limit.
+        device_budget_bytes: for copies on the parameters' device; further copies go to pinned host
+            memory. No limit for parameters on the CPU.
     """
 
     def __init__(self, device_budget_bytes: int) -> None:
@@ -44,17 +44,17 @@ class Originals:
         self._device_bytes = 0
         self._pinned_bytes = 0
         self._saved: dict[Target, tuple[nn.Parameter, Tensor]] = {}
-        self._largest: dict[Target, Tensor] = {}
+        self._max_abs: dict[Target, Tensor] = {}
 
     @property
     def saved_bytes(self) -> SavedBytes:
         return SavedBytes(device=self._device_bytes, pinned=self._pinned_bytes)
 
     def save(self, target: Target, parameter: nn.Parameter) -> None:
-        """Copy a parameter, unless that was done before.
+        """Copy a parameter, unless it is already saved.
 
         Args:
-            parameter: holds its original; it must stay the same object, its storage may move.
+            parameter: must have its original value and stay the same object; its storage may move.
         """
         if target in self._saved:
             return
@@ -69,30 +69,30 @@ class Originals:
         self._pinned_bytes += weight.nbytes
 
     def clear(self) -> None:
-        """Forget all copies; every parameter must be its original."""
+        """Discard all copies; every parameter must have its original value."""
         self._saved.clear()
-        self._largest.clear()
+        self._max_abs.clear()
         self._device_bytes = self._pinned_bytes = 0
 
     def __getitem__(self, target: Target) -> Tensor:
-        """The saved copy: only to be read."""
+        """The saved copy, which must not be modified."""
         return self._saved[target][1]
 
-    def largest(self, target: Target) -> Tensor:
-        """The largest absolute value of the saved copy, no dimensions; looked for once."""
-        if target not in self._largest:
-            self._largest[target] = self._saved[target][1].float().abs().max()
-        return self._largest[target]
+    def max_abs(self, target: Target) -> Tensor:
+        """The largest absolute value of the saved copy, a scalar tensor; computed once."""
+        if target not in self._max_abs:
+            self._max_abs[target] = self._saved[target][1].float().abs().max()
+        return self._max_abs[target]
 
     def restore(self, targets: Iterable[Target]) -> None:
-        """Copy the originals back in place; storage and strides stay."""
+        """Copy the originals back in place; storage and strides are unchanged."""
         pairs = [self._saved[target] for target in targets]
         if pairs:
-            # One multi-tensor call: on a GPU 700 launches would take longer than the copies.
+            # One multi-tensor call: on a GPU, 700 launches would take longer than the copies.
             torch._foreach_copy_([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
     def scratch(self, groups: Sequence[Sequence[Target]]) -> dict[torch.device, Tensor]:
-        """Room for `float32` of any one of the groups, on each of their devices."""
+        """Buffers that `float32` needs for any one of the groups, one for each of their devices."""
         elements = max(
             (sum(_aligned(self._saved[target][0].numel()) for target in group) for group in groups),
             default=0,
@@ -106,8 +106,8 @@ class Originals:
         """The originals in float32, on their parameters' device, as views of `scratch`.
 
         Args:
-            scratch: from `scratch`, for that device. New tensors each time would be slower: above
-                32 MiB, glibc maps every page anew.
+            scratch: from `scratch`, for that device. Allocating each time would be slower: above
+                32 MiB, glibc maps new pages.
         """
         views: list[Tensor] = []
         saved: list[Tensor] = []
@@ -121,8 +121,8 @@ class Originals:
         return views
 
     def differing(self, targets: Iterable[Target]) -> list[Target]:
-        """Those whose parameters differ from the saved copy in any bit."""
-        return [target for target in targets if not _same_bits(*self._saved[target])]
+        """The targets whose parameters differ from the saved copy in any bit."""
+        return [target for target in targets if not _bitwise_equal(*self._saved[target])]
 
     def __iter__(self) -> Iterator[Target]:
         return iter(self._saved)
@@ -132,7 +132,7 @@ def _aligned(elements: int) -> int:
     return -(-elements // _ALIGNMENT) * _ALIGNMENT
 
 
-def _same_bits(parameter: nn.Parameter, saved: Tensor) -> bool:
+def _bitwise_equal(parameter: nn.Parameter, saved: Tensor) -> bool:
     weight = parameter.detach()
     if weight.dtype != saved.dtype or weight.shape != saved.shape:
         return False

@@ -1,4 +1,4 @@
-"""Alphas in a file's metadata: diffusers puts them there, where PEFT's LoRAs have no tensor."""
+"""Reads LoRA alphas from metadata, where diffusers stores them: PEFT files have no alpha tensor."""
 
 import json
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ValidationError
 
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.adapters.delta import Component
-from imagefleet_worker.adapters.kinds.tensors import StatedAlpha
+from imagefleet_worker.adapters.kinds.tensors import MetadataAlpha
 
 _FIELD = "lora_adapter_metadata"
 
 
 class _LoraConfig(BaseModel):
-    """What counts of PEFT's `LoraConfig`; the rank is read off the tensors."""
+    """The relevant fields of PEFT's `LoraConfig`; the rank is known from the tensors."""
 
     lora_alpha: float | None = None
     alpha_pattern: dict[str, float] = {}
@@ -22,14 +22,14 @@ class _LoraConfig(BaseModel):
 
 
 class PeftAlphas:
-    """The alphas by component and module.
+    """Alphas by component and module.
 
     Args:
-        metadata: the file's.
+        metadata: of the file.
         file_name: for messages.
 
     Raises:
-        CorruptFile: the field is there but cannot be read.
+        CorruptFile: the field is present but cannot be parsed.
     """
 
     def __init__(self, metadata: Mapping[str, str], file_name: str) -> None:
@@ -45,20 +45,20 @@ class PeftAlphas:
         except (ValueError, AttributeError, RecursionError, ValidationError) as exc:
             raise CorruptFile(f"{file_name} has a damaged {_FIELD}: {str(exc)[:200]}") from exc
 
-    def of(self, component: Component, module: str) -> StatedAlpha | None:
-        """The alpha of a module; None where the metadata has none.
+    def of(self, component: Component, module: str) -> MetadataAlpha | None:
+        """The alpha of a module; None if the metadata has none.
 
         Args:
-            module: as the file names it, with dots.
+            module: name as in the file, with dots.
         """
         config = self._configs.get(component)
         if config is None or config.lora_alpha is None:
             return None
         alpha = config.lora_alpha
-        # PEFT reads the patterns as regular expressions that match from a dot to the end; diffusers
-        # writes plain names, and a stranger's expression could take forever.
-        for pattern, exception in config.alpha_pattern.items():
+        # PEFT treats the patterns as regular expressions matched from a dot to the end; diffusers
+        # writes plain names, and an untrusted expression could backtrack forever.
+        for pattern, module_alpha in config.alpha_pattern.items():
             if f".{module}".endswith(f".{pattern}"):
-                alpha = exception
+                alpha = module_alpha
                 break
-        return StatedAlpha(alpha, by_root=config.use_rslora)
+        return MetadataAlpha(alpha, rank_stabilized=config.use_rslora)

@@ -1,4 +1,4 @@
-"""Which adapters a job wants, as a value: for the pipeline and for each of its parameters."""
+"""Requested adapters with their scales, as hashable values."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from imagefleet_worker.adapters.delta import Adapter, Target
 
 State = tuple[tuple[str, float, float], ...]
-"""A pipeline's: (sha256, UNet scale, text encoder scale) of each adapter, sorted."""
+"""Of a pipeline: (sha256, UNet scale, text encoder scale) of each adapter, sorted."""
 Terms = tuple[tuple[str, float], ...]
-"""A parameter's: (sha256, scale) of each adapter that changes it, sorted; no scale is 0."""
+"""Of a parameter: (sha256, scale) of each adapter that changes it, sorted; no scale is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledAdapter:
-    """An adapter and how much of it is wanted; may be negative, and 0 leaves weights alone."""
+    """An adapter and its scales, which may be negative; 0 leaves the weights unchanged."""
 
     adapter: Adapter
     unet_scale: float
@@ -21,20 +21,20 @@ class ScaledAdapter:
     """For every text encoder."""
 
 
-def state_of(wanted: Collection[ScaledAdapter]) -> State:
-    """The same for the same set in any order."""
+def state_of(adapters: Collection[ScaledAdapter]) -> State:
+    """The state with these adapters merged; independent of their order."""
     return tuple(
-        sorted((item.adapter.sha256, item.unet_scale, item.text_encoder_scale) for item in wanted)
+        sorted((item.adapter.sha256, item.unet_scale, item.text_encoder_scale) for item in adapters)
     )
 
 
-def terms_of(wanted: Collection[ScaledAdapter]) -> dict[Target, Terms]:
-    """The terms of every parameter that changes."""
+def terms_of(adapters: Collection[ScaledAdapter]) -> dict[Target, Terms]:
+    """The terms of every parameter that the adapters change."""
     terms: dict[Target, list[tuple[str, float]]] = {}
-    for item in wanted:
+    for item in adapters:
         for target in item.adapter.deltas:
-            unet = target.component == "unet"
-            scale = item.unet_scale if unet else item.text_encoder_scale
+            is_unet = target.component == "unet"
+            scale = item.unet_scale if is_unet else item.text_encoder_scale
             if scale:
                 terms.setdefault(target, []).append((item.adapter.sha256, scale))
     return {target: tuple(sorted(unsorted)) for target, unsorted in terms.items()}

@@ -1,14 +1,14 @@
-"""The tensors of an adapter file, told apart: which module each is for, and as what."""
+"""Splits keys of adapter files into module name and role, such as `lora_down`."""
 
 import re
 
 TensorRole = str
-"""What a tensor is to its module, in one spelling: `lora_down`, `hada_w1_a`, `alpha`, `diff_b`."""
+"""The role of a tensor in its module, normalized: `lora_down`, `hada_w1_a`, `alpha`, `diff_b`."""
 
-# A key is the module's name and one of these; the first row that matches wins. Where the part is
-# None, the suffix's own group names it.
+# A key is the module's name and one of these suffixes; the first row that matches wins. If the role
+# is None, it is the suffix's group.
 _SUFFIXES: list[tuple[str, TensorRole | None]] = [
-    # kohya and LyCORIS; PEFT, maybe with the adapter's name; diffusers' older ones.
+    # kohya and LyCORIS; PEFT, optionally with the adapter's name; older diffusers.
     (
         r"\.lora_(?:down|A)(?:(?:\.\w+)?\.weight)?|(?:\.lora_linear_layer|\.lora|_lora)\.down\.weight",
         "lora_down",
@@ -21,7 +21,7 @@ _SUFFIXES: list[tuple[str, TensorRole | None]] = [
     (r"(?:\.lora_linear_layer|\.lora|_lora)?\.alpha", "alpha"),
     (r"\.scale", "scale"),
     (r"\.dora_scale", "dora_scale"),
-    # PEFT's, for each output whatever its shape says.
+    # PEFT's, one per output whatever its shape suggests.
     (r"\.lora_magnitude_vector(?:\.\w+)??(?:\.weight)?", "magnitude"),
     (r"\.(hada_(?:w[12]_[ab]|t[12]))", None),
     (r"\.(lokr_(?:w[12](?:_[ab])?|t2))", None),
@@ -31,13 +31,13 @@ _SUFFIXES: list[tuple[str, TensorRole | None]] = [
     (r"\.(diff|diff_b|w_norm|b_norm|on_input)", None),
     (r"\.weight", "ia3"),
 ]
-_COMPILED = [(re.compile(rf"(?:{suffix})\Z"), part) for suffix, part in _SUFFIXES]
+_COMPILED = [(re.compile(rf"(?:{suffix})\Z"), role) for suffix, role in _SUFFIXES]
 
-BIAS_PARTS = ("diff_b", "b_norm")
-"""Parts that change the module's bias; all others belong to its weight."""
+BIAS_ROLES = ("diff_b", "b_norm")
+"""Roles that change the module's bias; all others change its weight."""
 
-INTEGER_PARTS = ("alpha", "on_input", "bias_indices", "bias_size")
-"""Parts that may be whole numbers; all others are weights."""
+INTEGER_ROLES = ("alpha", "on_input", "bias_indices", "bias_size")
+"""Roles of tensors that may have an integer dtype."""
 
 _KIND_OF: dict[TensorRole, str] = {
     "lora_down": "lora",
@@ -57,18 +57,18 @@ _KIND_OF: dict[TensorRole, str] = {
 
 
 def split_key(key: str) -> tuple[str, TensorRole] | None:
-    """The name of the module in the file's own naming, and the part; None for another's key."""
-    for pattern, part in _COMPILED:
+    """The module's name as in the file, and the role; None if the key is not an adapter's."""
+    for pattern, role in _COMPILED:
         match = pattern.search(key)
         if match is not None and match.start():
-            return key[: match.start()], part or match[1]
+            return key[: match.start()], role or match[1]
     return None
 
 
-def adapter_kind(part: TensorRole, shape: tuple[int, ...]) -> str | None:
-    """The kind that a part shows: `lora`, `boft`, ...; None for parts that several kinds have."""
-    if part == "oft_blocks":
+def adapter_kind(role: TensorRole, shape: tuple[int, ...]) -> str | None:
+    """The kind that a role implies: `lora`, `boft`, ...; None for roles shared by several kinds."""
+    if role == "oft_blocks":
         return "boft" if len(shape) == 4 else "oft"
-    if part == "lora_down" and any(size > 1 for size in shape[2:]):
+    if role == "lora_down" and any(size > 1 for size in shape[2:]):
         return "locon"
-    return _KIND_OF.get(part)
+    return _KIND_OF.get(role)

@@ -1,4 +1,4 @@
-"""Textual inversions: files that hold vectors for a text encoder, under a token of their own."""
+"""Loads textual inversions: files with learned token vectors for text encoders."""
 
 import hashlib
 import io
@@ -19,12 +19,12 @@ from imagefleet_worker.weights.safetensors_header import MAX_HEADER_BYTES
 TextEncoder = Literal["text_encoder", "text_encoder_2"]
 
 MAX_FILE_BYTES = 64 * 2**20
-"""A vector is 5 kB at most and a window takes 75 of them; what is larger is something else."""
+"""75 vectors of at most 5 kB each are far smaller; a larger file is not a textual inversion."""
 MAX_VECTORS = 75
-"""Vectors that a window of a prompt has room for."""
+"""The number of tokens in a window of a prompt."""
 
-# A1111's and diffusers' names (diffusers' older SDXL trainer numbers them), for files that have
-# vectors for one encoder or for two. Any other key is a token and belongs to the first encoder.
+# A1111's and diffusers' keys (diffusers' older SDXL trainer numbers them), in files for one or two
+# encoders. Any other key is the token, and its vectors are for the first encoder.
 _ENCODERS: dict[str, TextEncoder] = {
     "clip_l": "text_encoder",
     "clip_g": "text_encoder_2",
@@ -37,29 +37,28 @@ _BUNDLED = re.compile(r"bundle_emb\.([^.]+)\.(.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Embedding:
-    """A textual inversion in memory; two are equal if the name and the file's content are."""
+    """A loaded textual inversion; two are equal if their names and their files' contents are."""
 
     name: str
-    """The file's name without suffix, which is also what triggers it in A1111."""
+    """The file's name without suffix, which is also its trigger in A1111."""
     sha256: str
-    """Of the file, hexadecimal; for a bundled one, of the LoRA file that holds it."""
+    """Of the file, hexadecimal; for a bundled embedding, of the LoRA file."""
     vectors: Mapping[TextEncoder, Tensor] = field(compare=False, repr=False)
-    """By text encoder `(n, hidden)` float32 on the CPU, finite; every encoder has the same n."""
+    """`(n, hidden)` float32 on the CPU by text encoder; finite, with the same n for each."""
 
     @property
-    def length(self) -> int:
-        """How many tokens it takes the place of."""
+    def num_tokens(self) -> int:
+        """Number of tokens that it expands to in a prompt."""
         return len(next(iter(self.vectors.values())))
 
 
 def load_embedding(path: Path) -> Embedding:
     """Load a `.safetensors`, `.pt` or `.bin` file in A1111's or diffusers' layout.
 
-    The first bytes decide the format, not the suffix. A pickle is read weights-only: it can build
-    tensors and plain values and nothing else.
+    The first bytes determine the format, not the suffix. Pickles are loaded with weights_only.
 
     Raises:
-        CorruptFile: damaged, not a textual inversion, or with values that are not finite.
+        CorruptFile: damaged, not a textual inversion, or with non-finite values.
         FileUnavailable: the file cannot be read.
     """
     try:
@@ -74,10 +73,10 @@ def load_embedding(path: Path) -> Embedding:
 
 
 def bundled_embeddings(tensors: Mapping[str, Tensor], sha256: str) -> tuple[Embedding, ...]:
-    """The embeddings that a LoRA file carries under `bundle_emb.NAME.…`, by name.
+    """The embeddings that a LoRA file bundles under `bundle_emb.NAME.…`, sorted by name.
 
     Args:
-        tensors: the LoRA file's; keys that do not start with `bundle_emb.` are passed over.
+        tensors: of the LoRA file; keys that do not start with `bundle_emb.` are ignored.
         sha256: of the LoRA file.
 
     Raises:
@@ -92,7 +91,7 @@ def bundled_embeddings(tensors: Mapping[str, Tensor], sha256: str) -> tuple[Embe
             raise CorruptFile(f"{key} names no bundled textual inversion")
         bundle = bundles.setdefault(match[1], {})
         layout, _, rest = match[2].partition(".")
-        # A .pt is bundled with all its tensors, and the token's number may be one: nobody needs it.
+        # A bundled .pt may include the token id as a tensor, which is not used.
         if layout != "string_to_token":
             bundle[rest if layout == _PARAMETERS else match[2]] = tensor
     return tuple(
@@ -101,18 +100,18 @@ def bundled_embeddings(tensors: Mapping[str, Tensor], sha256: str) -> tuple[Embe
     )
 
 
-def check_fit(embedding: Embedding, widths: Mapping[TextEncoder, int]) -> None:
-    """Check that the embedding is for a checkpoint whose text encoders are that wide.
+def require_compatible(embedding: Embedding, widths: Mapping[TextEncoder, int]) -> None:
+    """Check that the embedding fits a checkpoint with text encoders of these widths.
 
     Raises:
         IncompatibleAdapter: it has vectors for other encoders, or of another width.
     """
-    own: dict[TextEncoder, int] = {
+    actual: dict[TextEncoder, int] = {
         encoder: tensor.shape[1] for encoder, tensor in embedding.vectors.items()
     }
-    if own != widths:
+    if actual != widths:
         raise IncompatibleAdapter(
-            f"embedding {embedding.name!r} is for {_describe(own)}; "
+            f"embedding {embedding.name!r} is for {_describe(actual)}; "
             f"the checkpoint has {_describe(widths)}"
         )
 
@@ -122,8 +121,8 @@ def _describe(widths: Mapping[TextEncoder, int]) -> str:
 
 
 def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
-    # As in models/header.py: no pickle and no zip gives such a length. A first byte of 0x80 would
-    # not tell: it starts a pickle, and also a .safetensors file whose header has 128 bytes.
+    # As in safetensors_header: pickles and zips exceed this length. The first byte does not tell:
+    # 0x80 starts a pickle, but also a .safetensors file whose header has 128 bytes.
     if 0 < int.from_bytes(content[:8], "little") <= MAX_HEADER_BYTES:
         try:
             return safetensors.torch.load(content)
@@ -133,13 +132,13 @@ def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
 
 
 def _pickled(content: bytes, name: str) -> dict[str, Tensor]:
-    # The first textual inversions were saved as a ParameterDict: of it only the tensors are read,
-    # and setting its attributes is all that unpickling it can do. Allowed for good, because
-    # torch's context manager would take the permission from another thread's load.
+    # The first textual inversions were saved as a ParameterDict, which is safe: unpickling it only
+    # sets attributes, and only its tensors are read. Allowed permanently, because torch's context
+    # manager would revoke the permission while another thread loads.
     torch.serialization.add_safe_globals([nn.ParameterDict])
     try:
         loaded: object = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as exc:  # A damaged pickle raises whatever its bytes happen to lead to.
+    except Exception as exc:  # A damaged pickle can raise anything.
         raise CorruptFile(
             f"{name} is neither .safetensors nor a .pt of tensors alone: {str(exc)[:200]}"
         ) from exc
@@ -159,24 +158,24 @@ def _pickled(content: bytes, name: str) -> dict[str, Tensor]:
 def _vectors(tensors: Mapping[str, Tensor], name: str) -> dict[TextEncoder, Tensor]:
     if len(tensors) == 1 and not tensors.keys() & _ENCODERS.keys():
         (tensor,) = tensors.values()
-        return {"text_encoder": _checked(tensor, name)}
+        return {"text_encoder": _validated(tensor, name)}
     if not tensors or not tensors.keys() <= _ENCODERS.keys():
         raise CorruptFile(
             f"{name} holds {sorted(tensors)[:8]}: a textual inversion has one token, "
             "or clip_l and clip_g"
         )
     vectors: dict[TextEncoder, Tensor] = {
-        _ENCODERS[key]: _checked(tensor, name) for key, tensor in tensors.items()
+        _ENCODERS[key]: _validated(tensor, name) for key, tensor in tensors.items()
     }
     if len(vectors) < len(tensors) or len({len(tensor) for tensor in vectors.values()}) > 1:
         raise CorruptFile(f"{name} has not the same number of vectors for every text encoder")
     return vectors
 
 
-def _checked(tensor: Tensor, name: str) -> Tensor:
-    # A single vector is stored without its leading 1 by diffusers.
+def _validated(tensor: Tensor, name: str) -> Tensor:
+    # diffusers stores a single vector without the first dimension.
     matrix = tensor.detach().unsqueeze(0) if tensor.ndim == 1 else tensor.detach()
-    # A pickle can also say that a tensor is sparse, has no values, or repeats one without end.
+    # Tensors in a pickle can also be sparse, on the meta device, or expanded to any size.
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
     if not (dense and matrix.ndim == 2 and matrix.is_floating_point() and matrix.numel()):
         raise CorruptFile(f"{name} has {tensor.dtype} of shape {list(tensor.shape)} for vectors")

@@ -1,4 +1,4 @@
-"""Words that call up what an adapter has learnt, from the metadata that trainers write."""
+"""Reads an adapter's trigger words from metadata written by trainers."""
 
 import json
 from collections import Counter
@@ -8,16 +8,16 @@ from pydantic import TypeAdapter, ValidationError
 
 _PHRASE = "modelspec.trigger_phrase"
 _TAGS = "ss_tag_frequency"
-_TAGS_KEPT = 10
+_MAX_WORDS = 10
 
 _COUNTS = TypeAdapter(dict[str, dict[str, int]])
 
 
 def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The stated phrase, or else the most frequent tags of the training set, ten at most.
+    """The trigger phrase, or else the ten most frequent tags of the training set.
 
-    Tags of several folders are counted together. What cannot be read counts as not there: it is
-    for show only.
+    Tags of several folders are counted together. Unreadable metadata is ignored, because trigger
+    words are for display only.
     """
     phrase = metadata.get(_PHRASE, "").strip()
     if phrase:
@@ -29,6 +29,6 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     counts: Counter[str] = Counter()
     for tags in folders.values():
         counts.update({tag.strip(): count for tag, count in tags.items()})
-    # By name where counts are equal: the file's order would be as good as random.
+    # Ties are sorted by name, because the file's order is arbitrary.
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(tag for tag, _ in ranked[:_TAGS_KEPT])
+    return tuple(tag for tag, _ in ranked[:_MAX_WORDS])

@@ -1,1 +1,1 @@
-"""Model files of every kind: listed, described, fetched, looked up by name."""
+"""Model files of every kind: listing, metadata, lookup by name, downloads."""

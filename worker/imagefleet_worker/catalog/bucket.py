@@ -1,4 +1,4 @@
-"""Model files in a bucket: what there is, which version, and its bytes."""
+"""Lists and reads model files in an S3 bucket."""
 
 import logging
 from collections import deque
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LISTING_S = 10
-"""A listing is believed for so long: a file that is replaced is noticed this late at most."""
+LISTING_TTL_S = 10
+"""Listings are cached this long, so a replaced file is noticed this late at most."""
 PART_BYTES = 16 * 2**20
-_PARTS_AT_ONCE = 4
-_FIRST_BYTES = 64 * 2**10
+_MAX_CONCURRENT_PARTS = 4
+_HEADER_GUESS_BYTES = 64 * 2**10
 _LENGTH_BYTES = 8
 
 _GONE = {"NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416"}
-# It lies encrypted by its owner's key, or archived: waiting for it helps nobody. That access is
-# denied may pass, as when credentials are renewed.
-_SEALED = {"InvalidRequest", "InvalidArgument", "400", "InvalidObjectState"}
+# Encrypted with its owner's key, or archived: retrying does not help. Denied access is not among
+# these: it may be temporary, as while credentials are rotated.
+_UNREADABLE = {"InvalidRequest", "InvalidArgument", "400", "InvalidObjectState"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class RemoteFile:
     """A version of an object.
 
     Attributes:
-        path: below the prefix, such as ``Lora/style.safetensors``.
+        path: relative to the prefix, such as ``Lora/style.safetensors``.
         etag: changes with the content.
         size_bytes: of the object.
         modified_ns: nanoseconds since the epoch; S3 knows whole seconds.
@@ -76,11 +76,11 @@ class ModelBucket:
         self._listed_s = -inf
         self._lock = Lock()
 
-    def listing(self, max_age_s: float = LISTING_S) -> tuple[RemoteFile, ...]:
-        """All objects under the prefix; as last seen while the store is away.
+    def listing(self, max_age_s: float = LISTING_TTL_S) -> tuple[RemoteFile, ...]:
+        """All objects under the prefix; the last known listing while the store is unavailable.
 
         Raises:
-            StorageUnavailable: it is away, and was never seen.
+            StorageUnavailable: the store is unavailable and there is no earlier listing.
         """
         with self._lock:
             if self._listing is None or monotonic() > self._listed_s + max_age_s:
@@ -89,26 +89,30 @@ class ModelBucket:
                 except StorageUnavailable as exc:
                     if self._listing is None:
                         raise
-                    logger.warning("models as last seen: %s", exc, extra={"action": "list_models"})
+                    logger.warning(
+                        "using the last known model listing: %s",
+                        exc,
+                        extra={"action": "list_models"},
+                    )
                 self._listed_s = monotonic()
             return self._listing
 
     def read(self, file: RemoteFile, start: int, end: int) -> bytes:
-        """Bytes of just this version, ``end`` excluded.
+        """Read a byte range of exactly this version, ``end`` excluded.
 
         Raises:
-            StorageUnavailable: the store is away or denies access, or the object was replaced or
-                removed: then what is found next is another.
-            FileUnavailable: it is encrypted by a key that the store does not have, or archived.
+            StorageUnavailable: the store is unavailable or denies access, or the object was
+                replaced or removed, in which case the listing is refreshed.
+            FileUnavailable: it is encrypted with a key that the store lacks, or archived.
         """
-        with self._translated(file):
-            answer = self._s3.get_object(
+        with self._s3_errors_translated(file):
+            response = self._s3.get_object(
                 Bucket=self._bucket,
                 Key=self._key(file),
                 IfMatch=file.etag,
                 Range=f"bytes={start}-{end - 1}",
             )
-            content = answer["Body"].read()
+            content = response["Body"].read()
         if len(content) != end - start:
             raise StorageUnavailable(
                 f"{self.url_of(file)}: {len(content)} bytes instead of {end - start}"
@@ -116,10 +120,10 @@ class ModelBucket:
         return content
 
     def read_header(self, file: RemoteFile) -> bytes:
-        """Its first bytes, and of a .safetensors file the whole header; raises as `read`."""
+        """The first bytes, including the whole header of a .safetensors file; raises as `read`."""
         if not file.size_bytes:
             return b""
-        content = self.read(file, 0, min(file.size_bytes, _FIRST_BYTES))
+        content = self.read(file, 0, min(file.size_bytes, _HEADER_GUESS_BYTES))
         length = int.from_bytes(content[:_LENGTH_BYTES], "little")
         end = min(file.size_bytes, _LENGTH_BYTES + length)
         if length <= MAX_HEADER_BYTES and end > len(content):
@@ -127,26 +131,26 @@ class ModelBucket:
         return content
 
     def chunks(self, file: RemoteFile, start: int) -> Iterator[bytes]:
-        """The version's bytes from `start` on, in order; some parts are fetched ahead.
+        """The version's bytes from `start` on, in order; some parts are prefetched.
 
         Raises as `read`.
         """
-        pool = ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="fetch")
-        coming: deque[Future[bytes]] = deque()
+        pool = ThreadPoolExecutor(_MAX_CONCURRENT_PARTS, thread_name_prefix="fetch")
+        pending: deque[Future[bytes]] = deque()
         try:
             for offset in range(start, file.size_bytes, PART_BYTES):
                 end = min(offset + PART_BYTES, file.size_bytes)
-                coming.append(pool.submit(self.read, file, offset, end))
-                if len(coming) > _PARTS_AT_ONCE:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+                pending.append(pool.submit(self.read, file, offset, end))
+                if len(pending) > _MAX_CONCURRENT_PARTS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
     def head(self, file: RemoteFile) -> "HeadObjectOutputTypeDef":
-        """What the store says of just this version, checksums included; raises as `read`."""
-        with self._translated(file):
+        """The object metadata of exactly this version, with checksums; raises as `read`."""
+        with self._s3_errors_translated(file):
             return self._s3.head_object(
                 Bucket=self._bucket,
                 Key=self._key(file),
@@ -155,12 +159,12 @@ class ModelBucket:
             )
 
     def url_of(self, file: RemoteFile) -> str:
-        """The object's address, for messages."""
+        """The object's URL, for messages."""
         return f"{self.url}/{file.path}"
 
     def _list(self) -> Iterator[RemoteFile]:
         pages = self._s3.get_paginator("list_objects_v2")
-        with self._translated():
+        with self._s3_errors_translated():
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for entry in page.get("Contents", []):
                     assert "Key" in entry, "S3 names every object"
@@ -168,7 +172,7 @@ class ModelBucket:
                     assert "LastModified" in entry, "and its time"
                     key = entry["Key"].removeprefix(self._prefix)
                     path = PurePosixPath(key)
-                    # What is no path as a model folder has them ("a//b", "folder/") is no model.
+                    # Keys that are not plain file paths ("a//b", "folder/") are skipped.
                     if path.parts and str(path) == key:
                         yield RemoteFile(
                             path=path,
@@ -181,7 +185,7 @@ class ModelBucket:
         return f"{self._prefix}{file.path}"
 
     @contextmanager
-    def _translated(self, file: RemoteFile | None = None) -> Generator[None]:
+    def _s3_errors_translated(self, file: RemoteFile | None = None) -> Generator[None]:
         name = self.url if file is None else self.url_of(file)
         try:
             yield
@@ -190,7 +194,7 @@ class ModelBucket:
             if file is not None and code in _GONE:
                 self._listed_s = -inf
                 raise StorageUnavailable(f"{name} was replaced or removed just now") from exc
-            if file is not None and code in _SEALED:
+            if file is not None and code in _UNREADABLE:
                 raise FileUnavailable(f"{name} cannot be read: {exc}") from exc
             raise StorageUnavailable(f"{name}: {exc}") from exc
         except BotoCoreError as exc:

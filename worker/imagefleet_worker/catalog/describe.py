@@ -1,4 +1,4 @@
-"""What models say of themselves, read once for each version of a file."""
+"""Adds metadata to model files, read once for each version of a file."""
 
 import logging
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class MetadataReader:
-    """Fills in facts; safe to use from several threads.
+    """Reads and caches the metadata of model files; thread-safe.
 
     Args:
-        remote: where files of a bucket are read.
+        remote: reads files of a bucket; None without one.
     """
 
     def __init__(self, remote: RemoteModels | None) -> None:
@@ -30,12 +30,12 @@ class MetadataReader:
         self._warned: set[Version] = set()
 
     def with_metadata(self, files: Sequence[ModelFile]) -> list[ModelFile]:
-        """The files with their facts; with neither facts nor a fault: they do not load here.
+        """The files with their metadata; those with neither metadata nor an error are unsupported.
 
-        What could not be read has a fault, and is read again the next time.
+        Files that could not be read have an error, and are retried on the next call.
         """
         unknown = [file for file in files if file.version not in self._known]
-        faults: dict[Version, ImagefleetError] = {}
+        errors: dict[Version, ImagefleetError] = {}
         for file, peeked in zip(unknown, self._peek(unknown), strict=True):
             try:
                 self._known[file.version] = _read(peeked, file)
@@ -43,18 +43,18 @@ class MetadataReader:
                 self._known[file.version] = None
                 self._warn(file, exc)
             except (FileUnavailable, StorageUnavailable) as exc:
-                faults[file.version] = exc
+                errors[file.version] = exc
                 self._warn(file, exc)
         return [
-            replace(file, metadata=self._known.get(file.version), fault=faults.get(file.version))
+            replace(file, metadata=self._known.get(file.version), error=errors.get(file.version))
             for file in files
         ]
 
     def reread(self, file: ModelFile) -> ModelFile:
-        """A file that does not load with its facts, if it was mended.
+        """Read the metadata again, in case an unsupported file was repaired.
 
         Raises:
-            CorruptFile: it was not.
+            CorruptFile: it still does not load.
             FileUnavailable, StorageUnavailable: it cannot be read.
         """
         [peeked] = self._peek([file])
@@ -62,7 +62,7 @@ class MetadataReader:
         return replace(file, metadata=metadata)
 
     def _peek(self, files: Sequence[ModelFile]) -> Sequence[Path | ImagefleetError]:
-        """Where their facts are read from, or why they cannot be."""
+        """Paths to read the metadata from, or the errors that prevent it."""
         if self._remote is None or not files:
             return [file.path for file in files]
         return self._remote.peek_all(files)
@@ -76,7 +76,7 @@ class MetadataReader:
 def _read(peeked: Path | ImagefleetError, file: ModelFile) -> ModelMetadata:
     if isinstance(peeked, ImagefleetError):
         raise peeked
-    # Imported for the first file: it loads torch, and a worker without model files needs none.
+    # Imported on first use: it loads torch, which a worker without model files does not need.
     from imagefleet_worker.catalog.metadata import read_metadata
 
     return read_metadata(peeked, file.kind)

@@ -1,4 +1,4 @@
-"""Fetched models on local disk, shared by all workers of a host."""
+"""Local disk cache of downloaded models, shared by all workers of a host."""
 
 import fcntl
 import logging
@@ -16,23 +16,23 @@ from imagefleet_worker import metrics
 logger = logging.getLogger(__name__)
 
 LOCK_POLL_S = 0.1
-SPARED_S = 120
-"""What was used so lately stays though the budget be exceeded: it may be wanted next."""
+EVICTION_GRACE_S = 120
+"""Versions used this recently are not evicted even over budget: they may be needed next."""
 
 _RESERVED = ".reserved"
-"""A file in a version's folder, empty on disk and as long as the version will be."""
+"""A sparse file in a version's folder, as long as the complete version will be."""
 
 
 class DiskCache:
-    """Folders of one model version each, least recently used out first.
+    """An LRU cache of folders, one for each model version.
 
-    A folder's own time is when it was used last. Locks are files of their own, taken by `flock`, so
-    that they end with their process; they hold between processes and between threads. A version has
-    two: shared by who uses it against who removes it, and between those who would fill it.
+    A folder's modification time is its last use. Locks are separate files, taken by `flock`: they
+    exclude processes and threads, and are released when a process dies. A version has two: one is
+    held shared by users and exclusively for removal, the other is held while it is downloaded.
 
     Args:
         root: of the cache; the same for all workers of a host.
-        budget_bytes: for all versions together; one alone may be larger.
+        budget_bytes: size limit of all versions; a single one may exceed it.
     """
 
     def __init__(self, root: Path, budget_bytes: int) -> None:
@@ -41,21 +41,21 @@ class DiskCache:
         self._budget_bytes = budget_bytes
 
     def folder(self, version: str) -> Path:
-        """Where a version lies, if it does."""
+        """The folder of a version, which need not exist."""
         return self._versions / version
 
     @contextmanager
     def pinned(self, version: str) -> Generator[None]:
-        """Keep everybody from removing the folder of a version, as others may at the same time.
+        """Prevent the eviction of a version; several users may pin it at once.
 
-        It is made if need be, and counts as used.
+        The folder is created if needed, and marked as used.
 
         Raises:
             FileUnavailable: the disk is full, or cannot be read or written.
         """
         with self._lock_file(version) as lock:
             with self.os_errors_translated():
-                # Waits where it is just being removed.
+                # Blocks while the version is being removed.
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 folder = self.folder(version)
                 folder.mkdir(parents=True, exist_ok=True)
@@ -63,24 +63,24 @@ class DiskCache:
             yield
 
     @contextmanager
-    def filling(self, version: str, waiting: Callable[[], None]) -> Generator[None]:
-        """Be the only one who fills the folder of a version, which the caller has `kept`.
+    def fill_lock(self, version: str, while_waiting: Callable[[], None]) -> Generator[None]:
+        """Hold the exclusive lock to fill the folder of a version, which the caller has `pinned`.
 
         Args:
-            waiting: called now and then while another holds the lock; it may raise.
+            while_waiting: called repeatedly while another holds the lock; it may raise.
 
         Raises:
-            FileUnavailable: the disk is full, or cannot be read or written, in the body too.
+            FileUnavailable: the disk is full, or cannot be read or written, also in the body.
         """
         with self._lock_file(f"{version}.fill") as lock, self.os_errors_translated():
-            while not _taken(lock):
-                waiting()
+            while not _try_lock(lock):
+                while_waiting()
                 sleep(LOCK_POLL_S)
             yield
 
     @contextmanager
     def os_errors_translated(self) -> Generator[None]:
-        """Say what the operating system refuses in the body as `FileUnavailable`."""
+        """Translate `OSError` from the body to `FileUnavailable`."""
         try:
             yield
         except OSError as exc:
@@ -90,13 +90,13 @@ class DiskCache:
 
     @contextmanager
     def reserved(self, version: str, size_bytes: int) -> Generator[None]:
-        """Have room for a version that is being filled: others count all its bytes in the body.
+        """Reserve space for a version being filled: in the body its full size counts.
 
-        Versions that were not used for longest are removed until it fits the budget. Where its
-        process is killed in the body, it counts so until it is filled or removed.
+        Least recently used versions are evicted to fit the budget. If the process is killed in the
+        body, the reservation stays until the version is filled or removed.
 
         Args:
-            size_bytes: of the version, with what lies in its folder already.
+            size_bytes: of the complete version.
 
         Raises:
             FileUnavailable: the disk is full, or cannot be read or written.
@@ -107,20 +107,20 @@ class DiskCache:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 reserved.touch()
                 os.truncate(reserved, size_bytes)
-            self._make_room()
+            self._evict_to_fit()
         try:
             yield
         finally:
             reserved.unlink(missing_ok=True)
 
-    def _make_room(self) -> None:
-        used = {folder: _bytes_of(folder) for folder in self._by_last_use()}
-        total = sum(used.values())
-        for folder, own in used.items():
+    def _evict_to_fit(self) -> None:
+        sizes = {folder: _bytes_of(folder) for folder in self._by_last_use()}
+        total = sum(sizes.values())
+        for folder, size in sizes.items():
             if total <= self._budget_bytes:
                 break
             if self._remove(folder):
-                total -= own
+                total -= size
         metrics.MODEL_DISK_BYTES.set(total)
 
     def _by_last_use(self) -> list[Path]:
@@ -129,10 +129,10 @@ class DiskCache:
 
     def _remove(self, folder: Path) -> bool:
         with self._lock_file(folder.name) as lock:
-            if not _taken(lock) or _last_use(folder) > time() - SPARED_S:
+            if not _try_lock(lock) or _last_use(folder) > time() - EVICTION_GRACE_S:
                 return False
             rmtree(folder, ignore_errors=True)
-        logger.info("removed %s from disk", folder.name, extra={"action": "evict_model"})
+        logger.info("evicted %s from disk", folder.name, extra={"action": "evict_model"})
         return True
 
     def _lock_file(self, name: str) -> TextIO:
@@ -141,7 +141,7 @@ class DiskCache:
             return (self._locks / name).open("w")
 
 
-def _taken(lock: TextIO) -> bool:
+def _try_lock(lock: TextIO) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -157,7 +157,7 @@ def _last_use(folder: Path) -> float:
 
 
 def _bytes_of(folder: Path) -> int:
-    """On disk, where of a sparse file only what was written counts; or reserved, if more."""
+    """Allocated bytes (of a sparse file only what was written), or the reservation if larger."""
     blocks = reserved = 0
     for path in folder.rglob("*"):
         try:

@@ -1,4 +1,4 @@
-"""An object of the bucket, downloaded to a file and checked."""
+"""Downloads an object of the bucket to a file and verifies it."""
 
 import hashlib
 import logging
@@ -17,25 +17,27 @@ logger = logging.getLogger(__name__)
 _REREAD_BYTES = 2**20
 
 
-def download(bucket: ModelBucket, file: RemoteFile, part: Path, step: Callable[[], None]) -> str:
-    """Have all of the object in `part`, beginning with what an earlier download left there.
+def download(
+    bucket: ModelBucket, file: RemoteFile, part: Path, on_progress: Callable[[], None]
+) -> str:
+    """Download the object to `part`, resuming an interrupted download.
 
     Args:
-        part: stays, to be gone on with, where the bucket breaks off or `step` raises.
-        step: called at the beginning and whenever the file has grown.
+        part: kept for resuming if the bucket fails or `on_progress` raises.
+        on_progress: called at the start and whenever the file has grown.
 
     Returns:
         Its SHA-256 in hexadecimal.
 
     Raises:
-        CorruptFile: it is not what is published of it.
-        StorageUnavailable: the bucket is away, the object was replaced, or what was left of an
-            earlier download was damaged.
+        CorruptFile: it does not match its published checksum or size.
+        StorageUnavailable: the bucket is unavailable, the object was replaced, or the part that
+            was resumed was damaged (it is deleted).
     """
     started_s = monotonic()
-    step()
+    on_progress()
     published = read_checksums(bucket, file)
-    # Without a hash, nobody could tell what a crash of the host left in a broken download.
+    # Without a hash, damage to the part from a crash of the host would go unnoticed.
     if part.exists() and not published.known:
         part.unlink()
     digest = _Digest(published)
@@ -47,17 +49,19 @@ def download(bucket: ModelBucket, file: RemoteFile, part: Path, step: Callable[[
         for chunk in bucket.chunks(file, resumed_at):
             stream.write(chunk)
             digest.update(chunk)
-            step()
+            on_progress()
         size_bytes = stream.tell()
         stream.flush()
         os.fsync(stream.fileno())
-    fault = digest.fault()
-    if fault or size_bytes != file.size_bytes:
+    mismatch = digest.mismatch()
+    if mismatch or size_bytes != file.size_bytes:
         part.unlink()
         url = bucket.url_of(file)
         if resumed_at:
-            raise StorageUnavailable(f"{url}: what was fetched before is damaged; fetched anew")
-        raise CorruptFile(f"{url} is damaged: {fault}")
+            raise StorageUnavailable(
+                f"{url}: the interrupted download was damaged and is fetched anew"
+            )
+        raise CorruptFile(f"{url} is damaged: {mismatch}")
     metrics.MODEL_FETCHES.inc()
     metrics.MODEL_FETCHED_BYTES.inc(size_bytes - resumed_at)
     seconds = monotonic() - started_s
@@ -71,8 +75,8 @@ def download(bucket: ModelBucket, file: RemoteFile, part: Path, step: Callable[[
     return digest.sha256
 
 
-def bytes_there(part: Path) -> int:
-    """How much a download has so far; 0 where it has not begun, or is done and was renamed."""
+def downloaded_bytes(part: Path) -> int:
+    """Bytes downloaded so far; 0 if not started, or if complete and renamed."""
     try:
         return part.stat().st_size
     except FileNotFoundError:
@@ -80,7 +84,7 @@ def bytes_there(part: Path) -> int:
 
 
 class _Digest:
-    """Of a content that comes by and by; MD5 only where nothing better is published."""
+    """Incremental digest of a download; MD5 only if no SHA-256 is published."""
 
     def __init__(self, published: Checksums) -> None:
         self._published = published
@@ -98,8 +102,8 @@ class _Digest:
     def sha256(self) -> str:
         return self._sha256.hexdigest()
 
-    def fault(self) -> str | None:
-        """How the content differs from what is published of it."""
+    def mismatch(self) -> str | None:
+        """How the content differs from the published checksum; None if it matches."""
         if self._published.sha256 not in (None, self.sha256):
             return f"its SHA-256 is {self.sha256}, published is {self._published.sha256}"
         if self._md5 is not None and self._md5.hexdigest() != self._published.md5:

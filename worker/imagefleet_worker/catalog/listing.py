@@ -1,4 +1,4 @@
-"""Which files and folders under a model folder count as models of a kind."""
+"""Which files and folders under a model folder are models, and of which kind."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -8,9 +8,9 @@ from imagefleet_shared.errors import FileUnavailable
 from imagefleet_worker.weights.diffusers_index import INDEX
 
 NamedKind = Literal["checkpoint", "lora", "embedding", "upscaler", "face"]
-"""What requests ask for by name; `face`: a face restorer."""
+"""Kinds that requests name; `face` is a face restorer."""
 Kind = NamedKind | Literal["face_part"]
-"""And what these need beside them: `face_part`, a face detector or parser."""
+"""Also the models that face restorers depend on: `face_part`, a face detector or parser."""
 
 _FOLDERS: dict[str, Kind] = {
     "checkpoints": "checkpoint",
@@ -32,7 +32,7 @@ _FOLDERS: dict[str, Kind] = {
     "restoreformer": "face",
 }
 _SUFFIXES: dict[Kind, set[str]] = {
-    # Pickles are listed so that asking for one says why it is refused.
+    # Pickles are included so that requesting one raises an error with the reason.
     "checkpoint": {".safetensors", ".ckpt", ".pt", ".pth"},
     "lora": {".safetensors", ".pt", ".bin"},
     "embedding": {".safetensors", ".pt", ".bin"},
@@ -41,31 +41,31 @@ _SUFFIXES: dict[Kind, set[str]] = {
     "face_part": {".safetensors", ".pth"},
 }
 _FACE_PARTS = ("detection_", "parsing_")
-"""How facexlib names those files, which A1111 keeps among its restorers."""
+"""Prefixes of facexlib's file names; A1111 stores them beside its face restorers."""
 
 
 def model_paths(root: Path, kind: Kind) -> list[Path]:
-    """The models of a kind: files, and for checkpoints diffusers folders too; resolved, each once.
+    """The models of a kind: files and, for checkpoints, diffusers folders; resolved and unique.
 
-    Hidden entries, links to folders, and links that lead out of the root are left out.
+    Hidden entries, links to folders, and links that lead out of the root are skipped.
 
     Raises:
         FileUnavailable: the root or a folder in it cannot be read.
     """
-    home = root.resolve()
+    real_root = root.resolve()
     found: set[Path] = set()
     try:
-        for folder in home.iterdir():
+        for folder in real_root.iterdir():
             known = _FOLDERS.get(folder.name.lower())
             if known == ("face" if kind == "face_part" else kind) and _is_real_folder(folder):
                 found.update(path.resolve() for path in _walk(folder, kind))
     except OSError as exc:
         raise FileUnavailable(f"the model folder {root} cannot be read: {exc}") from exc
-    return sorted(path for path in found if path.is_relative_to(home))
+    return sorted(path for path in found if path.is_relative_to(real_root))
 
 
 def model_kind(path: PurePosixPath) -> Kind | None:
-    """What a file is for by its path below a model folder; None where it is no model."""
+    """The kind of a file by its path below a model folder; None if it is not a model."""
     kind = _FOLDERS.get(path.parts[0].lower())
     hidden = any(part.startswith(".") for part in path.parts)
     if kind is None or hidden or len(path.parts) < 2:
@@ -76,7 +76,7 @@ def model_kind(path: PurePosixPath) -> Kind | None:
 
 
 def diffusers_folders(paths: Iterable[PurePosixPath]) -> set[PurePosixPath]:
-    """The diffusers folders among the checkpoints, by the files below a model folder."""
+    """The diffusers folders among the checkpoints, given all files below a model folder."""
     return {
         path.parent
         for path in paths

@@ -1,4 +1,4 @@
-"""Reads what a model file says of itself, without loading it for use."""
+"""Reads the metadata of a model file without loading the model."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from imagefleet_worker.weights.safetensors_header import read_header
 
 
 def read_metadata(path: Path, kind: Kind) -> ModelMetadata:
-    """Read a file's facts.
+    """Read the metadata of a model file.
 
     Raises:
         CorruptFile: damaged, unsupported, or of another kind.
@@ -35,7 +35,7 @@ def read_metadata(path: Path, kind: Kind) -> ModelMetadata:
             embedding = load_embedding(path)
             return ModelMetadata(
                 family="sdxl" if "text_encoder_2" in embedding.vectors else "sd1",
-                forms=(f"{embedding.length} vectors",),
+                forms=(f"{embedding.num_tokens} vectors",),
                 trigger_words=(embedding.name,),
             )
         case "face":

@@ -1,4 +1,4 @@
-"""Whole files read: for their hash, and so that a load which follows waits for no disk."""
+"""Reads files ahead: hashes them, and warms the page cache for the load that follows."""
 
 import hashlib
 import logging
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class ReadAhead:
-    """Brings checkpoints into the page cache on the threads of jobs that wait for their turn.
+    """Reads checkpoints into the page cache on the threads of queued jobs.
 
-    It reads and hashes, which takes nothing from the engine's thread; it computes no tensors.
+    It only reads and hashes, which does not slow down the engine's thread.
 
     Args:
-        sha256: hashes a file, unless that was done before.
+        sha256: hashes a file, or returns the cached hash.
     """
 
     def __init__(self, sha256: Callable[[ModelFile], str | None]) -> None:
@@ -26,23 +26,23 @@ class ReadAhead:
         self._loaded: set[ModelFile] = set()
         self._being_read: set[ModelFile] = set()
 
-    def loaded(self, file: ModelFile) -> None:
-        """Take note that a checkpoint is in memory: nobody need read it."""
+    def mark_loaded(self, file: ModelFile) -> None:
+        """Record that a checkpoint is in memory, so that it is not read."""
         self._loaded.add(file)
 
-    def unloaded(self, file: ModelFile) -> None:
-        """Take note that it is no more."""
+    def mark_unloaded(self, file: ModelFile) -> None:
+        """Record that a checkpoint is no longer in memory."""
         self._loaded.discard(file)
 
     def read(self, files: Iterable[ModelFile]) -> None:
-        """Read the checkpoints among the files that are not loaded; what cannot be read is left."""
+        """Read the checkpoints among the files that are not loaded; errors are only logged."""
         for file in files:
             if file.kind == "checkpoint" and file not in self._loaded | self._being_read:
                 self._being_read.add(file)
                 try:
                     self._read(file)
                 except ImagefleetError as exc:
-                    # Whoever loads it says the same, if it matters.
+                    # If it matters, loading the file raises the same error.
                     logger.warning("%s is not read ahead: %s", file.name, exc)
                 finally:
                     self._being_read.discard(file)
@@ -68,7 +68,7 @@ def sha256_of(path: Path) -> str:
 
 
 def load_into_page_cache(path: Path) -> None:
-    """Have the operating system read a file into its page cache; returns before it is there.
+    """Ask the operating system to read a file into its page cache; does not wait for it.
 
     Raises:
         FileUnavailable: the file cannot be opened.

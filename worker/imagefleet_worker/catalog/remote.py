@@ -1,4 +1,4 @@
-"""Models of a bucket: described by their first bytes, fetched once per host, checked, kept."""
+"""Models of a bucket: listed, inspected by their headers, and fetched once per host."""
 
 import hashlib
 from collections.abc import Callable, Generator, Sequence
@@ -10,30 +10,30 @@ from tempfile import NamedTemporaryFile
 from imagefleet_shared.errors import FileUnavailable, ImagefleetError
 from imagefleet_shared.settings import StorageSettings
 from imagefleet_shared.status import Stage
-from imagefleet_worker.catalog.bucket import LISTING_S, ModelBucket, RemoteFile
+from imagefleet_worker.catalog.bucket import LISTING_TTL_S, ModelBucket, RemoteFile
 from imagefleet_worker.catalog.disk_cache import DiskCache
-from imagefleet_worker.catalog.download import bytes_there, download
+from imagefleet_worker.catalog.download import download, downloaded_bytes
 from imagefleet_worker.catalog.listing import Kind, diffusers_folders, model_kind
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.weights.safetensors_header import is_safetensors
 
 FetchProgress = Callable[[Stage, int, int], None]
-"""Takes the stage, and the megabytes that are there and that there will be; raises to give up."""
+"""Called with the stage, megabytes downloaded and megabytes in total; may raise to cancel."""
 
 _MB = 10**6
-_PEEKS_AT_ONCE = 8
+_MAX_CONCURRENT_PEEKS = 8
 
 
 def null_progress(stage: Stage, step: int, steps: int) -> None:
-    """Tells nobody."""
+    """Report nothing."""
 
 
 def open_remote(settings: WorkerSettings, storage: StorageSettings) -> "RemoteModels | None":
-    """The bucket that the settings name; None where they name none.
+    """The bucket that the settings name; None if there is none.
 
     Raises:
-        ImagefleetError: `models_url` is no `s3://bucket[/prefix]`.
+        ImagefleetError: `models_url` is not `s3://bucket[/prefix]`.
     """
     if settings.models_url is None:
         return None
@@ -42,24 +42,24 @@ def open_remote(settings: WorkerSettings, storage: StorageSettings) -> "RemoteMo
 
 
 class RemoteModels:
-    """The models of a bucket that one host uses; safe to share between threads.
+    """The models of a bucket, cached on this host's disk; thread-safe.
 
     Args:
-        bucket: where they are.
-        disk: where they are fetched to.
+        bucket: source of the files.
+        disk: cache that they are fetched to.
     """
 
     def __init__(self, bucket: ModelBucket, disk: DiskCache) -> None:
         self._bucket = bucket
         self._disk = disk
 
-    def files(self, kind: Kind, max_age_s: float = LISTING_S) -> list[ModelFile]:
-        """The objects that are models of a kind by A1111's folders; no parts of diffusers folders.
+    def files(self, kind: Kind, max_age_s: float = LISTING_TTL_S) -> list[ModelFile]:
+        """The models of a kind, by A1111's folder identity; without files of diffusers folders.
 
-        Their facts are not filled in.
+        Their metadata is not filled in.
 
         Raises:
-            StorageUnavailable: the bucket is away and was never seen.
+            StorageUnavailable: the bucket is unavailable and was never listed.
         """
         listing = self._bucket.listing(max_age_s)
         folders = diffusers_folders(remote.path for remote in listing)
@@ -67,7 +67,7 @@ class RemoteModels:
             ModelFile(
                 name=remote.path.stem,
                 kind=kind,
-                path=self._place(remote),
+                path=self._local_path(remote),
                 size_bytes=remote.size_bytes,
                 modified_ns=remote.modified_ns,
                 metadata=None,
@@ -78,10 +78,10 @@ class RemoteModels:
         ]
 
     def refuse_folder(self, name: str) -> None:
-        """Say why a diffusers folder of the bucket is no model, if one has that name.
+        """Refuse a diffusers folder of the bucket, if one has that name.
 
         Raises:
-            FileUnavailable: one has.
+            FileUnavailable: there is one; only single files are supported in a bucket.
         """
         for folder in diffusers_folders(file.path for file in self._bucket.listing()):
             if folder.name == name:
@@ -91,11 +91,11 @@ class RemoteModels:
                 )
 
     def url(self, path: PurePosixPath) -> str:
-        """Of what lies below the prefix."""
+        """The URL of a path below the prefix."""
         return f"{self._bucket.url}/{path}"
 
     def peek(self, file: ModelFile) -> Path:
-        """A file with all that the model's facts are read from: its header, if it has one.
+        """A local file with enough content to read the metadata: the header, if it has one.
 
         Files without one are fetched: embeddings, and LoRAs and face restorers that are pickles.
 
@@ -112,47 +112,47 @@ class RemoteModels:
         return header
 
     def peek_all(self, files: Sequence[ModelFile]) -> list[Path | ImagefleetError]:
-        """What `peek` gives or raises for each; several at once, when a whole bucket is new."""
-        with ThreadPoolExecutor(_PEEKS_AT_ONCE, thread_name_prefix="peek") as pool:
+        """What `peek` returns or raises for each file; runs several concurrently."""
+        with ThreadPoolExecutor(_MAX_CONCURRENT_PEEKS, thread_name_prefix="peek") as pool:
             return list(pool.map(self._peek_or_error, files))
 
     def fetch(self, file: ModelFile, report: FetchProgress = null_progress) -> Path:
-        """The file on local disk, whole and checked; whoever comes first fetches it for the host.
+        """The verified file on local disk; it is downloaded once per host.
 
         Args:
             file: of this bucket.
-            tell: hears how it comes along; what it raises ends the waiting or the fetching, and
-                what was fetched so far is gone on with by the next.
+            report: called with the progress; if it raises, waiting or downloading stops, and the
+                next call resumes the download.
 
         Raises:
-            CorruptFile: it is not what is published of it.
-            StorageUnavailable: the bucket is away, or the object was replaced or removed.
-            FileUnavailable: the object is sealed, or the local disk full or out of order.
+            CorruptFile: the file does not match its published checksum.
+            StorageUnavailable: the bucket is unavailable, or the object was replaced or removed.
+            FileUnavailable: the object is unreadable, or the local disk is full or failing.
         """
         with self.pinned(file, report) as path:
             return path
 
     @contextmanager
     def pinned(self, file: ModelFile, report: FetchProgress = null_progress) -> Generator[Path]:
-        """The file on local disk as `fetch` gives it, and there until the context ends."""
+        """As `fetch`; the file is not evicted until the context ends."""
         remote = file.remote
         assert remote is not None, "local files need no fetching"
-        version, path = self._version(remote), self._place(remote)
+        version, path = self._version(remote), self._local_path(remote)
         part = path.with_name(f".{path.name}.part")
 
-        def told() -> None:
-            report("load", bytes_there(part) // _MB, remote.size_bytes // _MB)
+        def report_progress() -> None:
+            report("load", downloaded_bytes(part) // _MB, remote.size_bytes // _MB)
 
         with self._disk.pinned(version):
             if not path.exists():
-                with self._disk.filling(version, told):
-                    self._fill(remote, part, told)
+                with self._disk.fill_lock(version, report_progress):
+                    self._fill(remote, part, report_progress)
             yield path
 
     def sha256(self, file: ModelFile) -> str | None:
-        """Of the fetched file, hexadecimal; None while it is not on this host."""
+        """SHA-256 of the fetched file in hexadecimal; None if it is not on this host."""
         try:
-            return _digest_of(file.path).read_text()
+            return _digest_path(file.path).read_text()
         except FileNotFoundError:
             return None
 
@@ -163,37 +163,37 @@ class RemoteModels:
             return exc
 
     def _fill(self, file: RemoteFile, part: Path, on_progress: Callable[[], None]) -> None:
-        path = self._place(file)
+        path = self._local_path(file)
         if path.exists():
             return
         with self._disk.reserved(self._version(file), file.size_bytes):
-            _digest_of(path).write_text(download(self._bucket, file, part, on_progress))
+            _digest_path(path).write_text(download(self._bucket, file, part, on_progress))
             part.rename(path)
 
-    def _place(self, file: RemoteFile) -> Path:
-        """Where the version lies once it is fetched."""
+    def _local_path(self, file: RemoteFile) -> Path:
+        """The path of the version once it is fetched."""
         return self._disk.folder(self._version(file)) / file.path.name
 
     def _header(self, file: RemoteFile) -> Path:
-        """A sparse file of the object's name and size, of which only its header is filled in."""
+        """A sparse file with the object's name and size that contains only its header."""
         version = self._version(file)
         path = self._disk.folder(version) / ".header" / file.path.name
-        whole = self._place(file)
-        if whole.exists() or path.exists():
-            return whole if whole.exists() else path
+        complete = self._local_path(file)
+        if complete.exists() or path.exists():
+            return complete if complete.exists() else path
         content = self._bucket.read_header(file)
         with self._disk.pinned(version), self._disk.os_errors_translated():
             path.parent.mkdir(exist_ok=True)
-            with NamedTemporaryFile(dir=path.parent, delete=False) as unnamed:
-                unnamed.write(content)
-                unnamed.truncate(file.size_bytes)
-            Path(unnamed.name).rename(path)
+            with NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
+                temporary.write(content)
+                temporary.truncate(file.size_bytes)
+            Path(temporary.name).rename(path)
         return path
 
     def _version(self, file: RemoteFile) -> str:
-        names = f"{self.url(file.path)}\0{file.etag}\0{file.size_bytes}"
-        return hashlib.sha256(names.encode()).hexdigest()[:32]
+        identity = f"{self.url(file.path)}\0{file.etag}\0{file.size_bytes}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
-def _digest_of(path: Path) -> Path:
+def _digest_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.sha256")

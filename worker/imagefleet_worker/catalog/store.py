@@ -1,9 +1,9 @@
-"""The models of a worker, by name: what is in its model folder and its bucket, and nothing else.
+"""Looks up a worker's models by name, in its model folder and its bucket only.
 
-Read are the subfolders ``checkpoints``, ``loras``, ``embeddings``, ``upscalers`` and ``faces``, and
-A1111's own names for them, at any depth; upper and lower case count the same. A model's name is its
-file's name without the suffix, or the name of a diffusers folder. Names are looked up in a listing
-and never become part of a path.
+The subfolders ``checkpoints``, ``loras``, ``embeddings``, ``upscalers`` and ``faces``, and A1111's
+names for them, are searched recursively; case is ignored. A model's name is its file's name without
+the suffix, or the name of a diffusers folder. Names are looked up in a listing and never become
+part of a path.
 """
 
 import re
@@ -40,15 +40,15 @@ _UNKNOWN = {
 
 
 class ModelStore:
-    """Finds models under one folder, which every call sees as it is now, and in a bucket.
+    """Finds models in a folder, which is scanned on every call, and in a bucket.
 
-    A name means one file: one in the folder and one in the bucket are two. Links that lead out of
-    the folder, and links to folders, are ignored. Headers and digests are read once for each
-    version of a file. Safe to use from several threads.
+    Names must be unique across the folder and the bucket. Links that lead out of the folder, and
+    links to folders, are ignored. Headers and digests are read once for each version of a file.
+    Thread-safe.
 
     Args:
-        root: the model folder. Beside a bucket it need not be there.
-        remote: what is in the bucket; None: there is none.
+        root: the model folder; with a bucket it need not exist.
+        remote: the models of the bucket; None without one.
     """
 
     def __init__(self, root: Path, remote: RemoteModels | None = None) -> None:
@@ -59,54 +59,55 @@ class ModelStore:
         self._digests: dict[Version, str] = {}
         self.read_ahead = ReadAhead(self.sha256)
 
-    def listed(self, kind: Kind) -> tuple[ModelFile, ...]:
-        """The models of a kind that load here, by name; ambiguous names are left out.
+    def list_models(self, kind: Kind) -> tuple[ModelFile, ...]:
+        """The usable models of a kind, sorted by name; ambiguous names are left out.
 
         Raises:
             FileUnavailable: the model folder cannot be read.
-            StorageUnavailable: the bucket is away and was never seen.
+            StorageUnavailable: the bucket is unavailable and was never listed.
         """
-        return tuple(file for file in self.named(kind) if not file.fault)
+        return tuple(file for file in self.list_candidates(kind) if not file.error)
 
-    def named(self, kind: Kind, family: Family | None = None) -> tuple[ModelFile, ...]:
-        """As `listed`, and those of which it is not known whether they load: see their `fault`.
+    def list_candidates(self, kind: Kind, family: Family | None = None) -> tuple[ModelFile, ...]:
+        """As `list_models`, and also the models with an `error`, which may be valid.
 
-        With a family, files for another are passed over.
+        With a family, files known to be for another one are skipped.
         """
-        table: dict[str, list[ModelFile]] = {}
+        by_name: dict[str, list[ModelFile]] = {}
         for file in self._metadata.with_metadata(self._files(kind)):
             fits = family is None or file.family in (None, family)
-            if fits and (file.metadata or file.fault) and not _NOT_A_NAME.search(file.name):
-                table.setdefault(file.name, []).append(file)
-        return tuple(self._only(files) for _, files in sorted(table.items()))
+            if fits and (file.metadata or file.error) and not _NOT_A_NAME.search(file.name):
+                by_name.setdefault(file.name, []).append(file)
+        return tuple(self._single(files) for _, files in sorted(by_name.items()))
 
     def find(self, kind: NamedKind, name: str) -> ModelFile:
-        """The model of that name, or the one LoRA that was trained under it.
+        """The model of that name, or the only LoRA with that alias.
 
         Raises:
             UnknownCheckpoint, UnknownLora, UnknownEmbedding, UnknownUpscaler, UnknownFaceRestorer:
                 there is none, or the name could be a path.
-            CorruptFile: it is damaged, unsupported, or a pickle where none is read; the message
-                says how to convert that.
+            CorruptFile: it is damaged, unsupported, or a pickle where pickles are refused; the
+                message says how to convert it.
             FileUnavailable: the model folder or the file cannot be read, or it is a diffusers
                 folder in the bucket.
-            StorageUnavailable: the bucket is away and was never seen, or does not give the file.
+            StorageUnavailable: the bucket is unavailable and was never listed, or does not return
+                the file.
             WorkerFailure: two files have that name.
         """
         named = [] if _NOT_A_NAME.search(name) else self._find(kind, name)
-        files = named or find_by_alias(self.listed(kind), name)
+        files = named or find_by_alias(self.list_models(kind), name)
         if not files:
-            raise _UNKNOWN[kind](name, [known.name for known in self.listed(kind)])
-        file = self._only(files)
-        if file.fault:
-            raise file.fault
+            raise _UNKNOWN[kind](name, [known.name for known in self.list_models(kind)])
+        file = self._single(files)
+        if file.error:
+            raise file.error
         if file.metadata is None:
-            # Read again for the reason; a file that was mended in between is fine.
+            # Read again to raise the reason; a file that was repaired in between is fine.
             file = self._metadata.reread(file)
         return file
 
     def fetch(self, file: ModelFile, report: FetchProgress = null_progress) -> Path:
-        """Where the file lies, fetched from the bucket if need be; see `RemoteModels.fetch`."""
+        """The file's local path, fetched from the bucket if needed; see `RemoteModels.fetch`."""
         with self.pinned([file], report):
             return file.path
 
@@ -114,18 +115,18 @@ class ModelStore:
     def pinned(
         self, files: Iterable[ModelFile], report: FetchProgress = null_progress
     ) -> Generator[None]:
-        """Fetch files, and have them on local disk until the context ends; raises as `fetch`."""
-        with ExitStack() as kept:
+        """Fetch files and prevent their eviction until the context ends; raises as `fetch`."""
+        with ExitStack() as pins:
             for file in files:
                 if self._remote and file.remote:
-                    kept.enter_context(self._remote.pinned(file, report))
+                    pins.enter_context(self._remote.pinned(file, report))
                 self._fetched[file.kind, file.name] = file.path
             yield
 
-    def fetched(self, kind: NamedKind, name: str) -> Path:
-        """Where the file of that name lies that was fetched last; it waits for no network.
+    def local_path(self, kind: NamedKind, name: str) -> Path:
+        """The path of the last fetched file of that name, without network access.
 
-        For the engine's thread, which draws with what jobs keep; raises as `find`.
+        For the engine's thread, which uses files that jobs have pinned; raises as `find`.
         """
         return self._fetched.get((kind, name)) or self.find(kind, name).path
 
@@ -134,7 +135,7 @@ class ModelStore:
 
         Raises:
             FileUnavailable: the file cannot be read.
-            StorageUnavailable, CorruptFile: it must be fetched, and `fetch` fails.
+            StorageUnavailable, CorruptFile: it had to be fetched, and `fetch` failed.
         """
         if file.version in self._digests:
             return self._digests[file.version]
@@ -145,38 +146,38 @@ class ModelStore:
         self._digests[file.version] = known or sha256_of(path)
         return self._digests[file.version]
 
-    def known_sha256(self, file: ModelFile) -> str | None:
-        """The file's SHA-256 if it was asked for before; reads nothing."""
+    def cached_sha256(self, file: ModelFile) -> str | None:
+        """The file's SHA-256 if it was computed before; reads nothing."""
         return self._digests.get(file.version)
 
     def _find(self, kind: Kind, name: str) -> list[ModelFile]:
         named = [file for file in self._files(kind) if file.name == name]
         if not named and self._remote:
-            # It may have come since the bucket was listed.
+            # It may have been added since the bucket was listed.
             named = [file for file in self._remote.files(kind, 0) if file.name == name]
         if not named and self._remote and kind == "checkpoint":
             self._remote.refuse_folder(name)
-        return _loading(self._metadata.with_metadata(named))
+        return _prefer_loadable(self._metadata.with_metadata(named))
 
     def _files(self, kind: Kind) -> list[ModelFile]:
-        """Without their facts."""
+        """Local and remote files, without metadata."""
         paths = model_paths(self._root, kind) if not self._remote or self._root.exists() else []
         local = [file for path in paths if (file := _local(path, kind))]
         return [*local, *(self._remote.files(kind) if self._remote else ())]
 
-    def _place(self, file: ModelFile) -> str:
+    def _location(self, file: ModelFile) -> str:
         if self._remote and file.remote:
             return self._remote.url(file.remote.path)
         return str(file.path.relative_to(self._root.resolve()))
 
-    def _only(self, files: Sequence[ModelFile]) -> ModelFile:
-        """Of files with one name, the one; it has a fault where there are several."""
+    def _single(self, files: Sequence[ModelFile]) -> ModelFile:
+        """The only file of a name; with an error if there are several."""
         if len(files) == 1:
             return files[0]
         kind, name = files[0].kind, files[0].name
-        places = " and ".join(self._place(file) for file in files)
-        fault = f"several {kind}s are named {name!r}: {places}; rename all but one"
-        return replace(files[0], metadata=None, fault=WorkerFailure(fault))
+        locations = " and ".join(self._location(file) for file in files)
+        message = f"several {kind}s are named {name!r}: {locations}; rename all but one"
+        return replace(files[0], metadata=None, error=WorkerFailure(message))
 
 
 def _local(path: Path, kind: Kind) -> ModelFile | None:
@@ -198,6 +199,6 @@ def _local(path: Path, kind: Kind) -> ModelFile | None:
     )
 
 
-def _loading(files: list[ModelFile]) -> list[ModelFile]:
-    """Of several, those that load or may: a kept .ckpt does not hide its conversion."""
-    return [file for file in files if file.metadata or file.fault] or files
+def _prefer_loadable(files: list[ModelFile]) -> list[ModelFile]:
+    """The loadable files if there are any: a .ckpt must not hide its conversion."""
+    return [file for file in files if file.metadata or file.error] or files

@@ -1,1 +1,1 @@
-"""Checkpoint files loaded as pipelines that stay warm."""
+"""Checkpoints: loaded from files, cached as pipelines, moved between memory tiers."""

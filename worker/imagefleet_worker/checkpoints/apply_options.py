@@ -1,4 +1,4 @@
-"""A loaded pipeline made to run as the worker's options say."""
+"""Applies the worker's options to a loaded pipeline."""
 
 import torch
 from torch.nn import Module
@@ -6,18 +6,18 @@ from torch.nn import Module
 from imagefleet_worker.checkpoints.empty_pipeline import Pipeline
 from imagefleet_worker.device.attention import set_attention
 from imagefleet_worker.device.compile import compile_blocks
-from imagefleet_worker.device.cuda_graphs import record_graphs
+from imagefleet_worker.device.cuda_graphs import capture_graphs
 from imagefleet_worker.device.layer_offload import offload_layers
 from imagefleet_worker.device.presets import Options
 from imagefleet_worker.device.transfer import move
 
 
 def apply_options(pipeline: Pipeline, options: Options, device: torch.device) -> None:
-    """Have the pipeline run on the device by these options; before anything is merged into it.
+    """Configure the pipeline to run on the device; call it before any adapter is merged.
 
     Args:
-        pipeline: freshly loaded: onto the device, or with `offload` into host memory.
-        options: of the worker.
+        pipeline: freshly loaded, onto the device or, with `offload`, into host memory.
+        options: the worker's.
         device: where passes run.
     """
     pipeline.set_progress_bar_config(disable=True)
@@ -40,4 +40,4 @@ def apply_options(pipeline: Pipeline, options: Options, device: torch.device) ->
                 move(weights, torch.device("cpu"), pinned=device.type == "cuda")
                 offload_layers(network, device)
     if options.cuda_graphs:
-        record_graphs(unet)
+        capture_graphs(unet)

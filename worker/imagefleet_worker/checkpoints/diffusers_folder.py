@@ -1,4 +1,4 @@
-"""A diffusers folder (model_index.json) to a pipeline, with no network and no pickles."""
+"""Loads diffusers folders (model_index.json) as pipelines, without network or pickles."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from imagefleet_worker.checkpoints.single_file import LoadedCheckpoint
 from imagefleet_worker.weights.diffusers_index import folder_family
 from imagefleet_worker.weights.families import SUPPORTED, Family
 
-_SECOND_ENCODER_OF_SD2 = 1024
+_SD2_CROSS_ATTENTION_DIM = 1024
 
 
 def load_diffusers_folder(
@@ -36,7 +36,7 @@ def load_diffusers_folder(
         pipeline = _load(folder, family, dtype)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as exc:
         raise CorruptFile(f"{folder.name} cannot be loaded: {exc}") from exc
-    if pipeline.unet.config["cross_attention_dim"] == _SECOND_ENCODER_OF_SD2:
+    if pipeline.unet.config["cross_attention_dim"] == _SD2_CROSS_ATTENTION_DIM:
         raise CorruptFile(f"{folder.name} looks like a Stable Diffusion 2 model; {SUPPORTED}")
     complete_prediction(pipeline.scheduler, folder.name)
     for component in pipeline.components.values():

@@ -1,4 +1,4 @@
-"""A pipeline of a checkpoint's sizes that has no weights yet."""
+"""Builds a pipeline that matches a checkpoint's tensor shapes but has no weights yet."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,14 +32,14 @@ from imagefleet_worker.weights.families import Family
 from imagefleet_worker.weights.safetensors_header import Header
 
 Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline | StableDiffusionXLImg2ImgPipeline
-"""Of SD 1.x, SDXL base and SDXL refiner; the last has no `text_encoder` and no `tokenizer`."""
+"""SD 1.x, SDXL base or SDXL refiner; the refiner has no `text_encoder` and no `tokenizer`."""
 
 
 def empty_pipeline(header: Header, family: Family, native_size_px: int) -> Pipeline:
-    """The family's pipeline in the sizes that the header tells, its parameters on the meta device.
+    """Build the family's pipeline from the header's shapes, with parameters on the meta device.
 
     Raises:
-        CorruptFile: the tensors' names or shapes do not make a model of the family.
+        CorruptFile: the tensors' names or shapes do not form a model of the family.
     """
     try:
         with init_empty_weights():
@@ -64,31 +64,31 @@ def _scheduler_config(header: Header, family: Family) -> Config:
 
 
 def _sd1(header: Header, native_size_px: int) -> StableDiffusionPipeline:
-    # Any, because the pipelines' annotations name an enum for the scheduler and forget None.
-    # from_config keeps settings that only other schedulers have (clip_sample), for when one
-    # replaces it.
+    # Any, because the pipelines' annotations want an enum for the scheduler and omit None.
+    # from_config preserves settings that only other schedulers use (clip_sample), so that the
+    # scheduler can be replaced later.
     scheduler: Any = PNDMScheduler.from_config(_scheduler_config(header, "sd1"))
-    nothing: Any = None
+    none: Any = None
     return StableDiffusionPipeline(
         unet=UNet2DConditionModel(**unet_config(header, "sd1", native_size_px)),
         vae=AutoencoderKL(**vae_config(header, "sd1", native_size_px)),
         text_encoder=CLIPTextModel(CLIPTextConfig(**clip_config(header, "sd1"))),
         tokenizer=clip_tokenizer("<|endoftext|>"),
         scheduler=scheduler,
-        safety_checker=nothing,
-        feature_extractor=nothing,
+        safety_checker=none,
+        feature_extractor=none,
         requires_safety_checker=False,
     )
 
 
 def _sdxl(header: Header, native_size_px: int) -> StableDiffusionXLPipeline:
     scheduler: Any = EulerDiscreteScheduler.from_config(_scheduler_config(header, "sdxl"))
-    second = CLIPTextConfig(**open_clip_config(header, "sdxl"))
+    config_2 = CLIPTextConfig(**open_clip_config(header, "sdxl"))
     return StableDiffusionXLPipeline(
         unet=UNet2DConditionModel(**unet_config(header, "sdxl", native_size_px)),
         vae=AutoencoderKL(**vae_config(header, "sdxl", native_size_px)),
         text_encoder=CLIPTextModel(CLIPTextConfig(**clip_config(header, "sdxl"))),
-        text_encoder_2=CLIPTextModelWithProjection(second),
+        text_encoder_2=CLIPTextModelWithProjection(config_2),
         tokenizer=clip_tokenizer("<|endoftext|>"),
         # OpenCLIP pads with token 0, which is "!".
         tokenizer_2=clip_tokenizer("!"),
@@ -99,18 +99,18 @@ def _sdxl(header: Header, native_size_px: int) -> StableDiffusionXLPipeline:
 
 def _sdxl_refiner(header: Header, native_size_px: int) -> StableDiffusionXLImg2ImgPipeline:
     scheduler: Any = EulerDiscreteScheduler.from_config(_scheduler_config(header, "sdxl_refiner"))
-    nothing: Any = None
+    none: Any = None
     return StableDiffusionXLImg2ImgPipeline(
         unet=UNet2DConditionModel(**unet_config(header, "sdxl_refiner", native_size_px)),
         vae=AutoencoderKL(**vae_config(header, "sdxl_refiner", native_size_px)),
-        text_encoder=nothing,
+        text_encoder=none,
         text_encoder_2=CLIPTextModelWithProjection(
             CLIPTextConfig(**open_clip_config(header, "sdxl_refiner"))
         ),
-        tokenizer=nothing,
+        tokenizer=none,
         tokenizer_2=clip_tokenizer("!"),
         scheduler=scheduler,
-        # As released: it was trained with scores, and with the encoding of an empty text.
+        # As released: trained with aesthetic scores, and with empty prompts encoded.
         requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,

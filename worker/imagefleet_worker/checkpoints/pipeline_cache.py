@@ -1,4 +1,4 @@
-"""Warm pipelines: checkpoints loaded and kept."""
+"""Loads checkpoints as pipelines and caches them."""
 
 import logging
 import time
@@ -20,8 +20,8 @@ from imagefleet_worker.checkpoints.empty_pipeline import Pipeline
 from imagefleet_worker.checkpoints.memory_tiers import MemoryTiers
 from imagefleet_worker.checkpoints.single_file import load_single_file
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.device.errors import NoRoomForWeights
-from imagefleet_worker.device.memory import free_after
+from imagefleet_worker.device.errors import ModelDoesNotFit
+from imagefleet_worker.device.memory import free_failed_frames
 from imagefleet_worker.device.presets import Options
 
 T = TypeVar("T")
@@ -30,22 +30,22 @@ logger = logging.getLogger(__name__)
 
 
 class PipelineCache:
-    """Loads checkpoints and keeps them, least recently used out first; for the engine's thread.
+    """An LRU cache of loaded checkpoints; for the engine's thread.
 
-    With ``options.offload`` as `model` one is on the device at a time: each is moved there when it
-    runs and back when the next one runs. The last one to run stays until `rest`.
+    With ``options.offload`` set to `model`, one model is on the device at a time: each is moved
+    there when it runs and back when the next one runs. The last one stays until `offload_idle`.
 
     Args:
-        store: where names are looked up.
+        store: told which checkpoints are loaded, so that it does not read them ahead.
         device: where passes run.
         dtype: of the weights, until a VAE is found to overflow in it.
-        options: that each pipeline is made to run by.
-        budget_bytes: for all warm pipelines together; one alone may be larger.
+        options: applied to each pipeline.
+        budget_bytes: memory limit of all warm pipelines; a single one may exceed it.
         originals_bytes: for the saved weights of each pipeline on the device; see `Originals`.
-        copies_bytes: for the merged weights of each pipeline on the CPU; see `MergedState`. A GPU
-            merges in the time of some copies, and has better use for the memory.
+        merged_cache_bytes: for cached merged weights of each pipeline on the CPU; see
+            `MergedState`. A GPU merges nearly as fast as it copies, so it has no such cache.
         verify_every: see `MergedState`.
-        host_bytes: beside an accelerator, for pipelines that had to leave it; see `Tiers`.
+        host_bytes: for pipelines evicted from an accelerator; see `MemoryTiers`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PipelineCache:
         options: Options,
         budget_bytes: int,
         originals_bytes: int,
-        copies_bytes: int,
+        merged_cache_bytes: int,
         verify_every: int,
         host_bytes: int = 0,
     ) -> None:
@@ -64,85 +64,86 @@ class PipelineCache:
         self._device = device
         self._dtype = dtype
         self._options = options
-        self._rest_device = device if options.offload == "none" else torch.device("cpu")
-        # The CPU's memory is the host's, and offloaded weights rest there anyway.
-        moves = self._rest_device.type != "cpu"
+        self._weights_device = device if options.offload == "none" else torch.device("cpu")
+        # On the CPU, and with offloading, weights are in host memory anyway.
+        has_host_tier = self._weights_device.type != "cpu"
         self._tiers = MemoryTiers(
             device,
             torch.device("cpu"),
             device_bytes=budget_bytes,
-            host_bytes=host_bytes if moves else 0,
-            on_drop=store.read_ahead.unloaded,
+            host_bytes=host_bytes if has_host_tier else 0,
+            on_drop=store.read_ahead.mark_unloaded,
         )
         self._originals_bytes = originals_bytes
-        self._copies_bytes = copies_bytes if device.type == "cpu" else 0
+        self._merged_cache_bytes = merged_cache_bytes if device.type == "cpu" else 0
         self._verify_every = verify_every
-        # diffusers draws a bar while it loads a folder, in the middle of the worker's log.
+        # diffusers shows a progress bar while it loads a folder, which would garble the log.
         diffusers_logging.disable_progress_bar()
 
     def get(self, file: ModelFile) -> WarmPipeline:
-        """That checkpoint, loaded unless it is kept; an earlier version of its file is dropped.
+        """The checkpoint's pipeline, loaded on a miss; other versions of its file are dropped.
 
-        A pipeline that makes room leaves the device, so hold on to none for longer than its batch.
+        Later calls may evict the pipeline, so hold no reference beyond the batch.
 
         Raises:
             CorruptFile, FileUnavailable: as `load_single_file` and `load_diffusers_folder`.
-            NoRoomForWeights: the device has no room for it, alone.
+            ModelDoesNotFit: the device lacks the memory for it even with all others evicted.
         """
-        if file != self._tiers.last:
+        if file != self._tiers.most_recent:
             self.offload_idle()
-        found = self._tiers.get(file)
-        if found is not None:
-            return found
+        cached = self._tiers.get(file)
+        if cached is not None:
+            return cached
         self._tiers.drop_others_named(file)
-        # Its size on disk is a first guess; room is made before loading, lest both lie side by
-        # side.
-        self._tiers.make_room(file.size_bytes)
+        # Evict before loading, lest old and new be in memory at once; the size on disk is an
+        # estimate.
+        self._tiers.evict_to_fit(file.size_bytes)
         warm = self._tiers.evict_until_it_fits(file, lambda: self._load(file))
         self._tiers.add(warm)
-        self._store.read_ahead.loaded(file)
+        self._store.read_ahead.mark_loaded(file)
         return warm
 
     @property
-    def rest_device(self) -> torch.device:
-        """Where weights are while they do not run, and adapters are merged."""
-        return self._rest_device
+    def weights_device(self) -> torch.device:
+        """Where weights are stored when idle, and where adapters are merged."""
+        return self._weights_device
 
     def offload_idle(self) -> None:
-        """Have those weights leave the device that `offload` moved there to run."""
+        """Move weights that `offload` brought to the device back to host memory."""
         if self._options.offload == "model":
-            for warm in self._tiers.on_device():
+            for warm in self._tiers.pipelines_on_device():
                 warm.pipeline.maybe_free_model_hooks()
         elif self._options.offload == "sequential" and self._device.type == "cuda":
-            # Copies of layers may still be queued, of weights that are about to change.
+            # Queued copies of layers may still read weights that are about to change.
             torch.cuda.synchronize(self._device)
 
     def retry_after_eviction(self, run: Callable[[], T], *, divisible: bool) -> T:
-        """What `run` gives; out of memory, it runs once more with idle pipelines off the device.
+        """Return `run()`; if it runs out of memory, evict idle pipelines and run it once more.
 
         Args:
-            run: calls `get` for all that it uses.
-            divisible: it could do with less at a time, which is for the caller to try first.
+            run: gets every pipeline it uses through `get`.
+            divisible: the caller can split the batch instead, which it should try first; then
+                torch's error is raised as is.
         """
         try:
             return run()
-        except (torch.OutOfMemoryError, NoRoomForWeights) as exc:
-            if divisible and not isinstance(exc, NoRoomForWeights):
+        except (torch.OutOfMemoryError, ModelDoesNotFit) as exc:
+            if divisible and not isinstance(exc, ModelDoesNotFit):
                 raise
-            free_after(exc)
-            if self._rest_device != self._device or not self._tiers.evict_idle():
+            free_failed_frames(exc)
+            if self._weights_device != self._device or not self._tiers.evict_idle():
                 raise
-        logger.warning("out of memory: once more with idle pipelines off the device")
+        logger.warning("out of memory: evicted idle pipelines, retrying")
         return run()
 
     def drop(self, warm: WarmPipeline) -> None:
-        """Forget a pipeline whose weights are not to be trusted; the next `get` loads it anew."""
+        """Remove a pipeline whose weights may be corrupted; the next `get` reloads it."""
         self._tiers.drop(warm.file)
 
     def _load(self, file: ModelFile) -> WarmPipeline:
         started_s = time.monotonic()
         load = load_diffusers_folder if file.path.is_dir() else load_single_file
-        loaded = load(file.path, self._rest_device, self._dtype)
+        loaded = load(file.path, self._weights_device, self._dtype)
         apply_options(loaded.pipeline, self._options, self._device)
         adaptable = _adaptable(loaded.pipeline)
         warm = WarmPipeline(
@@ -156,7 +157,7 @@ class PipelineCache:
             merged=MergedState(
                 adaptable,
                 device_budget_bytes=self._originals_bytes,
-                copies_bytes=self._copies_bytes,
+                merged_cache_bytes=self._merged_cache_bytes,
                 verify_every=self._verify_every,
             ),
         )

@@ -1,13 +1,13 @@
-"""What a checkpoint's UNet predicts, and whether its noise schedule ends in noise alone.
+"""A checkpoint's prediction type, and whether its noise schedule has zero terminal SNR.
 
 Both end up in the config of the pipeline's scheduler: ``prediction_type`` ("epsilon" or
-"v_prediction") and ``rescale_betas_zero_snr``. Nothing in the weights tells them, so files say it:
+"v_prediction") and ``rescale_betas_zero_snr``. The weights do not reveal them; files state them by:
 
-- tensors without a value, ``v_pred`` and ``ztsnr``: A1111, ComfyUI, and the checkpoints that were
-  trained with both (NoobAI). A1111 heeds ``ztsnr`` with or without the other;
+- empty marker tensors, ``v_pred`` and ``ztsnr``: A1111, ComfyUI, and the checkpoints trained with
+  both (NoobAI). A1111 honors ``ztsnr`` with or without the other;
 - metadata: ModelSpec's ``modelspec.prediction_type`` is "v" or "epsilon" (kohya writes it too),
-  ComfyUI writes ``modelspec.predict_key``. A tensor beats a metadata "epsilon", which savers write
-  unasked.
+  ComfyUI writes ``modelspec.predict_key``. A marker tensor overrides "epsilon" in the metadata,
+  which some tools write by default.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ _KNOWN = {"epsilon", "v_prediction"}
 
 
 def prediction_config(header: Header) -> Config:
-    """The scheduler's settings that a single file decides."""
+    """The scheduler settings that a single-file checkpoint states."""
     stated = {header.metadata.get(key, "").strip().lower() for key in _METADATA}
     predicts_v = V_MARKER in header.tensors or not stated.isdisjoint(_V)
     return {
@@ -35,10 +35,10 @@ def prediction_config(header: Header) -> Config:
 
 
 def complete_prediction(scheduler: Any, folder_name: str) -> None:  # noqa: ANN401 one of many
-    """Write into a diffusers folder's scheduler config what it leaves at its default.
+    """Make the defaults explicit in the scheduler config of a diffusers folder.
 
     Raises:
-        CorruptFile: it is for another kind of noise (EDM, flow matching) or prediction.
+        CorruptFile: the noise schedule (EDM, flow matching) or prediction type is unsupported.
     """
     config = scheduler.config
     prediction = config.get("prediction_type", "epsilon")
@@ -47,6 +47,6 @@ def complete_prediction(scheduler: Any, folder_name: str) -> None:  # noqa: ANN4
             f"{folder_name} has a {type(scheduler).__name__} that predicts {prediction!r}; "
             f"supported are schedules of betas with {' or '.join(sorted(_KNOWN))}"
         )
-    # Only some schedulers have the second setting; its absence means false.
+    # Only some schedulers have this setting; if absent, it is false.
     rescaled = bool(config.get("rescale_betas_zero_snr", False))
     scheduler.register_to_config(prediction_type=prediction, rescale_betas_zero_snr=rescaled)

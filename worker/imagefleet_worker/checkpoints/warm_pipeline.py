@@ -1,4 +1,4 @@
-"""A checkpoint that is ready to run."""
+"""A loaded checkpoint with everything the renderer needs of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from imagefleet_worker.weights.families import Family
 
 @dataclass(frozen=True)
 class WarmPipeline:
-    """A checkpoint that is ready to run.
+    """A loaded checkpoint that is ready to run.
 
     Attributes:
         file: the checkpoint, in the version that was loaded.
         family: its architecture.
-        pipeline: components in eval mode, with no gradients; those of another family are None or
-            absent. ``unet`` and text encoders have ``dtype``. ``vae`` starts in it too and changes
-            to float32 for good when it overflows, so encode and decode by ``vae.py`` alone.
-            ``scheduler.config`` says what the UNet predicts (``prediction_type``,
+        pipeline: components in eval mode, with no gradients; those that the family lacks are None
+            or absent. ``unet`` and text encoders have ``dtype``. ``vae`` starts in it too but is
+            upcast to float32 for good when it overflows, so use ``vae.py`` to encode and decode.
+            ``scheduler.config`` has what the UNet predicts (``prediction_type``,
             ``rescale_betas_zero_snr``).
-        native_size_px: the picture side that the model was trained at.
-        device: where passes run; with ``offload`` the weights rest on the CPU.
-        dtype: of UNet and text encoders.
-        naming: its layers by the names that adapter files give them.
-        merged: its weights with adapters on; what is on stays until another set is wanted.
+        native_size_px: the image side that the model was trained at.
+        device: where passes run; with ``offload`` the weights are stored on the CPU.
+        dtype: of the UNet and the text encoders.
+        naming: resolves the layer names of adapter files.
+        merged: the merged adapters; they stay merged until a job requests another set.
     """
 
     file: ModelFile
@@ -44,12 +44,12 @@ class WarmPipeline:
 
     @property
     def size_bytes(self) -> int:
-        """Of all weights and buffers as they are now: a VAE that overflowed has grown."""
+        """Current size of all weights and buffers: a VAE that overflowed has grown."""
         return sum(tensor.nbytes for tensor in self.tensors())
 
     def tensors(self) -> Iterator[Tensor]:
-        """All weights and buffers, each once."""
-        for part in self.pipeline.components.values():
-            if isinstance(part, Module):
-                yield from part.parameters()
-                yield from part.buffers()
+        """All weights and buffers, once each."""
+        for component in self.pipeline.components.values():
+            if isinstance(component, Module):
+                yield from component.parameters()
+                yield from component.buffers()

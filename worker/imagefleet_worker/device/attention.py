@@ -1,7 +1,7 @@
-"""How the UNet and the VAE compute attention: chosen by trying, because an import proves nothing.
+"""Chooses the attention backend of UNet and VAE by trying it: a successful import is no proof.
 
-xformers imports on a CPU and beside a torch that it was not built for, and then none of its
-operators run.
+xformers can be imported on a CPU, or with a torch it was not built for, although none of its
+operators run then.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from imagefleet_shared.errors import WorkerFailure
 
 AttentionBackend = Literal["sdpa", "xformers", "sliced"]
 
-# Channels a head in SD 1.x (40, 80, 160) and SDXL (64): kernels refuse some sizes and not others.
+# Channels per head in SD 1.x (40, 80, 160) and SDXL (64): kernels support only some sizes.
 _HEAD_CHANNELS = (40, 64, 80, 160)
 _PIXELS, _TOKENS, _HEADS = 64, 77, 8
 
@@ -32,21 +32,21 @@ def choose_attention(
     device: torch.device,
     dtype: torch.dtype,
 ) -> AttentionBackend:
-    """The backend asked for, or the first that works here: sdpa, xformers, sliced.
+    """The requested backend, or with "auto" the first that works of sdpa, xformers and sliced.
 
-    sdpa comes first because recent torch hands it to FlashAttention, cuDNN or a memory-efficient
-    kernel, whichever suits device and shape, and needs no package that must match torch's version.
+    sdpa comes first because recent torch dispatches it to FlashAttention, cuDNN or a
+    memory-efficient kernel, and it needs no package that must match torch's version.
 
     Raises:
-        WorkerFailure: the backend asked for, or with "auto" every one, fails a small cross
-            attention of the models' head sizes on this device in this dtype.
+        WorkerFailure: the requested backend, or with "auto" every one, fails a small cross
+            attention with the models' head sizes on this device in this dtype.
     """
-    wanted: tuple[AttentionBackend, ...] = (
+    candidates: tuple[AttentionBackend, ...] = (
         ("sdpa", "xformers", "sliced") if backend == "auto" else (backend,)
     )
     reasons: list[str] = []
-    for candidate in wanted:
-        reason = _why_not(candidate, device, dtype)
+    for candidate in candidates:
+        reason = _failure_reason(candidate, device, dtype)
         if reason is None:
             return candidate
         reasons.append(f"{candidate}: {reason}")
@@ -56,10 +56,10 @@ def choose_attention(
 def set_attention(
     unet: UNet2DConditionModel, vae: AutoencoderKL, backend: AttentionBackend
 ) -> None:
-    """Have both models compute attention with the backend, one that ``choose_attention`` returned.
+    """Set the attention processors of both models to a backend from ``choose_attention``.
 
-    "sliced" takes one head of one picture at a time: least memory, slowest. The VAE has one head of
-    up to 512 channels, wider than xformers' fast kernels take, so with "xformers" it keeps sdpa.
+    "sliced" computes one head of one image at a time: least memory, slowest. The VAE has one head
+    of up to 512 channels, too wide for xformers' fast kernels, so with "xformers" it uses sdpa.
     """
     if backend == "sliced":
         unet.set_attn_processor(SlicedAttnProcessor(slice_size=1))
@@ -69,16 +69,18 @@ def set_attention(
     vae.set_attn_processor(AttnProcessor2_0())
 
 
-def _why_not(backend: AttentionBackend, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None when the backend works, else the first line of its complaint."""
+def _failure_reason(
+    backend: AttentionBackend, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """The first line of the backend's error; None if it works."""
     attend = _ATTEND[backend]
     try:
         for channels in _HEAD_CHANNELS:
             query = torch.ones(1, _HEADS, _PIXELS, channels, device=device, dtype=dtype)
             key = torch.ones(1, _HEADS, _TOKENS, channels, device=device, dtype=dtype)
-            # A kernel that fails asynchronously would otherwise fail in somebody's job.
+            # Synchronizes: an asynchronous failure would otherwise surface in a later job.
             attend((query, key, key)).sum().item()
-    # Whatever a third-party kernel raises means the same here; xformers alone raises four kinds.
+    # Third-party kernels can raise anything; xformers alone raises four types.
     except Exception as exc:
         return (str(exc) or type(exc).__name__).partition("\n")[0]
     return None
@@ -89,8 +91,8 @@ def _sdpa(tensors: _Tensors) -> torch.Tensor:
 
 
 def _xformers(tensors: _Tensors) -> torch.Tensor:
-    # Imported only when tried: it is no dependency outside x86-64, and importing it logs its
-    # complaints.
+    # Imported only when tried: it is not a dependency outside x86-64, and importing it may log
+    # warnings.
     from xformers.ops import memory_efficient_attention
 
     query, key, value = (tensor.flatten(0, 1) for tensor in tensors)

@@ -1,5 +1,5 @@
-"""Errors of the device. Free of torch, so that the engine knows them without it."""
+"""Errors of the device, in a module without torch so that the engine can import them cheaply."""
 
 
-class NoRoomForWeights(Exception):
-    """The device has no room for a model, however small the batch."""
+class ModelDoesNotFit(Exception):
+    """A model does not fit in the device's memory, whatever the batch size."""

@@ -1,39 +1,39 @@
-"""What CUDA graphs keep of the device's memory, which its allocator's counters do not tell."""
+"""Tracks the device memory of CUDA graphs, which the allocator's counters do not show."""
 
 from weakref import WeakKeyDictionary
 
 
 class GraphMemory:
-    """Memory of all graphs of this process; for the engine's thread.
+    """Memory of all CUDA graphs of this process; for the engine's thread.
 
-    A graph is replayed in memory that it took when it was recorded: the counters then show next to
-    nothing taken, and between replays they show that memory unused, though nobody else can have it.
+    A graph is replayed in memory allocated at capture: a replay hardly raises the counters, and
+    between replays they show that memory as unused, though nothing else can use it.
     """
 
     def __init__(self) -> None:
         self._pools: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self.batch = 0
-        """Number of the batch that runs now."""
-        self.hidden = False
-        """Whether it replayed what was recorded in an earlier one."""
+        """Number of the running batch."""
+        self.replayed_earlier_graph = False
+        """Whether this batch replayed a graph captured in an earlier batch."""
 
     @property
-    def kept_bytes(self) -> int:
-        """Of all pools of graphs."""
+    def pool_bytes(self) -> int:
+        """Total size of the memory pools of all graphs."""
         return sum(self._pools.values())
 
-    def begin(self) -> None:
-        """A batch begins."""
+    def begin_batch(self) -> None:
+        """Start a new batch."""
         self.batch += 1
-        self.hidden = False
+        self.replayed_earlier_graph = False
 
-    def keep(self, owner: object, pool_bytes: int) -> None:
-        """Count the pool of an owner's graphs, for as long as the owner lives."""
-        self._pools[owner] = pool_bytes
+    def set_pool_bytes(self, owner: object, size_bytes: int) -> None:
+        """Set the size of the pool of an owner's graphs; it counts as long as the owner lives."""
+        self._pools[owner] = size_bytes
 
-    def replayed(self, recorded_in: int) -> None:
-        """A graph was replayed that was recorded in that batch."""
-        self.hidden |= recorded_in != self.batch
+    def mark_replayed(self, captured_in: int) -> None:
+        """Note the replay of a graph that was captured in the given batch."""
+        self.replayed_earlier_graph |= captured_in != self.batch
 
 
 GRAPH_MEMORY = GraphMemory()

@@ -1,8 +1,8 @@
-"""Sequential offload: weights rest in host memory, and a layer's are on the device as it runs.
+"""Sequential offload: weights stay in host memory; a layer's are on the device while it runs.
 
-accelerate's own puts empty tensors in the place of the weights and fills them from a copy it made
-before, without what was merged since. Here a layer borrows memory on the device, and its weights
-stay where adapters are merged into them.
+accelerate's version replaces the weights with empty tensors and restores them from a copy made at
+the start, which lacks adapters merged later. Here a running layer gets temporary copies on the
+device, and adapters are merged into the weights in host memory.
 """
 
 from collections.abc import Mapping
@@ -13,47 +13,47 @@ from torch.nn import Module, Parameter
 
 
 def offload_layers(network: Module, device: torch.device) -> None:
-    """Have each layer of a network run on the device, its weights there only meanwhile.
+    """Run each layer of a network on the device, with temporary copies of its weights.
 
-    Before and after, every parameter and buffer is the one that it was, where it was. Copies are
-    queued on the device behind what runs there: synchronise before weights are changed.
+    Between calls every parameter and buffer is the same object, in the same memory. Copies are
+    asynchronous: synchronize the device before weights are changed.
 
     Args:
-        network: in host memory, best page-locked; its callers bring their inputs to the device.
-        device: where it is to run.
+        network: in host memory, preferably pinned; callers move their inputs to the device.
+        device: to run on.
     """
     for layer in network.modules():
-        if _own(layer):
-            visit = _LayerVisit(device)
-            layer.register_forward_pre_hook(visit.begin)
-            layer.register_forward_hook(visit.end, always_call=True)
+        if _direct_tensors(layer):
+            hooks = _LayerHooks(device)
+            layer.register_forward_pre_hook(hooks.load)
+            layer.register_forward_hook(hooks.unload, always_call=True)
 
 
-class _LayerVisit:
-    """A layer's weights on the device."""
+class _LayerHooks:
+    """Hooks of a layer that swap its weights for copies on the device while it runs."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._at_home: Mapping[str, Tensor] = {}
+        self._host_tensors: Mapping[str, Tensor] = {}
 
-    def begin(self, layer: Module, given: object) -> None:
-        own = _own(layer)
+    def load(self, layer: Module, args: object) -> None:
+        tensors = _direct_tensors(layer)
         copies = {
             name: torch.empty_like(tensor, device=self._device).copy_(tensor, non_blocking=True)
-            for name, tensor in own.items()
+            for name, tensor in tensors.items()
         }
-        self._at_home = own
+        self._host_tensors = tensors
         for name, copy in copies.items():
-            parameter = isinstance(own[name], Parameter)
-            setattr(layer, name, Parameter(copy, requires_grad=False) if parameter else copy)
+            is_parameter = isinstance(tensors[name], Parameter)
+            setattr(layer, name, Parameter(copy, requires_grad=False) if is_parameter else copy)
 
-    def end(self, layer: Module, given: object, made: object) -> None:
-        for name, tensor in self._at_home.items():
+    def unload(self, layer: Module, args: object, output: object) -> None:
+        for name, tensor in self._host_tensors.items():
             setattr(layer, name, tensor)
-        self._at_home = {}
+        self._host_tensors = {}
 
 
-def _own(layer: Module) -> dict[str, Tensor]:
-    """A layer's weights and buffers by name, without those of the layers in it."""
-    own: dict[str, Tensor] = dict(layer.named_parameters(recurse=False))
-    return own | dict(layer.named_buffers(recurse=False))
+def _direct_tensors(layer: Module) -> dict[str, Tensor]:
+    """A layer's parameters and buffers by name, without those of its submodules."""
+    parameters: dict[str, Tensor] = dict(layer.named_parameters(recurse=False))
+    return parameters | dict(layer.named_buffers(recurse=False))

@@ -1,4 +1,4 @@
-"""The options of this machine's engine: what is set, else what suits its device."""
+"""Chooses the engine's options for this machine: from settings, else by device."""
 
 import logging
 from dataclasses import asdict
@@ -20,27 +20,27 @@ from imagefleet_worker.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 
-def card_bytes(device: torch.device) -> int | None:
-    """Memory of the whole card; None: the device is the CPU."""
+def total_device_bytes(device: torch.device) -> int | None:
+    """Total memory of the GPU; None on the CPU."""
     if device.type != "cuda":
         return None
     return torch.cuda.get_device_properties(device).total_memory
 
 
-def options_on(device: torch.device, dtype: torch.dtype, settings: WorkerSettings) -> Options:
-    """Choose them, log them, and where they compile set the compiler up.
+def options_for(device: torch.device, dtype: torch.dtype, settings: WorkerSettings) -> Options:
+    """Choose and log the options, and set up the compiler if they need it.
 
     Raises:
-        WorkerFailure: an option that is set cannot be had here, or no attention backend works.
+        WorkerFailure: an option that is set is not possible here, or no attention backend works.
     """
-    machine = Machine(accelerator_bytes=card_bytes(device), why_no_compiler=why_no_compiler)
+    machine = Machine(accelerator_bytes=total_device_bytes(device), why_no_compiler=why_no_compiler)
     choice = choose_preset(settings.preset, machine)
-    asked = requested_attention(settings, choice.preset, machine)
-    attention = choose_attention(asked, device, dtype)
+    requested = requested_attention(settings, choice.preset, machine)
+    attention = choose_attention(requested, device, dtype)
     options = choose_options(settings, choice.preset, machine, attention)
-    chosen = ", ".join(f"{name} {value}" for name, value in asdict(options).items())
+    summary = ", ".join(f"{name} {value}" for name, value in asdict(options).items())
     logger.info(
-        "device %s, %s, preset %s (%s): %s", device, dtype, choice.preset, choice.reason, chosen
+        "device %s, %s, preset %s (%s): %s", device, dtype, choice.preset, choice.reason, summary
     )
     if settings.upscaler_compile and (reason := why_no_compiler()):
         raise WorkerFailure(

@@ -1,7 +1,7 @@
-"""The most memory that was in use on the GPU at once.
+"""Nested measurements of peak GPU memory.
 
-torch counts one peak, from its last reset on. Here a span can be measured within another one, as
-an upscaler is tried while a batch runs.
+torch counts one peak, since the last reset. Here a measurement can be nested in another, as when
+an upscaler is probed while a batch runs.
 """
 
 from collections.abc import Callable
@@ -10,23 +10,23 @@ import torch
 
 
 class GpuPeak:
-    """Of a worker's one device; belongs to the engine's thread."""
+    """Peak memory of a worker's device; for the engine's thread."""
 
     def __init__(self) -> None:
-        self._erased_bytes = 0
+        self._earlier_peak_bytes = 0
 
     def begin(self, device: torch.device) -> None:
-        """Forget the peak so far."""
-        self._erased_bytes = 0
+        """Reset the peak."""
+        self._earlier_peak_bytes = 0
         torch.cuda.reset_peak_memory_stats(device)
 
-    def most_bytes(self, device: torch.device) -> int:
-        """The peak since `begin`, whatever was measured in between."""
-        return max(self._erased_bytes, torch.cuda.max_memory_allocated(device))
+    def peak_bytes(self, device: torch.device) -> int:
+        """The peak since `begin`, including nested measurements."""
+        return max(self._earlier_peak_bytes, torch.cuda.max_memory_allocated(device))
 
-    def within(self, device: torch.device, run: Callable[[], object]) -> int:
+    def measure(self, device: torch.device, run: Callable[[], object]) -> int:
         """The peak while `run` runs, in bytes."""
-        self._erased_bytes = self.most_bytes(device)
+        self._earlier_peak_bytes = self.peak_bytes(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device)

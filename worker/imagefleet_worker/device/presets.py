@@ -1,4 +1,4 @@
-"""How the engine uses its device: by a preset that suits it, or option by option as set."""
+"""Options of how the engine uses its device, by preset and by individual settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,86 +11,88 @@ from imagefleet_worker.settings import WorkerSettings
 Preset = Literal["fast", "balanced", "low_vram"]
 Offload = Literal["none", "model", "sequential"]
 
-# Bytes of the whole card. In 16 bits SDXL's weights take 7 GB and a batch of four 1024x1024
-# pictures as much again, beside saved originals (4.4 GB where LoRAs touch every attention and
-# feed-forward layer): 20 GB, and cards sold with 24 GB report 24 to 25.
+# Total GPU memory. In 16 bits SDXL's weights take 7 GB and a batch of four 1024x1024 images as much
+# again, plus saved originals (4.4 GB if LoRAs touch every attention and feed-forward layer): 20 GB.
+# Cards sold with 24 GB report 24 to 25.
 _FAST_BYTES = 20e9
-# SDXL's weights, and one picture with its VAE in tiles: cards sold with 10 GB report a little more.
+# SDXL's weights, and one image with VAE tiling. Cards sold with 10 GB report a little more.
 _BALANCED_BYTES = 10e9
 _PIPELINE_CACHE_BYTES = 16 * 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the engine does with every pipeline that it loads."""
+    """Options that are applied to every pipeline that the engine loads."""
 
     channels_last: bool
-    """Convolutions of UNet and VAE have their channels innermost in memory."""
+    """UNet and VAE use the channels-last memory format."""
     attention: AttentionBackend
     compile: bool
-    """Blocks of the UNet and of the VAE's decoder are compiled by Inductor."""
+    """Blocks of the UNet and of the VAE's decoder are compiled with Inductor."""
     cuda_graphs: bool
-    """The UNet's kernels are recorded once for each shape, and then launched as one."""
+    """The UNet's kernels are captured once per shape and replayed as a CUDA graph."""
     vae_tiling: bool
-    """A large picture is decoded in overlapping tiles of the model's native size."""
+    """Large images are decoded in overlapping tiles of the model's native size."""
     offload: Offload
-    """Weights rest in host memory, and one model or layer at a time is on the device."""
+    """Weights are in host memory, and one model or layer at a time is on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a choice of options depends on."""
+    """The capabilities of the machine that options depend on."""
 
     accelerator_bytes: int | None
-    """Memory of the whole card; None: passes run on the CPU."""
+    """Total memory of the GPU; None if passes run on the CPU."""
     why_no_compiler: Callable[[], str | None]
-    """Why Inductor cannot compile here; None: it can. Asked only where it matters."""
+    """Returns why Inductor cannot compile here, or None if it can; called only if needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A preset, and why it was chosen."""
+class PresetChoice:
+    """A preset and the reason for choosing it."""
 
     preset: Preset
     reason: str
 
 
-def choose_preset(requested: Literal["auto"] | Preset, machine: Machine) -> Choice:
-    """The preset asked for, or the one that suits the machine."""
+def choose_preset(requested: Literal["auto"] | Preset, machine: Machine) -> PresetChoice:
+    """The requested preset, or with "auto" the one that suits the machine."""
     if requested != "auto":
-        return Choice(preset=requested, reason="as set")
+        return PresetChoice(preset=requested, reason="as set")
     if machine.accelerator_bytes is None:
-        # Compiled steps are no faster there, and minutes go by before the first.
-        return Choice(preset="balanced", reason="on the CPU")
+        # On a CPU compiled steps are no faster, and compiling takes minutes.
+        return PresetChoice(preset="balanced", reason="on the CPU")
     gigabytes = f"the device has {machine.accelerator_bytes / 1e9:.1f} GB"
     if machine.accelerator_bytes >= _FAST_BYTES:
-        return Choice(preset="fast", reason=f"{gigabytes}, at least {_FAST_BYTES / 1e9:.0f}")
+        return PresetChoice(preset="fast", reason=f"{gigabytes}, at least {_FAST_BYTES / 1e9:.0f}")
     if machine.accelerator_bytes >= _BALANCED_BYTES:
-        return Choice(
+        return PresetChoice(
             preset="balanced", reason=f"{gigabytes}, at least {_BALANCED_BYTES / 1e9:.0f}"
         )
-    return Choice(preset="low_vram", reason=f"{gigabytes}, less than {_BALANCED_BYTES / 1e9:.0f}")
+    return PresetChoice(
+        preset="low_vram", reason=f"{gigabytes}, less than {_BALANCED_BYTES / 1e9:.0f}"
+    )
 
 
 def choose_options(
     settings: WorkerSettings, preset: Preset, machine: Machine, attention: AttentionBackend
 ) -> Options:
-    """What is set, and for the rest what the preset says.
+    """The options that are set, and for the others the preset's.
 
     Args:
         settings: of the worker.
         preset: from `choose_preset`.
         machine: that the engine runs on.
-        attention: backend that works on it, from `attention_asked`.
+        attention: a backend that works here, from `choose_attention`.
 
     Raises:
-        WorkerFailure: an option that is set cannot be had on this machine or beside another one.
+        WorkerFailure: an option that is set is not possible on this machine, or excludes another.
     """
     gpu = machine.accelerator_bytes is not None
     offload = settings.offload or ("model" if preset == "low_vram" and gpu else "none")
     fast = preset == "fast"
     options = Options(
-        # For tensor cores. On a CPU a step gains nothing by it; decoding, the lesser part, does.
+        # Tensor cores profit. On a CPU only decoding does, the smaller part of a job.
         channels_last=_or_default(settings.channels_last, gpu),
         attention=attention,
         compile=_or_default(
@@ -105,33 +107,33 @@ def choose_options(
     return options
 
 
-def pipeline_cache_bytes(settings: WorkerSettings, on_card_bytes: int | None) -> int:
-    """What warm checkpoints may take together.
+def pipeline_cache_bytes(settings: WorkerSettings, device_bytes: int | None) -> int:
+    """Memory limit of the pipeline cache.
 
     Args:
         settings: of the worker.
-        on_card_bytes: memory of the whole card that they are kept on; None: in the host's.
+        device_bytes: total memory of the GPU that caches them; None for host memory.
     """
     if settings.pipeline_cache_gb is not None:
         return int(settings.pipeline_cache_gb * 1e9)
-    if on_card_bytes is None:
+    if device_bytes is None:
         return _PIPELINE_CACHE_BYTES
-    # The rest is for what the passes need, as on a card with 24 GB.
-    return min(_PIPELINE_CACHE_BYTES, on_card_bytes * 2 // 3)
+    # The remaining third is for activations, as on a card with 24 GB.
+    return min(_PIPELINE_CACHE_BYTES, device_bytes * 2 // 3)
 
 
 def requested_attention(
     settings: WorkerSettings, preset: Preset, machine: Machine
 ) -> Literal["auto"] | AttentionBackend:
-    """The backend to try: as set, else slices where there is no other way to save memory."""
+    """The backend to try: as set, else "sliced" if nothing else saves memory here."""
     if settings.attention != "auto":
         return settings.attention
     on_cpu = machine.accelerator_bytes is None
     return "sliced" if preset == "low_vram" and on_cpu else "auto"
 
 
-def _or_default(asked: bool | None, chosen: bool) -> bool:
-    return chosen if asked is None else asked
+def _or_default(setting: bool | None, default: bool) -> bool:
+    return default if setting is None else setting
 
 
 def _require_possible(options: Options, machine: Machine) -> None:
@@ -139,8 +141,8 @@ def _require_possible(options: Options, machine: Machine) -> None:
         raise WorkerFailure(f"IMAGEFLEET_COMPILE=true, but {reason}; unset it or install g++")
     graphs, offload = "IMAGEFLEET_CUDA_GRAPHS=true", f"IMAGEFLEET_OFFLOAD={options.offload}"
     if machine.accelerator_bytes is None:
-        for name, wanted in ((graphs, options.cuda_graphs), (offload, options.offload != "none")):
-            if wanted:
+        for name, enabled in ((graphs, options.cuda_graphs), (offload, options.offload != "none")):
+            if enabled:
                 raise WorkerFailure(f"{name} needs a GPU; the device is cpu")
     if options.cuda_graphs and options.offload != "none":
         raise WorkerFailure(

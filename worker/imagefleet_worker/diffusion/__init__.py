@@ -1,1 +1,1 @@
-"""Pictures drawn by diffusion: the passes of a batch, from prompts to pixels."""
+"""Diffusion rendering: the passes of a batch, from prompts to pixels."""

@@ -1,4 +1,4 @@
-"""Jobs that are drawn together, and what each of them has of its own."""
+"""Generate jobs that are rendered as one batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,35 +14,35 @@ T = TypeVar("T")
 
 
 class Batch:
-    """Jobs that run together: what they share, and what each picture has of its own."""
+    """Jobs that run together: their shared settings and the inputs of each picture."""
 
     def __init__(self, jobs: Sequence[ResolvedGenerate]) -> None:
         self._jobs = jobs
         self.shared = jobs[0]
-        """Any of the jobs, for the settings that are equal in all of them."""
-        self.seeds = _joined([job.seeds for job in jobs])
+        """One of the jobs, for the settings that are equal in all of them."""
+        self.seeds = _concatenate_seeds([job.seeds for job in jobs])
         """One per picture."""
 
-    def per_picture(self, value: Callable[[ResolvedGenerate], T]) -> list[T]:
-        """Something of each picture's job."""
+    def per_image(self, value: Callable[[ResolvedGenerate], T]) -> list[T]:
+        """A value of each picture's job, in the order of the batch."""
         return [value(job) for job in self._jobs for _ in job.seeds.seeds]
 
-    def overlay_kept(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-        """Drawn pictures, with what masks keep of the initial ones."""
-        starts = self.per_picture(lambda job: job.initial_image)
+    def apply_overlays(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+        """Rendered pictures, with the unmasked parts of the initial images laid over them."""
+        initial_images = self.per_image(lambda job: job.initial_image)
         return [
-            start.overlay_kept(picture) if start else picture
-            for start, picture in zip(starts, pictures, strict=True)
+            initial.apply_overlay(picture) if initial else picture
+            for initial, picture in zip(initial_images, pictures, strict=True)
         ]
 
     def by_job(self, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
-        """Pictures of the batch, put to their jobs."""
-        left = iter(pictures)
-        return [list(islice(left, len(job.seeds.seeds))) for job in self._jobs]
+        """The batch's pictures, grouped by job."""
+        remaining = iter(pictures)
+        return [list(islice(remaining, len(job.seeds.seeds))) for job in self._jobs]
 
 
-def _joined(parts: Sequence[Seeds]) -> Seeds:
-    """The seeds of a batch; their jobs differ in nothing but the numbers."""
+def _concatenate_seeds(parts: Sequence[Seeds]) -> Seeds:
+    """The seeds of a batch, whose jobs have the same seed settings except for the numbers."""
     return replace(
         parts[0],
         seeds=tuple(seed for part in parts for seed in part.seeds),

@@ -1,4 +1,4 @@
-"""The UNet as what a solver asks for: noisy latents and their level in, clean latents out."""
+"""The UNet as the solvers call it: noisy latents and their sigma in, clean latents out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.diffusion.added_cond import added_conditions
+from imagefleet_worker.diffusion.added_cond import added_cond_kwargs
 from imagefleet_worker.diffusion.preview import preview
 from imagefleet_worker.inpaint.blend import LatentMask
 from imagefleet_worker.progress import BatchProgress
@@ -21,7 +21,7 @@ from imagefleet_worker.sampling.step_plan import StepPlan
 
 @dataclass(frozen=True)
 class PreparedPass:
-    """A checkpoint with its adapters on, what it is told to draw, and in which steps."""
+    """A pass ready to sample: pipeline with adapters merged, conditioning and step plan."""
 
     warm: WarmPipeline
     conditioning: Conditioning
@@ -34,46 +34,46 @@ class PreparedPass:
 
     @cached_property
     def levels(self) -> NoiseLevels:
-        """At which the UNet is asked."""
+        """The noise levels at which the UNet is evaluated."""
         return model_levels(self.step_plan, self._trained)
 
     @property
     def evaluations(self) -> int:
-        """How often the UNet is asked."""
+        """Number of UNet evaluations."""
         return evaluations(self.step_plan, self.schedule)
 
     def elapsed_fraction(self, sigma: Tensor) -> float:
-        """Share of the training timesteps that are passed at a level, counted as A1111 does."""
+        """Fraction of the training timesteps elapsed at a noise level, as A1111 counts it."""
         count = len(self._trained.sigmas)
         return (count - 1 - self.levels.timestep(sigma).item()) / count
 
     @cached_property
     def _trained(self) -> NoiseLevels:
-        return NoiseLevels.of(self.warm.pipeline.scheduler.config)
+        return NoiseLevels.from_config(self.warm.pipeline.scheduler.config)
 
 
 @dataclass(frozen=True)
 class RefinerSwitch:
-    """Another artist that goes on with the picture."""
+    """A switch to the refiner in the middle of a pass."""
 
     at: float
-    """Share of the training timesteps passed."""
+    """Fraction of the training timesteps elapsed at the switch."""
     prepare: Callable[[], PreparedPass]
-    """Makes it ready, once."""
+    """Loads the refiner and prepares its pass; called once."""
 
 
 class Denoiser:
-    """Gives clean latents by classifier-free guidance (arXiv:2207.12598), call by call.
+    """Predicts clean latents with classifier-free guidance (arXiv:2207.12598).
 
-    Where a prompt has several parts (`AND`), each pulls away from the negative by its own weight
-    (arXiv:2206.01714). Prompts that change with the steps change with the calls.
+    If a prompt has several parts (`AND`), each is weighted against the negative prompt by itself
+    (arXiv:2206.01714). Prompt schedules advance by one evaluation with every call.
 
     Args:
-        artist: whose UNet is asked.
-        guidance_scale: 1: the negatives are not asked.
-        mask: where pictures stay as they were; None: nowhere.
-        handover: to whom, and when; None: never.
-        stages: told of every call.
+        prepared: the pass whose UNet is evaluated.
+        guidance_scale: 1 disables guidance, and the negative prompts with it.
+        mask: which latents are generated; None: all of them.
+        refiner_switch: when to switch to which refiner; None: never.
+        progress: counts every call as a step.
     """
 
     def __init__(
@@ -94,29 +94,30 @@ class Denoiser:
         self._added: dict[str, Tensor] | None = None
 
     def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
-        """Clean latents.
+        """Predict clean latents.
 
         Args:
-            latents: `(B, 4, H/8, W/8)` float32: clean ones plus `sigma` times unit noise.
-            sigma: the noise level, no dimensions.
+            latents: `(B, 4, H/8, W/8)` float32: clean latents plus `sigma` times unit noise.
+            sigma: the noise level, 0-dim.
         """
-        self._switch_to_refiner_when_due(sigma)
+        self._switch_to_refiner_if_due(sigma)
         clean = self._classifier_free_guidance(latents, sigma)
-        clean = self.keep_unmasked(clean)
+        clean = self.restore_unmasked(clean)
         self._calls += 1
         family = self._pass.warm.family
         self._progress.maybe_preview(lambda pictures: preview(clean[pictures], family))
         if clean.is_cuda:
-            # Else Python would be steps ahead, and progress and cancels with it.
+            # Without this Python runs steps ahead of the GPU: progress would be wrong, and cancels
+            # would be noticed late.
             torch.cuda.current_stream(clean.device).synchronize()
         self._progress.step()
         return clean
 
-    def keep_unmasked(self, clean: Tensor) -> Tensor:
-        """Clean latents, with what was to stay as it was."""
+    def restore_unmasked(self, clean: Tensor) -> Tensor:
+        """Clean latents, with the original latents restored where nothing is masked."""
         return self._mask.blend(clean) if self._mask else clean
 
-    def _switch_to_refiner_when_due(self, sigma: Tensor) -> None:
+    def _switch_to_refiner_if_due(self, sigma: Tensor) -> None:
         if self._refiner_switch and self._pass.elapsed_fraction(sigma) > self._refiner_switch.at:
             self._pass = self._refiner_switch.prepare()
             self._refiner_switch = None
@@ -128,20 +129,22 @@ class Denoiser:
         if not self._pass.conditioning.guided:
             return self._evaluate_unet(cond, latents, sigma)
         count = len(latents)
-        clean = self._evaluate_unet(cond, torch.cat([latents, latents[cond.owners]]), sigma)
+        clean = self._evaluate_unet(cond, torch.cat([latents, latents[cond.image_indices]]), sigma)
         negatives, prompts = clean[:count], clean[count:]
         factors = (self._scale * cond.weights)[:, None, None, None]
-        return negatives.index_add(0, cond.owners, factors * (prompts - negatives[cond.owners]))
+        return negatives.index_add(
+            0, cond.image_indices, factors * (prompts - negatives[cond.image_indices])
+        )
 
     def _evaluate_unet(self, cond: CondBatch, latents: Tensor, sigma: Tensor) -> Tensor:
-        """What the UNet makes of each row of the text; `(R, 4, H/8, W/8)` float32."""
+        """Clean latents predicted for each row of the conditioning, `(R, 4, H/8, W/8)` float32."""
         warm, levels = self._pass.warm, self._pass.levels
         if cond is not self._cond:
             height, width = (8 * side for side in latents.shape[-2:])
-            negatives = len(cond.hidden) - len(cond.owners)
+            negatives = len(cond.hidden) - len(cond.image_indices)
             self._cond = cond
-            self._added = added_conditions(warm, cond.pooled, width, height, negatives)
-        # Filled in by the device: a copy would wait until it has done all before.
+            self._added = added_cond_kwargs(warm, cond.pooled, width, height, negatives)
+        # Filled on the device: a host-to-device copy would synchronize with it.
         timestep = torch.full(
             (), levels.timestep(sigma).item(), dtype=torch.float32, device=warm.device
         )

@@ -1,4 +1,4 @@
-"""Latents resized without a decode."""
+"""Resizing in latent space, without decoding."""
 
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -16,9 +16,9 @@ _INTERPOLATIONS: dict[LatentMode, tuple[str, bool]] = {
 """PyTorch's `mode` and `antialias` for A1111's upscalers "Latent" to "Latent (nearest-exact)"."""
 
 
-def enlarge_latents(latents: Tensor, width: int, height: int, mode: LatentMode) -> Tensor:
-    """Latents `(B, C, h, w)` for a picture of width x height pixels, multiples of 8."""
+def resize_latents(latents: Tensor, width: int, height: int, mode: LatentMode) -> Tensor:
+    """Resize latents `(B, C, h, w)` to those of width x height pixels, both multiples of 8."""
     name, antialias = _INTERPOLATIONS[mode]
     size = (height // 8, width // 8)
-    # In float32: on the CPU PyTorch cannot smooth in half precision.
+    # In float32: PyTorch cannot antialias in half precision on the CPU.
     return interpolate(latents.float(), size=size, mode=name, antialias=antialias).to(latents)

@@ -1,4 +1,4 @@
-"""Has the LoRAs that a job wants on a warm pipeline, and only those."""
+"""Keep exactly the LoRAs of the current batch merged into a warm pipeline."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -20,51 +20,54 @@ logger = logging.getLogger(__name__)
 
 
 class LoRASwitcher:
-    """Switches adapters between batches; for the engine's thread.
+    """Switches LoRAs between batches; not thread-safe, used on the engine's thread.
 
     Args:
-        forget_encoded: called where weights turn out not to have been what they should: texts that
-            they encoded are not to be trusted either.
+        settings: sizes of the adapter cache.
+        pipelines: the cache that owns the warm pipelines.
+        clear_prompt_cache: called when weights turn out to be corrupted, because prompts encoded
+            with them cannot be trusted either.
     """
 
     def __init__(
         self,
         settings: WorkerSettings,
         pipelines: PipelineCache,
-        forget_encoded: Callable[[], None],
+        clear_prompt_cache: Callable[[], None],
     ) -> None:
         self._pipelines = pipelines
-        self._forget_encoded = forget_encoded
+        self._clear_prompt_cache = clear_prompt_cache
         self._cache: AdapterCache[tuple[ModelFile, ModelFile]] = AdapterCache(
             self._load,
-            pipelines.rest_device,
+            pipelines.weights_device,
             host_bytes=int(settings.adapter_cache_gb * 1e9),
             device_bytes=int(settings.device_adapter_gb * 1e9),
         )
 
     def switch(self, warm: WarmPipeline, loras: Sequence[RequestedLoRA]) -> WarmPipeline:
-        """The pipeline with exactly these LoRAs on; they stay on until others are wanted.
+        """The pipeline with exactly these LoRAs merged; they stay merged until the next switch.
 
-        A pipeline whose weights did not come back bit for bit is loaded anew, and counted.
+        A pipeline whose weights were not restored bit for bit is reloaded and counted in the
+        metrics.
 
         Raises:
-            CorruptFile, FileUnavailable, IncompatibleAdapter: a file cannot be merged; nothing of
-                any is on.
+            CorruptFile, FileUnavailable, IncompatibleAdapter: a file cannot be merged; no LoRA is
+                merged then.
         """
-        wanted = self._scaled(warm, loras)
-        if not warm.merged.has(wanted):
-            # Before a hires pass the UNet may still be where it ran, away from its saved weights.
+        adapters = self._scaled(warm, loras)
+        if not warm.merged.has(adapters):
+            # Before a hires pass the UNet may still be on the device, away from its saved weights.
             self._pipelines.offload_idle()
         try:
-            report = warm.merged.switch(wanted)
+            report = warm.merged.switch(adapters)
         except StateCorrupted as exc:
-            logger.error("checkpoint %s is loaded anew: %s", warm.file.name, exc)
+            logger.error("checkpoint %s is reloaded: %s", warm.file.name, exc)
             metrics.CORRUPTED.inc()
             self._pipelines.drop(warm)
-            self._forget_encoded()
+            self._clear_prompt_cache()
             warm = self._pipelines.get(warm.file)
-            report = warm.merged.switch(wanted)
-        self._count(warm, report)
+            report = warm.merged.switch(adapters)
+        self._update_metrics(warm, report)
         return warm
 
     def _scaled(self, warm: WarmPipeline, loras: Sequence[RequestedLoRA]) -> list[ScaledAdapter]:
@@ -81,16 +84,16 @@ class LoRASwitcher:
         lora, checkpoint = key
         return load_adapter(lora.path, self._pipelines.get(checkpoint).naming).adapter
 
-    def _count(self, warm: WarmPipeline, report: SwitchReport) -> None:
+    def _update_metrics(self, warm: WarmPipeline, report: SwitchReport) -> None:
         if report.rewritten or report.restored:
             metrics.SWITCHES.inc()
             metrics.REWRITTEN.inc(report.rewritten)
             metrics.RESTORED.inc(report.restored)
         stats, saved = self._cache.stats, warm.merged.saved_bytes
-        for place, of_place in (("host", stats.host), ("device", stats.device)):
-            metrics.ADAPTER_HITS.labels(place).set(of_place.hits)
-            metrics.ADAPTER_MISSES.labels(place).set(of_place.misses)
-            metrics.ADAPTER_BYTES.labels(place).set(of_place.size_bytes)
-        metrics.MERGED_BYTES.set(warm.merged.copied_bytes)
+        for tier, tier_stats in (("host", stats.host), ("device", stats.device)):
+            metrics.ADAPTER_HITS.labels(tier).set(tier_stats.hits)
+            metrics.ADAPTER_MISSES.labels(tier).set(tier_stats.misses)
+            metrics.ADAPTER_BYTES.labels(tier).set(tier_stats.size_bytes)
+        metrics.MERGED_BYTES.set(warm.merged.cached_bytes)
         metrics.ORIGINALS_BYTES.labels("device").set(saved.device)
         metrics.ORIGINALS_BYTES.labels("pinned").set(saved.pinned)

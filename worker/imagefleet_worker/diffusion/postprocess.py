@@ -1,4 +1,4 @@
-"""What is done to pictures that are drawn: faces restored, enlarged."""
+"""Postprocessing of decoded pictures: face restoration and upscaling."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,20 @@ from imagefleet_worker.upscale.enlarge import Enlarger
 
 
 class Postprocessor:
-    """Restores and enlarges; used on the engine's thread only."""
+    """Restores faces and upscales; used on the engine's thread only."""
 
     def __init__(self, enlarger: Enlarger, face_restorer: FaceRestorer) -> None:
         self.enlarger = enlarger
-        """Which enlarges the pictures of a hires pass too."""
+        """Also used between the passes of a hires job."""
         self._face_restorer = face_restorer
 
     def restore_faces(
         self, pictures: Sequence[Image.Image], faces: ResolvedFaces | None, progress: BatchProgress
     ) -> Sequence[Image.Image]:
-        """What comes first: faces, unless they are for the enlarged picture; raises as its part."""
+        """Restore faces before the upscale, unless that is to happen after it.
+
+        Raises as `FaceRestorer.restore`.
+        """
         if faces and not faces.request.after_upscale:
             return self._face_restorer.restore(pictures, faces, progress)
         return pictures
@@ -34,7 +37,10 @@ class Postprocessor:
         faces: ResolvedFaces | None,
         progress: BatchProgress,
     ) -> list[Image.Image]:
-        """What comes last: the upscale, and faces where they are for it; raises as its parts do."""
+        """Upscale, then restore faces if that is to happen after the upscale.
+
+        Raises as `Enlarger.enlarge` and `FaceRestorer.restore`.
+        """
         if upscale:
             pictures = [self.enlarger.enlarge(each, upscale, progress) for each in pictures]
         if faces and faces.request.after_upscale:

@@ -1,4 +1,4 @@
-"""Rough pictures of latents, for those who watch a job: a linear map of the channels to colours."""
+"""Previews of latents by a linear map of their channels to colours, without the VAE."""
 
 import torch
 from PIL import Image
@@ -7,8 +7,8 @@ from torch import Tensor
 from imagefleet_worker.imaging.convert import from_unit_range
 from imagefleet_worker.weights.families import Family
 
-# `(4, 3)` factors and `(3,)` offsets from latents to red, green and blue in [0, 1]: what a linear
-# fit to the VAE's own decoding gives. SD 1.x: "keturn" in
+# `(4, 3)` factors and `(3,)` offsets from latents to red, green and blue in [0, 1], by a linear fit
+# to what the VAE decodes. SD 1.x: "keturn" in
 # https://discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204/2 ; SDXL: Timothy
 # Alexis Vass, "Explaining the SDXL latent space",
 # https://huggingface.co/blog/TimothyAlexisVass/explaining-the-sdxl-latent-space .
@@ -36,11 +36,11 @@ _COLOURS: dict[Family, tuple[Tensor, Tensor]] = {
 
 
 def preview(latents: Tensor, family: Family) -> list[Image.Image]:
-    """Clean latents, as far as a step knows them, as RGB pictures of the same size.
+    """Preview latents, such as a step's prediction of the clean ones, as RGB images of their size.
 
     Args:
-        latents: `(B, 4, H/8, W/8)`, scaled as the UNet has them; any float dtype and device.
-        family: of the checkpoint whose VAE they are for.
+        latents: `(B, 4, H/8, W/8)`, scaled as for the UNet; any float dtype and device.
+        family: the checkpoint's, which decides the VAE.
     """
     factors, offsets = _COLOURS[family]
     colours = torch.einsum("bchw,cr->brhw", latents.float().cpu(), factors)

@@ -1,4 +1,4 @@
-"""The life of a picture, from words to pixels."""
+"""The diffusion renderer: from resolved jobs to images."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -12,7 +12,7 @@ from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.diffusion.batch import Batch
 from imagefleet_worker.diffusion.denoiser import Denoiser, PreparedPass, RefinerSwitch
-from imagefleet_worker.diffusion.latents import enlarge_latents
+from imagefleet_worker.diffusion.latents import resize_latents
 from imagefleet_worker.diffusion.lora_switcher import LoRASwitcher
 from imagefleet_worker.diffusion.postprocess import Postprocessor
 from imagefleet_worker.diffusion.vae import decode_latents, encode_images
@@ -21,7 +21,7 @@ from imagefleet_worker.inpaint.blend import LatentMask
 from imagefleet_worker.inpaint.fill import fill_latents
 from imagefleet_worker.progress import BatchProgress
 from imagefleet_worker.prompts.cache import PromptEncoder
-from imagefleet_worker.prompts.conditioning import Conditioning, PlannedPicture
+from imagefleet_worker.prompts.conditioning import Conditioning, PlannedPrompts
 from imagefleet_worker.prompts.encode import TextSettings
 from imagefleet_worker.requests.resolved import (
     PassInputs,
@@ -38,13 +38,13 @@ from imagefleet_worker.settings import WorkerSettings
 from imagefleet_worker.upscale.alpha import with_alpha
 
 LATENT_CHANNELS = 4
-"""Of every family."""
+"""The same for every family."""
 
-PassInputsOf = Callable[[ResolvedGenerate], PassInputs]
+PassInputsSelector = Callable[[ResolvedGenerate], PassInputs]
 
 
 class DiffusionRenderer:
-    """Draws and enlarges with the models that it keeps warm; used on the engine's thread only."""
+    """Renders batches with warm pipelines; used on the engine's thread only."""
 
     def __init__(
         self, settings: WorkerSettings, pipelines: PipelineCache, postprocessor: Postprocessor
@@ -59,11 +59,11 @@ class DiffusionRenderer:
     def render(
         self, jobs: Sequence[ResolvedJob], progress: BatchProgress
     ) -> list[list[Image.Image]]:
-        """Pictures of each job of a batch, on the CPU.
+        """Render a batch; returns the pictures of each job, on the CPU.
 
         Raises:
-            ImagefleetError: what a job asks for cannot be done.
-            AllEnded: no job is to go on.
+            ImagefleetError: the batch cannot be rendered.
+            BatchCanceled: all of its jobs were canceled.
         """
         try:
             return self._pipelines.retry_after_eviction(
@@ -77,9 +77,9 @@ class DiffusionRenderer:
     ) -> list[list[Image.Image]]:
         if isinstance(job := jobs[0], ResolvedUpscale):
             image = job.picture.image
-            retouched = self._postprocessor.restore_faces([image], job.faces, progress)
-            [colours] = self._postprocessor.enlarge(retouched, job.request, job.faces, progress)
-            return [[with_alpha(colours, job.picture.alpha, job.request)]]
+            restored = self._postprocessor.restore_faces([image], job.faces, progress)
+            [upscaled] = self._postprocessor.enlarge(restored, job.request, job.faces, progress)
+            return [[with_alpha(upscaled, job.picture.alpha, job.request)]]
         return self._generate(Batch(cast(Sequence[ResolvedGenerate], jobs)), progress)
 
     def _generate(self, batch: Batch, progress: BatchProgress) -> list[list[Image.Image]]:
@@ -88,10 +88,10 @@ class DiffusionRenderer:
         if shared.hires:
             inputs = shared.hires.pass_inputs
             latents = self._hires_pass(batch, shared.hires, latents, progress)
-        drawn = self._decode(inputs, latents, progress)
-        # As A1111, before what masks keep is laid over: its faces are not to be touched.
-        pictures = batch.overlay_kept(
-            self._postprocessor.restore_faces(drawn, shared.faces, progress)
+        decoded = self._decode(inputs, latents, progress)
+        # As in A1111, before the unmasked parts are laid over: faces there must not change.
+        pictures = batch.apply_overlays(
+            self._postprocessor.restore_faces(decoded, shared.faces, progress)
         )
         return batch.by_job(
             self._postprocessor.enlarge(pictures, shared.upscale, shared.faces, progress)
@@ -104,7 +104,7 @@ class DiffusionRenderer:
         )
         progress.begin_stage("denoise", prepared.evaluations)
         clean = _initial_latents(batch, prepared.warm) if shared.initial_image else None
-        masks = batch.per_picture(lambda job: job.initial_image and job.initial_image.latent_mask)
+        masks = batch.per_image(lambda job: job.initial_image and job.initial_image.latent_mask)
         refiner_switch = (
             self._refiner_switch(batch, shared.refiner, progress) if shared.refiner else None
         )
@@ -124,28 +124,31 @@ class DiffusionRenderer:
         else:
             size, mode = hires.size, cast(LatentMode, hires.upscaler)
             clean = size.crop_latents(
-                enlarge_latents(latents, size.enlarged_width, size.enlarged_height, mode)
+                resize_latents(latents, size.enlarged_width, size.enlarged_height, mode)
             )
-        masks = batch.per_picture(lambda job: job.initial_image and job.initial_image.hires_mask)
+        masks = batch.per_image(lambda job: job.initial_image and job.initial_image.hires_mask)
         return _sample(batch, prepared, clean, masks, None, progress)
 
     def _prepare_pass(
-        self, batch: Batch, inputs_of: PassInputsOf, step_plan: StepPlan, progress: BatchProgress
+        self,
+        batch: Batch,
+        select_inputs: PassInputsSelector,
+        step_plan: StepPlan,
+        progress: BatchProgress,
     ) -> PreparedPass:
-        """The checkpoint of a look, with its adapters on and its texts encoded."""
-        shared, request = inputs_of(batch.shared), batch.shared.request
+        """Load a pass's checkpoint, merge its LoRAs and encode its prompts."""
+        shared, request = select_inputs(batch.shared), batch.shared.request
         progress.begin_stage("load")
         warm = self._pipelines.get(shared.checkpoint)
         progress.begin_stage("adapters")
         warm = self._lora_switcher.switch(warm, shared.loras)
         progress.begin_stage("text")
-        all_inputs = batch.per_picture(inputs_of)
         conditioning = Conditioning(
             self._prompt_encoder,
             warm,
             [
-                PlannedPicture(inputs.prompt, inputs.negative, inputs.inversions)
-                for inputs in all_inputs
+                PlannedPrompts(inputs.prompt, inputs.negative, inputs.inversions)
+                for inputs in batch.per_image(select_inputs)
             ],
             request.guidance_scale,
             shared.windows,
@@ -156,19 +159,19 @@ class DiffusionRenderer:
     def _refiner_switch(
         self, batch: Batch, refiner: RefinerPass, progress: BatchProgress
     ) -> RefinerSwitch:
-        steps = batch.shared.step_plan
+        plan = batch.shared.step_plan
         return RefinerSwitch(
-            refiner.switch_at, lambda: self._prepare_pass(batch, _refiner_inputs, steps, progress)
+            refiner.switch_at, lambda: self._prepare_pass(batch, _refiner_inputs, plan, progress)
         )
 
     def _enlarge(
         self, picture: Image.Image, hires: ResolvedHires, progress: BatchProgress
     ) -> Image.Image:
         size = hires.size
-        large = self._postprocessor.enlarger.fit(
+        enlarged = self._postprocessor.enlarger.fit(
             picture, hires.upscaler, size.enlarged_width, size.enlarged_height, progress
         )
-        return size.crop_picture(large)
+        return size.crop_image(enlarged)
 
     def _decode(
         self, inputs: PassInputs, latents: Tensor, progress: BatchProgress
@@ -181,23 +184,25 @@ class DiffusionRenderer:
 
 
 def _initial_latents(batch: Batch, warm: WarmPipeline) -> Tensor:
-    """Clean latents of the initial pictures, with what their fill modes put under masks."""
+    """Clean latents of the initial images, with masked areas filled as their fill modes say."""
     shared = batch.shared
-    starts = [start for start in batch.per_picture(lambda job: job.initial_image) if start]
-    # Those to be stretched as latents have sizes of their own.
+    images = [image for image in batch.per_image(lambda job: job.initial_image) if image]
+    # With resize_mode "latent" images are encoded at sizes of their own.
     encoded = {
-        start: enlarge_latents(
-            encode_images(warm, [start.image]), shared.width, shared.height, "latent"
+        initial: resize_latents(
+            encode_images(warm, [initial.image]), shared.width, shared.height, "latent"
         )
-        for start in dict.fromkeys(starts)
+        for initial in dict.fromkeys(images)
     }
     noise = _noise(batch, shared.width, shared.height).first().to(warm.device)
     return torch.cat(
         [
-            encoded[start]
-            if start.latent_mask is None
-            else fill_latents(encoded[start], start.latent_mask.to(warm.device), own, start.fill)
-            for start, own in zip(starts, noise.split(1), strict=True)
+            encoded[initial]
+            if initial.latent_mask is None
+            else fill_latents(
+                encoded[initial], initial.latent_mask.to(warm.device), image_noise, initial.fill
+            )
+            for initial, image_noise in zip(images, noise.split(1), strict=True)
         ]
     )
 
@@ -210,15 +215,15 @@ def _sample(
     refiner_switch: RefinerSwitch | None,
     progress: BatchProgress,
 ) -> Tensor:
-    """Latents of a pass, over `clean` ones where there are any."""
+    """Sample the latents of a pass, starting from `clean` ones if given, else from noise."""
     shared = batch.shared
-    mask = None if clean is None else LatentMask.of(masks, clean)
+    mask = None if clean is None else LatentMask.from_masks(masks, clean)
     denoise = Denoiser(prepared, shared.request.guidance_scale, mask, refiner_switch, progress)
     if clean is None:
         noise = _noise(batch, shared.width, shared.height)
     else:
         noise = _noise(batch, 8 * clean.shape[-1], 8 * clean.shape[-2])
-    return denoise.keep_unmasked(
+    return denoise.restore_unmasked(
         sample(denoise, prepared.step_plan, prepared.schedule, noise, clean, prepared.warm.device)
     )
 
@@ -228,10 +233,10 @@ def _noise(batch: Batch, width: int, height: int) -> Noise:
 
 
 def _hires_inputs(job: ResolvedGenerate) -> PassInputs:
-    assert job.hires is not None, "jobs of a batch have the same passes"
+    assert job.hires is not None, "all jobs of a batch have the same passes"
     return job.hires.pass_inputs
 
 
 def _refiner_inputs(job: ResolvedGenerate) -> PassInputs:
-    assert job.refiner is not None, "jobs of a batch have the same passes"
+    assert job.refiner is not None, "all jobs of a batch have the same passes"
     return job.refiner.pass_inputs

@@ -1,1 +1,1 @@
-"""The thread that owns the device: which jobs wait, which run together, how many at once."""
+"""The thread that owns the device: schedules jobs into batches and renders them."""

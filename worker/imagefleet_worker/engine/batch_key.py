@@ -1,4 +1,4 @@
-"""Which waiting jobs may run together: those of equal key."""
+"""Batch keys: queued jobs of equal key may share a batch."""
 
 from collections.abc import Hashable
 
@@ -17,15 +17,15 @@ from imagefleet_worker.requests.resolved import (
 def batch_key(job: ResolvedJob) -> Hashable:
     """Jobs of equal key may share a batch; None: the job runs alone.
 
-    Equal are all settings that the whole batch has in common; prompts, seeds and initial pictures
-    may differ. So may prompts' lengths, within a number of windows: another number would change
-    what a shorter prompt means.
+    The key has all settings that a batch must have in common. Prompts, seeds and initial images may
+    differ, and so may the lengths of prompts within the same number of windows: padding to more
+    windows would change what a shorter prompt means.
     """
     if isinstance(job, ResolvedUpscale):
         return None
     request = job.request
     return (
-        *(_shared(inputs, request.guidance_scale) for inputs in job.all_pass_inputs),
+        *(_pass_key(inputs, request.guidance_scale) for inputs in job.all_pass_inputs),
         *(job.width, job.height, job.step_plan, job.upscale, job.faces),
         job.hires and (job.hires.size, job.hires.upscaler, job.hires.step_plan),
         job.refiner and job.refiner.switch_at,
@@ -34,14 +34,14 @@ def batch_key(job: ResolvedJob) -> Hashable:
     )
 
 
-def _shared(inputs: PassInputs, guidance_scale: float) -> Hashable:
-    """What of a look a batch has in common."""
+def _pass_key(inputs: PassInputs, guidance_scale: float) -> Hashable:
+    """What the passes of a batch must have in common."""
     guided = needs_negative(inputs.prompt, guidance_scale)
     return (inputs.checkpoint, inputs.loras, inputs.windows, guided)
 
 
 def scheduling_key(job: ResolvedJob, priority: Priority, *, alone: bool = False) -> SchedulingKey:
-    """What of a job decides about its turn; `alone`: it shares no batch."""
+    """The properties by which a job is scheduled; `alone`: it shares no batch."""
     all_inputs = [] if isinstance(job, ResolvedUpscale) else job.all_pass_inputs
     return SchedulingKey(
         batch_key=None if alone else batch_key(job),
@@ -58,12 +58,12 @@ def _loaded_state(inputs: PassInputs) -> LoadedState:
 
 
 def pixels_of(job: ResolvedJob) -> int:
-    """Pixels of a job's pictures in the largest pass that diffuses them."""
+    """Pixels of all of a job's images in its largest pass."""
     if isinstance(job, ResolvedUpscale):
         return job.picture.image.width * job.picture.image.height
-    return len(job.seeds.seeds) * _largest(job)
+    return len(job.seeds.seeds) * _largest_pass(job)
 
 
-def _largest(job: ResolvedGenerate) -> int:
+def _largest_pass(job: ResolvedGenerate) -> int:
     hires = job.hires.size.width * job.hires.size.height if job.hires else 0
     return max(job.width * job.height, hires)

@@ -1,53 +1,54 @@
-"""How large a batch may be: by setting, by the device's free memory, by what did not fit before."""
+"""Limits batch sizes: by setting, by the device's free memory, and after running out of memory."""
 
 from collections.abc import Generator, Hashable
 from contextlib import contextmanager
 from typing import Protocol
 
-USABLE = 0.9
-"""Share of the free memory that a batch is planned for; blocks of other sizes keep the rest."""
-GROWTH = 1.02
-"""Out of memory, a family's batches are halved. Each that fits, and has at least half of what is
-allowed, then allows so much more: twice as much after 35, so seldom is a size tried again."""
+USABLE_FRACTION = 0.9
+"""Share of the free memory that a batch is planned for; the rest allows for fragmentation."""
+GROWTH_FACTOR = 1.02
+"""After running out of memory, a family's limit is halved. Each batch that fits and has at least
+half of the limit raises it by this factor: it takes 35 batches to double, so that a size that did
+not fit is rarely retried."""
 
 
 class DeviceMemory(Protocol):
     """The memory in which batches run."""
 
     def free_bytes(self) -> int | None:
-        """What a batch may take; None: not known."""
+        """Memory available to a batch; None: unknown."""
         ...
 
     def begin_batch(self) -> None:
-        """A batch begins."""
+        """Start measuring a batch."""
         ...
 
     def peak_bytes(self) -> int | None:
-        """The most that the batch took of what it has given back since; None: not all is known."""
+        """Peak memory that the batch allocated and freed again; None: not fully known."""
         ...
 
     def ran_out(self, error: BaseException) -> bool:
-        """Whether the error says that a batch needs more memory than there is."""
+        """Whether the error means that a batch needs more memory than there is."""
         ...
 
     def is_lost(self, error: BaseException) -> bool:
-        """Whether nothing runs on the device after the error."""
+        """Whether the device is unusable after the error."""
         ...
 
     def as_worker_error(self, error: BaseException) -> BaseException:
-        """Running out of memory as `OutOfMemory`, once it is freed; any other error as it is."""
+        """Out-of-memory errors as `OutOfMemory`, after freeing memory; other errors unchanged."""
         ...
 
 
 class UnmeasuredMemory:
-    """Memory that is neither measured nor known to run out."""
+    """Memory that is not measured and never runs out."""
 
     def free_bytes(self) -> int | None:
-        """Not known."""
+        """Unknown."""
         return None
 
     def begin_batch(self) -> None:
-        """Nothing to note."""
+        """Does nothing."""
 
     def peak_bytes(self) -> int | None:
         """Not measured."""
@@ -70,10 +71,10 @@ UNMEASURED_MEMORY = UnmeasuredMemory()
 
 
 class BatchSizeLimiter:
-    """Knows how many pixels a batch of each family of checkpoints may have.
+    """Learns how many pixels a batch may have, for each family of checkpoints.
 
     Args:
-        max_pixels: in any case.
+        max_pixels: the upper bound for every family.
         memory: of the device.
     """
 
@@ -84,16 +85,16 @@ class BatchSizeLimiter:
         self._allowed: dict[Hashable, float] = {}
 
     def max_pixels(self, family: Hashable) -> int:
-        """The most that a batch of the family may have; one job alone may have more."""
-        most = min(self._max_pixels, self._allowed.get(family, self._max_pixels))
+        """Limit of a batch of the family; a single job may have more."""
+        limit = min(self._max_pixels, self._allowed.get(family, self._max_pixels))
         per_pixel, free = self._bytes_per_pixel.get(family), self._memory.free_bytes()
         if per_pixel and free is not None:
-            most = min(most, USABLE * free / per_pixel)
-        return int(most)
+            limit = min(limit, USABLE_FRACTION * free / per_pixel)
+        return int(limit)
 
     @contextmanager
     def measure(self, family: Hashable, pixels: int) -> Generator[None]:
-        """Run a batch of so many pixels, and learn from it."""
+        """Measure a batch of so many pixels, and update the family's limit."""
         self._memory.begin_batch()
         try:
             yield
@@ -102,12 +103,12 @@ class BatchSizeLimiter:
                 self._allowed[family] = min(self._allowed.get(family, pixels), pixels / 2)
                 self._bytes_per_pixel.pop(family, None)
             raise
-        # Part of the peak is there for the smallest batch too: the largest one tells best what a
-        # pixel takes, and it gives the least.
+        # Part of the peak does not depend on the batch's size: the largest batch gives the best
+        # estimate of bytes per pixel, which is also the lowest.
         if (peak_bytes := self._memory.peak_bytes()) is not None:
             measured = peak_bytes / pixels
             known = self._bytes_per_pixel.get(family, measured)
             self._bytes_per_pixel[family] = min(known, measured)
         allowed = self._allowed.get(family)
         if allowed is not None and pixels >= allowed / 2:
-            self._allowed[family] = min(allowed * GROWTH, self._max_pixels)
+            self._allowed[family] = min(allowed * GROWTH_FACTOR, self._max_pixels)

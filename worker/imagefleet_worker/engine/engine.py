@@ -1,4 +1,4 @@
-"""The one thread that touches the device: takes jobs in batches, renders them, reports steps."""
+"""The one thread that uses the device: renders queued jobs in batches and reports progress."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ from PIL import Image
 from imagefleet_shared.field_types import Priority
 from imagefleet_shared.status import Stage
 from imagefleet_worker import metrics
-from imagefleet_worker.device.errors import NoRoomForWeights
+from imagefleet_worker.device.errors import ModelDoesNotFit
 from imagefleet_worker.engine.batch_key import scheduling_key
 from imagefleet_worker.engine.batch_limit import UNMEASURED_MEMORY, BatchSizeLimiter, DeviceMemory
-from imagefleet_worker.engine.requests import EngineRequest, RenderOutput, image_slices
+from imagefleet_worker.engine.engine_request import EngineRequest, RenderOutput, image_slices
 from imagefleet_worker.engine.scheduler import BatchScheduler, QueueEntry
 from imagefleet_worker.progress import (
     NULL_CALLBACKS,
@@ -31,46 +31,46 @@ from imagefleet_worker.requests.resolved import ResolvedJob
 logger = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 0.25
-"""A job that waits for its turn is asked this often whether it is to go on."""
+"""How often a queued job is checked for cancellation."""
 
 
 class Renderer(Protocol):
-    """Turns jobs into pictures on the device."""
+    """Renders jobs on the device."""
 
     def render(
         self, jobs: Sequence[ResolvedJob], progress: BatchProgress
     ) -> list[list[Image.Image]]:
-        """Draw or enlarge a batch, as `batching` put it together; called on the engine's thread.
+        """Render a batch of jobs of equal `batch_key`; called on the engine's thread.
 
         Returns:
-            The pictures of each job, in its order.
+            The images of each job, in the order of `jobs`.
 
         Raises:
-            ImagefleetError: what a job asks for cannot be done.
-            AllEnded: no job is to go on.
+            ImagefleetError: a job's request cannot be fulfilled.
+            BatchCanceled: every job of the batch must stop.
         """
         ...
 
 
 def end_process() -> None:
-    """End this process at once, whatever its other threads do."""
+    """Exit this process at once, whatever its other threads do."""
     os._exit(1)
 
 
 class Engine(Thread):
-    """Runs a renderer on the jobs that wait, those that fit together at once, in `Line`'s order.
+    """Renders queued jobs in batches, in the order of its `BatchScheduler`.
 
     Args:
-        make_renderer: makes what draws; called on the engine's thread, as everything that computes:
-            a second thread that ever does makes OpenMP count twice the threads, and then its
-            threads sleep between operators, which took 2.4 times as long on two cores.
-        beat: called with True at every step and with False when there is nothing to do, so that a
-            parent process can tell a stall from idleness.
-        max_batch_pixels: of all pictures of a batch; 0 renders every job alone.
-        gather_s: how long a batch that is not full waits for jobs that are on their way.
+        make_renderer: called on the engine's thread, like everything that computes: if a second
+            thread ever computes, OpenMP counts twice the threads, and its threads then sleep
+            between operators, which took 2.4 times as long on two cores.
+        heartbeat: called with True at every step and with False when the engine goes idle, so that
+            a parent process can tell a stall from idleness.
+        max_batch_pixels: limit of all images of a batch; 0 renders every job alone.
+        gather_s: how long a batch that is not full waits for announced jobs.
         memory: of the device.
-        abort: called where the device, or this thread, can do nothing more; ends the process, so
-            that its jobs are leased by others.
+        abort: called when the device or this thread is broken; ends the process, so that its jobs
+            are leased by others.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Engine(Thread):
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self.ready: Future[None] = Future()
-        """Done once the renderer is made, or with what kept it from being made."""
+        """Done once the renderer is made; has the exception if that failed."""
         self._make_renderer = make_renderer
         self._heartbeat = heartbeat
         self._memory = memory
@@ -98,10 +98,10 @@ class Engine(Thread):
 
     @contextmanager
     def announce(self) -> Generator[object]:
-        """Announce a job: batches that have room wait a little for it.
+        """Announce a job that is being prepared: batches that are not full wait a little for it.
 
         Yields:
-            What `render` takes to know it again. Where the context ends without, it comes no more.
+            The reservation to pass to `render`; it lapses when the context ends.
         """
         reservation = object()
         with self._changed:
@@ -123,21 +123,20 @@ class Engine(Thread):
         reservation: object = None,
         while_waiting: Callable[[], None] | None = None,
     ) -> RenderOutput:
-        """Have a job rendered; blocks the calling thread until it is done.
+        """Render a job; blocks the calling thread until it is done.
 
         Args:
-            job: to be rendered.
-            tell: hears of every step.
-            viewer: is shown sketches of the pictures, when it wants them, and is asked while the
-                job waits whether it is to go on.
-            priority: among the jobs that wait here.
-            alone: never in a batch with other jobs.
-            ticket: of `expected`, if the job was.
-            meanwhile: done on the calling thread while the job waits; it must compute nothing.
+            job: to render.
+            report: called at every step, on the engine's thread.
+            callbacks: receive previews, and are checked for cancellation while the job is queued.
+            priority: among the queued jobs.
+            alone: never batch the job with others.
+            reservation: from `announce`, if the job was announced.
+            while_waiting: called on the calling thread while the job is queued; must not compute.
 
         Raises:
-            ImagefleetError: what the job asks for cannot be done.
-            JobCanceled, JobTimeout, LeaseLost, HandBack: whatever `tell` or `viewer` raised.
+            ImagefleetError: the request cannot be fulfilled.
+            JobCanceled, JobTimeout, LeaseLost, Requeue: whatever `report` or `callbacks` raised.
         """
         request = EngineRequest(job, scheduling_key(job, priority, alone=alone), report, callbacks)
         with self._changed:
@@ -150,7 +149,7 @@ class Engine(Thread):
         return request.done.result()
 
     def _wait_for_turn(self, request: EngineRequest) -> None:
-        """Wait for a job's turn; it leaves the line where it must stop before."""
+        """Wait until a request is scheduled; if its job must stop before, dequeue it and raise."""
         while not wait([request.done], CHECK_INTERVAL_S).done:
             with self._changed:
                 if request not in self._scheduler:
@@ -163,7 +162,7 @@ class Engine(Thread):
                     raise
 
     def close(self) -> None:
-        """Finish the jobs taken, then end the thread."""
+        """Finish the queued jobs, then end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -177,20 +176,20 @@ class Engine(Thread):
         self.ready.set_result(None)
         try:
             self._serve(renderer)
-        except BaseException:  # Else the jobs that wait would wait for ever, their leases renewed.
-            logger.critical("the engine is broken; this process ends", exc_info=True)
+        except BaseException:  # Otherwise queued jobs would wait for ever, with renewed leases.
+            logger.critical("the engine failed; this process exits", exc_info=True)
             self._abort()
 
     def _serve(self, renderer: Renderer) -> None:
         self._heartbeat(False)
         while requests := self._next_batch():
             self._run_batch(renderer, requests)
-            # Finished jobs hold pictures, failed ones their frames' tensors.
+            # Finished jobs reference images, failed ones the tensors of their traceback's frames.
             del requests
             self._heartbeat(False)
 
     def _next_batch(self) -> list[EngineRequest]:
-        """The orders to run next; none once closed."""
+        """The requests to run next; none once closed."""
         batch: list[QueueEntry[EngineRequest]] = []
         with self._changed:
             while not batch:
@@ -198,15 +197,15 @@ class Engine(Thread):
                 if not len(self._scheduler):
                     return []
                 self._changed.wait_for(self._batch_ready, self._gather_s)
-                # Meanwhile jobs may have left the line, the last one too.
+                # Jobs may have been canceled meanwhile, even the last one.
                 if len(self._scheduler):
                     batch = self._scheduler.next_batch(self._limiter.max_pixels)
-        for place in batch:
-            metrics.PASSED_OVER.observe(place.passed_over)
-        return [place.item for place in batch]
+        for entry in batch:
+            metrics.PASSED_OVER.observe(entry.passed_over)
+        return [entry.item for entry in batch]
 
     def _batch_ready(self) -> bool:
-        """Whether a batch gains nothing by waiting for more jobs."""
+        """Whether waiting for more jobs cannot enlarge the batch."""
         return (
             not self._announced
             or not len(self._scheduler)
@@ -218,47 +217,45 @@ class Engine(Thread):
         progress = BatchProgress(
             [self._with_heartbeat(request.report) for request in requests], image_slices(requests)
         )
-        family, pixels = (
-            requests[0].scheduling_key.family,
-            sum(request.scheduling_key.pixels for request in requests),
-        )
+        family = requests[0].scheduling_key.family
+        pixels = sum(request.scheduling_key.pixels for request in requests)
         try:
             with self._limiter.measure(family, pixels):
-                pictures = renderer.render([request.job for request in requests], progress)
+                rendered = renderer.render([request.job for request in requests], progress)
             progress.end_stage()
             metrics.BATCH_JOBS.observe(len(requests))
             for stage, seconds in progress.seconds.items():
                 metrics.STAGE_SECONDS.labels(stage).observe(seconds)
         except BatchCanceled:
             self._scheduler.invalidate()
-            pictures = [[] for _ in requests]
+            rendered = [[] for _ in requests]
         except BaseException as exc:
             if self._memory.is_lost(exc):
-                # No job is to fail of it.
+                # The jobs are not at fault: they must not fail.
                 raise
             self._scheduler.invalidate()
             error = self._memory.as_worker_error(exc)
-            if len(requests) == 1 or isinstance(exc, NoRoomForWeights):
+            if len(requests) == 1 or isinstance(exc, ModelDoesNotFit):
                 for request in requests:
                     request.done.set_exception(error)
                 return
-            # One of them cannot be done, or all are too many at once: halves find out which.
-            logger.warning("a batch of %d failed, its halves again apart: %s", len(requests), error)
+            # Either one job is at fault or the batch is too large: retrying halves finds out.
+            logger.warning("a batch of %d failed, retrying in halves: %s", len(requests), error)
             metrics.BATCHES_SPLIT.labels(type(error).__name__).inc()
             middle = len(requests) // 2
             self._run_batch(renderer, requests[:middle])
             self._run_batch(renderer, requests[middle:])
             return
-        for place, (request, images) in enumerate(zip(requests, pictures, strict=True)):
-            if place in progress.job_errors:
-                request.done.set_exception(progress.job_errors[place])
+        for index, (request, images) in enumerate(zip(requests, rendered, strict=True)):
+            if index in progress.job_errors:
+                request.done.set_exception(progress.job_errors[index])
                 continue
             waited_s = started_s - request.enqueued_at
             request.done.set_result(RenderOutput(images, waited_s, progress.seconds, len(requests)))
 
     def _with_heartbeat(self, report: ProgressCallback) -> ProgressCallback:
-        def beat_and_tell(stage: Stage, step: int, steps: int) -> None:
+        def report_with_heartbeat(stage: Stage, step: int, steps: int) -> None:
             self._heartbeat(True)
             report(stage, step, steps)
 
-        return beat_and_tell
+        return report_with_heartbeat

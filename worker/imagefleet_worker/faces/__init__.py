@@ -1,1 +1,1 @@
-"""Faces restored: found, aligned, drawn by a network, blended back."""
+"""Face restoration: detect faces, align them, restore them with a network, paste them back."""

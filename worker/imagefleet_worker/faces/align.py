@@ -1,7 +1,7 @@
-"""A face moved to where restorers expect it, and back.
+"""Alignment of faces to the template that restorers expect, and back.
 
-Positions are complex numbers, x + iy, so that a similarity is one product and one sum; they are
-counted from the upper left edge, a pixel's middle lies at a half.
+Positions are complex numbers, x + iy, so that a similarity is one product and one sum. They are
+measured from the upper left corner; pixel centres lie at half-integers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,46 +22,47 @@ TEMPLATE = (
     *(192.98138 + 239.94708j, 318.90277 + 240.1936j, 256.63416 + 314.01935j),
     *(201.26117 + 371.41043j, 313.08905 + 371.15118j),
 )
-"""Where eyes, nose and corners of the mouth lie in it: facexlib's mean of the FFHQ faces, on which
-the restorers were trained."""
-_GREY = (132 / 255, 133 / 255, 135 / 255)
-"""What facexlib puts where an aligned face passes the picture's edge."""
+"""Eyes, nose and corners of the mouth in an aligned face: facexlib's mean of the FFHQ faces, on
+which the restorers were trained."""
+_BORDER_GREY = (132 / 255, 133 / 255, 135 / 255)
+"""facexlib's border colour, where an aligned face extends beyond the picture."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """A similarity from a picture to the aligned face: z becomes `turn * z + move`.
+    """A similarity from picture to aligned face: z becomes `scale_rotation * z + translation`.
 
     Attributes:
-        region: of the picture, all that the aligned face shows.
+        region: the part of the picture that the aligned face covers.
     """
 
-    turn: complex
-    move: complex
+    scale_rotation: complex
+    translation: complex
     region: Region
 
 
 def align(landmarks: Sequence[complex], width: int, height: int) -> Alignment | None:
-    """The similarity that brings landmarks closest to the template.
+    """Return the similarity that maps landmarks closest to the template.
 
-    Least squares in closed form (Umeyama 1991 without reflections); facexlib takes OpenCV's
-    estimate by least median, which is the same where the five points fit, and else leaves some out.
+    Least squares in closed form (Umeyama 1991 without reflections). facexlib uses OpenCV's
+    least-median estimate, which agrees where the five points fit and otherwise drops outliers.
 
     Args:
-        landmarks: five.
-        width: of the picture, as `height`, pixels.
+        landmarks: eyes, nose and corners of the mouth, in the order of `TEMPLATE`.
+        width: of the picture, in pixels.
+        height: as `width`.
 
     Returns:
-        None where no part of the face would lie in the picture.
+        None if the aligned face would not overlap the picture.
     """
-    centre, aim = sum(landmarks) / len(landmarks), sum(TEMPLATE) / len(TEMPLATE)
-    pairs = [(z - centre, t - aim) for z, t in zip(landmarks, TEMPLATE, strict=True)]
-    spread = sum(abs(z) ** 2 for z, _ in pairs)
-    turn = sum(t * z.conjugate() for z, t in pairs) / spread if spread else 0j
-    if not turn:
+    centre, target = sum(landmarks) / len(landmarks), sum(TEMPLATE) / len(TEMPLATE)
+    pairs = [(z - centre, t - target) for z, t in zip(landmarks, TEMPLATE, strict=True)]
+    variance = sum(abs(z) ** 2 for z, _ in pairs)
+    scale_rotation = sum(t * z.conjugate() for z, t in pairs) / variance if variance else 0j
+    if not scale_rotation:
         return None
-    move = aim - turn * centre
-    corners = [(corner * FACE_PX - move) / turn for corner in (0, 1, 1j, 1 + 1j)]
+    translation = target - scale_rotation * centre
+    corners = [(corner * FACE_PX - translation) / scale_rotation for corner in (0, 1, 1j, 1 + 1j)]
     left, right = min(c.real for c in corners), max(c.real for c in corners)
     top, bottom = min(c.imag for c in corners), max(c.imag for c in corners)
     region = (
@@ -70,59 +71,66 @@ def align(landmarks: Sequence[complex], width: int, height: int) -> Alignment | 
     )
     if region[0] >= region[2] or region[1] >= region[3]:
         return None
-    return Alignment(turn, move, region)
+    return Alignment(scale_rotation, translation, region)
 
 
-def to_face(picture: Image.Image, alignment: Alignment) -> Tensor:
-    """The aligned face of an RGB picture.
+def warp_to_face(picture: Image.Image, alignment: Alignment) -> Tensor:
+    """Crop and align a face of an RGB picture.
 
     Returns:
         `(1, 3, 512, 512)` float32 in [0, 1], on the CPU.
     """
     left, top, right, bottom = alignment.region
-    scale, grey = abs(alignment.turn), torch.tensor(_GREY)[:, None, None]
-    # Averaged along rows first: of a large region no more than a band is held in floats.
-    narrow = [
-        _averaged(to_unit_range(picture.crop(band)) - grey, across=scale, down=1)
+    scale, border = abs(alignment.scale_rotation), torch.tensor(_BORDER_GREY)[:, None, None]
+    # Rows are resampled first: of a large region, only one band at a time is in floats.
+    columns_resampled = [
+        _downsample(to_unit_range(picture.crop(band)) - border, across=scale, down=1)
         for band in bands(alignment.region)
     ]
-    part = _averaged(torch.cat(narrow, dim=2), across=1, down=scale)
-    positions = (_middles(FACE_PX, FACE_PX) - alignment.move) / alignment.turn
-    return _sample(part, positions - complex(left, top), right - left, bottom - top) + grey
+    crop = _downsample(torch.cat(columns_resampled, dim=2), across=1, down=scale)
+    positions = (
+        _pixel_centres(FACE_PX, FACE_PX) - alignment.translation
+    ) / alignment.scale_rotation
+    return _sample(crop, positions - complex(left, top), right - left, bottom - top) + border
 
 
-def to_picture(face: Tensor, alignment: Alignment) -> Iterator[tuple[Region, Tensor]]:
-    """An aligned face, and 0 round it, as it lies in its region.
+def warp_to_picture(face: Tensor, alignment: Alignment) -> Iterator[tuple[Region, Tensor]]:
+    """Warp an aligned face back to its region of the picture; 0 outside the face.
 
     Args:
         face: `(1, C, 512, 512)` float32, on the CPU.
 
     Yields:
-        The region's bands, each with `(1, C, h, w)` of its size.
+        Each band of the region, with its `(1, C, h, w)` pixels.
     """
-    scale = 1 / abs(alignment.turn)
-    face = _averaged(face, across=scale, down=scale)
+    scale = 1 / abs(alignment.scale_rotation)
+    face = _downsample(face, across=scale, down=scale)
     for band in bands(alignment.region):
         left, top, right, bottom = band
-        positions = _middles(right - left, bottom - top) + complex(left, top)
-        yield band, _sample(face, alignment.turn * positions + alignment.move, FACE_PX, FACE_PX)
+        positions = _pixel_centres(right - left, bottom - top) + complex(left, top)
+        yield (
+            band,
+            _sample(
+                face, alignment.scale_rotation * positions + alignment.translation, FACE_PX, FACE_PX
+            ),
+        )
 
 
-def _middles(width: int, height: int) -> Tensor:
-    """Positions of pixels' middles, `(height, width)` complex."""
+def _pixel_centres(width: int, height: int) -> Tensor:
+    """Positions of pixel centres, `(height, width)` complex."""
     rows = torch.arange(height, dtype=torch.float64) + 0.5
     columns = torch.arange(width, dtype=torch.float64) + 0.5
     return torch.complex(columns.expand(height, width), rows[:, None].expand(height, width))
 
 
-def _averaged(pixels: Tensor, *, across: float, down: float) -> Tensor:
-    """Pixels that are to be sampled at those scales, as many as are not to be skipped.
+def _downsample(pixels: Tensor, *, across: float, down: float) -> Tensor:
+    """Downsample pixels with antialiasing before they are sampled at smaller scales.
 
-    facexlib skips some where the result is smaller, which shows as jagged edges.
+    facexlib samples directly, which leaves jagged edges where the result is smaller.
 
     Args:
-        across: pixels of the result per pixel given, in a row.
-        down: as `across`, in a column.
+        across: output pixels per input pixel along a row; no change above 1.
+        down: as `across`, along a column.
     """
     height, width = pixels.shape[2:]
     size = (max(1, ceil(height * min(1, down))), max(1, ceil(width * min(1, across))))
@@ -130,11 +138,13 @@ def _averaged(pixels: Tensor, *, across: float, down: float) -> Tensor:
 
 
 def _sample(pixels: Tensor, positions: Tensor, width: int, height: int) -> Tensor:
-    """Pixels at those positions, bilinear, 0 outside.
+    """Sample pixels at positions: bilinear, 0 outside.
 
     Args:
-        pixels: averaged or not.
-        positions: counted in pixels before they were averaged, of which there are width x height.
+        pixels: `(1, C, h, w)`, possibly downsampled.
+        positions: in pixels before downsampling.
+        width: of the pixels before downsampling.
+        height: as `width`.
     """
-    normed = torch.stack([positions.real / width, positions.imag / height], dim=-1) * 2 - 1
-    return grid_sample(pixels, normed[None].to(pixels), align_corners=False)
+    grid = torch.stack([positions.real / width, positions.imag / height], dim=-1) * 2 - 1
+    return grid_sample(pixels, grid[None].to(pixels), align_corners=False)

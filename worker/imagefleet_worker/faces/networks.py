@@ -1,4 +1,4 @@
-"""Networks for faces kept warm on the device."""
+"""Cache of face networks on the device."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from torch import nn
 
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.catalog.model_file import ModelFile
-from imagefleet_worker.device.errors import NoRoomForWeights
+from imagefleet_worker.device.errors import ModelDoesNotFit
 from imagefleet_worker.faces.parsenet import ParseNet
 from imagefleet_worker.faces.restorer import Restorer, load_restorer
 from imagefleet_worker.faces.retinaface import RetinaFace
@@ -25,15 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class FaceNetworks:
-    """Detectors, parsers and restorers, in float32, by bytes; belongs to one thread.
+    """Detectors, parsers and restorers in float32, up to a number of bytes; not thread-safe.
 
-    Each method raises `FileUnavailable` or `CorruptFile` where the file cannot be loaded, and
-    `NoRoomForWeights` where the device has no room for it.
+    Each method raises `FileUnavailable` or `CorruptFile` if the file cannot be loaded, and
+    `ModelDoesNotFit` if the device does not have the memory for it.
     """
 
     def __init__(self, device: torch.device, budget_bytes: int) -> None:
         self.device = device
-        self._warm = ByteLRUCache[ModelFile, nn.Module](_size_of, budget_bytes)
+        self._cache = ByteLRUCache[ModelFile, nn.Module](_size_of, budget_bytes)
 
     def restorer(self, file: ModelFile) -> Restorer:
         return self._get(file, load_restorer)
@@ -45,15 +45,15 @@ class FaceNetworks:
         return self._get(file, _load_parser)
 
     def _get(self, file: ModelFile, load: Callable[[Path], N]) -> N:
-        # A file is only ever loaded as one of the three: its name says which.
-        return cast(N, self._warm.get_or_load(file, lambda: self._loaded(file, load)))
+        # A file is only ever loaded as one type: its name says which.
+        return cast(N, self._cache.get_or_load(file, lambda: self._load(file, load)))
 
-    def _loaded(self, file: ModelFile, load: Callable[[Path], N]) -> N:
+    def _load(self, file: ModelFile, load: Callable[[Path], N]) -> N:
         started = time.monotonic()
         try:
             network = load(file.path).eval().requires_grad_(False).to(self.device)
         except torch.OutOfMemoryError as error:
-            raise NoRoomForWeights(f"{self.device} has no room for {file.name}") from error
+            raise ModelDoesNotFit(f"{self.device} has no room for {file.name}") from error
         logger.info(
             "loaded %s in %.2f s",
             file.path.name,
@@ -65,15 +65,15 @@ class FaceNetworks:
 
 def _load_detector(path: Path) -> RetinaFace:
     weights = canonicalize_state_dict(read_weights(path))
-    wide = any(name.startswith("body.layer4.") for name in weights)
-    return _filled(RetinaFace("resnet50" if wide else "mobilenet"), weights, path)
+    is_resnet = any(name.startswith("body.layer4.") for name in weights)
+    return _load_weights(RetinaFace("resnet50" if is_resnet else "mobilenet"), weights, path)
 
 
 def _load_parser(path: Path) -> ParseNet:
-    return _filled(ParseNet(), canonicalize_state_dict(read_weights(path)), path)
+    return _load_weights(ParseNet(), canonicalize_state_dict(read_weights(path)), path)
 
 
-def _filled(network: N, weights: dict[str, torch.Tensor], path: Path) -> N:
+def _load_weights(network: N, weights: dict[str, torch.Tensor], path: Path) -> N:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

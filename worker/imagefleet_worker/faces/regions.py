@@ -1,34 +1,34 @@
-"""Rectangles of a picture in which faces lie: left, top, right, bottom, in pixels."""
+"""Rectangles of a picture: left, top, right, bottom, in pixels."""
 
 from collections.abc import Iterable, Iterator
 
 Region = tuple[int, int, int, int]
 
 _BAND_PX = 2**18
-"""In 64 bits the positions of so many pixels take 4 MB, and as much each step on the way there."""
+"""The 64-bit positions of this many pixels take 4 MB, and so does each intermediate result."""
 
 
 def overlap(one: Region, other: Region) -> bool:
-    """Whether they share a pixel."""
+    """Whether two regions share a pixel."""
     return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(
         one[3], other[3]
     )
 
 
 def merge_regions(regions: Iterable[Region]) -> list[Region]:
-    """Rectangles of which no two overlap and each region lies in one."""
-    apart: list[Region] = []
+    """Merge overlapping regions into their bounding boxes until no two overlap."""
+    merged: list[Region] = []
     for region in regions:
-        while met := [each for each in apart if overlap(each, region)]:
-            apart = [each for each in apart if each not in met]
-            lefts, tops, rights, bottoms = zip(region, *met, strict=True)
+        while overlapping := [each for each in merged if overlap(each, region)]:
+            merged = [each for each in merged if each not in overlapping]
+            lefts, tops, rights, bottoms = zip(region, *overlapping, strict=True)
             region = (min(lefts), min(tops), max(rights), max(bottoms))
-        apart.append(region)
-    return apart
+        merged.append(region)
+    return merged
 
 
 def bands(region: Region) -> Iterator[Region]:
-    """A region in parts of its width, from the top, to be worked on one after the other."""
+    """Split a region into bands of its full width, from top to bottom."""
     left, top, right, bottom = region
     rows = max(1, _BAND_PX // (right - left))
     for start in range(top, bottom, rows):

@@ -1,4 +1,4 @@
-"""The files that restoring faces takes: found, or refused before the device is touched."""
+"""Find the files that face restoration needs, or refuse the job before it reaches the device."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,13 +14,13 @@ _DETECTORS = (
     "detection_mobilenet0.25_Final",
     "detection_mobilenet0.25_demo",
 )
-"""The first that is there is used; A1111 uses the first."""
+"""In order of preference; A1111 uses the first."""
 _PARSERS = ("parsing_parsenet",)
 
 
 @dataclass(frozen=True)
 class ResolvedFaces:
-    """What a job asks for its faces, and the files for that."""
+    """A face restoration request and the files it needs."""
 
     request: FaceRestore
     restorer: ModelFile
@@ -33,13 +33,13 @@ class ResolvedFaces:
 
 
 def resolve_faces(request: FaceRestore, models: ModelStore) -> ResolvedFaces:
-    """A request with its files.
+    """Find the files of a request.
 
     Raises:
-        UnknownFaceRestorer: there is none of that name.
-        InvalidRequest: a fidelity for a network that has none.
-        CorruptFile: the file is no face restorer.
-        FileUnavailable: detector or parser is missing.
+        UnknownFaceRestorer: no restorer has that name.
+        InvalidRequest: a fidelity is given but the network has none.
+        CorruptFile: the file is not a face restorer.
+        FileUnavailable: the detector or the parser is missing.
         WorkerFailure: the package for CodeFormer is missing.
     """
     restorer = models.find("face", request.restorer)
@@ -62,12 +62,12 @@ def resolve_faces(request: FaceRestore, models: ModelStore) -> ResolvedFaces:
     )
 
 
-def _find_part(models: ModelStore, what: str, names: tuple[str, ...]) -> ModelFile:
-    there = {file.name.lower(): file for file in models.listed("face_part")}
+def _find_part(models: ModelStore, role: str, names: tuple[str, ...]) -> ModelFile:
+    available = {file.name.lower(): file for file in models.list_models("face_part")}
     for name in names:
-        if found := there.get(name.lower()):
+        if found := available.get(name.lower()):
             return found
     raise FileUnavailable(
-        f"no {what}: put {names[0]}.pth, once, into the folder faces or GFPGAN of the worker's "
+        f"no {role}: put {names[0]}.pth, once, into the folder faces or GFPGAN of the worker's "
         "model folder; it is among the release files of the project facexlib"
     )

@@ -1,4 +1,4 @@
-"""Networks that draw an aligned face anew."""
+"""Networks that restore an aligned face."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ DEFAULT_FIDELITY = 0.5
 
 
 class Restorer(nn.Module):
-    """One restorer, in float32: they are small, and none of them bears half precision."""
+    """A restorer network, in float32: it is small, and none supports half precision."""
 
     def __init__(self, name: str, architecture: Architecture, network: nn.Module) -> None:
         super().__init__()
@@ -28,40 +28,41 @@ class Restorer(nn.Module):
         self.network = network
 
     def forward(self, face: Tensor, fidelity: float) -> Tensor:
-        """The face drawn anew.
+        """Restore a face.
 
-        The networks are called past spandrel's own call, which gives GFPGAN and CodeFormer [0, 1]
-        where they were trained on [-1, 1], and cuts what they return to [0, 1].
+        The networks are called directly because spandrel's wrapper feeds GFPGAN and CodeFormer
+        [0, 1] although they were trained on [-1, 1], and clamps their output to [0, 1].
 
         Args:
             face: `(1, 3, 512, 512)` in [-1, 1].
-            fidelity: heeded by CodeFormer.
+            fidelity: used by CodeFormer only.
 
         Returns:
             The same shape and range.
 
         Raises:
-            CorruptFile: the network gives NaN or infinity.
+            CorruptFile: the output contains NaN or infinity.
         """
         match self.architecture:
             case "GFPGAN":
-                # Its noise as the file has it: drawn anew, as A1111 does, no picture comes twice.
-                drawn = self.network(face, return_rgb=False, randomize_noise=False)[0]
+                # Uses the noise stored in the file: with fresh noise, as in A1111, no picture is
+                # reproducible.
+                restored = self.network(face, return_rgb=False, randomize_noise=False)[0]
             case "RestoreFormer":
-                drawn = self.network(face)[0]
+                restored = self.network(face)[0]
             case "CodeFormer":
-                drawn = self.network(face, weight=fidelity)[0]
-        if not torch.isfinite(drawn).all():
+                restored = self.network(face, weight=fidelity)[0]
+        if not torch.isfinite(restored).all():
             raise CorruptFile(f"face restorer {self.name}: its output is not finite")
-        return drawn.clamp(-1, 1)
+        return restored.clamp(-1, 1)
 
 
 def load_restorer(path: Path) -> Restorer:
-    """Load a restorer's file, on the CPU.
+    """Load a restorer file, on the CPU.
 
     Raises:
         FileUnavailable: the file cannot be opened.
-        CorruptFile: it is damaged, asks for Python objects, or is no restorer.
+        CorruptFile: it is damaged, contains Python objects, or is not a restorer.
     """
     weights = canonicalize_state_dict(read_weights(path))
     architecture = detect_architecture(frozenset(weights), path)
@@ -73,7 +74,7 @@ def load_restorer(path: Path) -> Restorer:
 
 
 def _codeformer() -> SpandrelArchitecture[nn.Module]:
-    # Only where the extra is installed, which `parts.py` has seen to.
+    # `resolve_faces` has checked that the extra is installed.
     from spandrel_extra_arches.architectures.CodeFormer import CodeFormerArch
 
     return cast("SpandrelArchitecture[nn.Module]", CodeFormerArch())

@@ -1,7 +1,7 @@
-"""RetinaFace's network (arXiv 1905.00641), as facexlib's weight files have it.
+"""RetinaFace's network (arXiv 1905.00641), compatible with facexlib's weight files.
 
-Written anew, because the package facexlib imports its trackers with everything else and so needs
-numba and filterpy; only what the files fix is as there: names, shapes, and slopes.
+Reimplemented because facexlib always imports its trackers, and so needs numba and filterpy. Only
+what the weight files fix is the same: names, shapes and slopes.
 """
 
 from collections import OrderedDict
@@ -13,16 +13,16 @@ from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 
 ANCHORS = 2
-"""Per place of each of the three feature maps."""
+"""Per position of each of the three feature maps."""
 STRIDES = (8, 16, 32)
-"""Of the feature maps, in pixels."""
+"""Of the three feature maps, in pixels."""
 
 
 class RetinaFace(nn.Module):
-    """Boxes, scores and five landmarks for every anchor.
+    """Predicts a box, a score and five landmarks for every anchor.
 
     Args:
-        backbone: which of the two networks of that name the weights are for.
+        backbone: "resnet50" or "mobilenet", as the weights have it.
     """
 
     def __init__(self, backbone: str) -> None:
@@ -42,10 +42,10 @@ class RetinaFace(nn.Module):
         self.LandmarkHead = _heads(width, 10)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network says of each anchor; `anchors.py` makes boxes of it.
+        """Predict offsets for each anchor; see `anchors.py` for decoding them.
 
         Args:
-            image: `(B, 3, H, W)` in 0..255, blue first, less the means (104, 117, 123).
+            image: `(B, 3, H, W)` in 0..255, BGR, minus the means (104, 117, 123).
 
         Returns:
             Offsets `(B, A, 4)`, logits of "no face" and "face" `(B, A, 2)`, landmarks `(B, A, 10)`.
@@ -66,7 +66,7 @@ class _Pyramid(nn.Module):
         super().__init__()
         slope = _slope(width)
         self.output1, self.output2, self.output3 = (
-            _conv(given, width, kernel=1, slope=slope) for given in widths
+            _conv(in_channels, width, kernel=1, slope=slope) for in_channels in widths
         )
         self.merge1, self.merge2 = (_conv(width, width, slope=slope) for _ in range(2))
 
@@ -78,7 +78,7 @@ class _Pyramid(nn.Module):
 
 
 class _Context(nn.Module):
-    """SSH's context module (arXiv 1708.03979, fig. 4): 3, 5 and 7 pixels wide by 3 x 3 steps."""
+    """SSH's context module (arXiv 1708.03979, fig. 4): receptive fields of 3, 5 and 7 pixels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -110,13 +110,13 @@ def _heads(width: int, values: int) -> nn.ModuleList:
 
 
 def _slope(width: int) -> float:
-    """The narrow network leaks, the wide one does not."""
+    """Negative slope: the narrow network uses leaky ReLU, the wide one ReLU."""
     return 0.1 if width <= 64 else 0.0
 
 
 def _conv(
-    given: int,
-    made: int,
+    in_channels: int,
+    out_channels: int,
     *,
     kernel: int = 3,
     stride: int = 1,
@@ -124,8 +124,10 @@ def _conv(
     slope: float | None = None,
 ) -> nn.Sequential:
     layers: list[nn.Module] = [
-        nn.Conv2d(given, made, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(made),
+        nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+        ),
+        nn.BatchNorm2d(out_channels),
     ]
     if slope is not None:
         layers.append(nn.LeakyReLU(slope, inplace=True))
@@ -133,11 +135,11 @@ def _conv(
 
 
 def _mobilenet() -> nn.Sequential:
-    """MobileNet v1 of a quarter of the width (arXiv 1704.04861, table 1)."""
+    """MobileNet v1 at a quarter of the width (arXiv 1704.04861, table 1)."""
 
-    def separable(given: int, made: int, stride: int = 1) -> nn.Sequential:
-        depthwise = _conv(given, given, stride=stride, groups=given, slope=0.1)
-        return nn.Sequential(*depthwise, *_conv(given, made, kernel=1, slope=0.1))
+    def separable(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+        depthwise = _conv(in_channels, in_channels, stride=stride, groups=in_channels, slope=0.1)
+        return nn.Sequential(*depthwise, *_conv(in_channels, out_channels, kernel=1, slope=0.1))
 
     stages = {
         "stage1": [

@@ -1,1 +1,1 @@
-"""Pictures as PIL images and as tensors, and their sizes."""
+"""Image decoding, conversion between PIL and tensors, and sizes."""

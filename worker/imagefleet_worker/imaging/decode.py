@@ -1,4 +1,4 @@
-"""Callers' files decoded as PIL images. Free of torch."""
+"""Decoding input files to PIL images; imports no torch."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,10 +12,10 @@ from imagefleet_shared.image_files import on_white, open_image
 T = TypeVar("T")
 
 
-def deep_grey_as_rgb(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits as RGB, by its high bytes; others themselves.
+def grey16_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a 16-bit grey image to RGB by its high bytes; return other images unchanged.
 
-    Pillow's own conversion clips at 255: nearly every 16-bit picture would come out white.
+    Pillow's own conversion clips at 255, which would turn nearly every 16-bit image white.
     """
     if not image.mode.startswith("I;16"):
         return image
@@ -23,31 +23,31 @@ def deep_grey_as_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode a caller's PNG, JPEG or WebP to 8-bit RGB, upright by its EXIF orientation.
+    """Decode a PNG, JPEG or WebP to 8-bit RGB, rotated upright by its EXIF orientation.
 
-    What is transparent is laid on white, as A1111's img2img does by default; colour profiles are
-    ignored, as there. 16-bit pictures keep their high byte.
+    As in A1111's img2img, transparent images are composited on white, and colour profiles are
+    ignored. 16-bit images keep their high byte.
 
     Raises:
-        InvalidImage: of another format, damaged, truncated or animated.
-        UnsupportedSize: the header claims more than `max_pixels`; nothing was decoded.
+        InvalidImage: the file has another format, or is damaged, truncated or animated.
+        UnsupportedSize: the header states more than `max_pixels`; nothing was decoded.
     """
     return decode_upright(data, max_pixels, _to_rgb)
 
 
 def decode_mask(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode a caller's file as `decode_image` does, but with its alpha channel: see `to_mask`.
+    """Decode a mask as `decode_image` does, but keep its alpha channel (see `to_mask`).
 
-    RGBA where anything can be transparent, else of the mode that the file has.
+    Returns RGBA if the file has transparency data, else the mode of the file.
 
     Raises:
-        InvalidImage, UnsupportedSize: as there.
+        InvalidImage, UnsupportedSize: as `decode_image`.
     """
     return decode_upright(data, max_pixels, _with_alpha)
 
 
 def decode_upright(data: bytes, max_pixels: int, convert: Callable[[Image.Image], T]) -> T:
-    """What `convert` makes of a caller's PNG, JPEG or WebP, decoded and upright.
+    """Decode a PNG, JPEG or WebP, rotate it upright and return it converted by `convert`.
 
     Raises:
         InvalidImage, UnsupportedSize: as `decode_image`.
@@ -68,9 +68,9 @@ def decode_upright(data: bytes, max_pixels: int, convert: Callable[[Image.Image]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    return deep_grey_as_rgb(image) if image.mode.startswith("I;16") else on_white(image)
+    return grey16_to_rgb(image) if image.mode.startswith("I;16") else on_white(image)
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    deep = image.mode.startswith("I;16")  # as in _to_rgb, transparency is ignored there
-    return image.convert("RGBA") if image.has_transparency_data and not deep else image
+    is_16_bit = image.mode.startswith("I;16")  # transparency is ignored, as in _to_rgb
+    return image.convert("RGBA") if image.has_transparency_data and not is_16_bit else image

@@ -1,1 +1,1 @@
-"""Inpainting: masks, what lies under them, the region that is drawn."""
+"""Inpainting: masks, fill modes, and the region that is generated."""

@@ -1,4 +1,4 @@
-"""Denoising that keeps what is not masked."""
+"""Blending latents so that unmasked areas do not change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,31 +9,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LatentMask:
-    """Which latents of a batch are drawn, and what the others stay at.
+    """Which latents of a batch are generated, and the original latents of the rest.
 
-    A1111 blends *after* denoising: each time the model has been evaluated and guidance applied, in
-    the estimate of the clean latents, before the solver steps; and once more in the last latents.
-    (Its DDIM, PLMS and UniPC blend before denoising instead, clean latents into noisy ones, which
-    A1111's own comment says smooths too much; we blend alike for every solver.)
+    Like A1111, blend *after* denoising: after each evaluation with guidance, the predicted clean
+    latents are blended before the solver steps, and once more the final latents. (A1111's DDIM,
+    PLMS and UniPC blend before denoising instead, clean latents into noisy ones, which by its own
+    comment smooths too much; here all solvers blend after denoising.)
     """
 
     mask: Tensor
-    """`(B, 1, H/8, W/8)` in [0, 1], 1 where drawn; on the device and of the dtype of `kept`."""
-    kept: Tensor
-    """`(B, C, H/8, W/8)`: the clean latents, before noise was added."""
+    """`(B, 1, H/8, W/8)` in [0, 1], 1 where generated; device and dtype of `original`."""
+    original: Tensor
+    """`(B, C, H/8, W/8)`: the clean latents of the initial images."""
 
     @classmethod
-    def of(cls, masks: Sequence[Tensor | None], kept: Tensor) -> "LatentMask | None":
-        """The masks `(1, 1, H/8, W/8)` of a batch, over its clean latents; None: drawn everywhere.
+    def from_masks(cls, masks: Sequence[Tensor | None], original: Tensor) -> "LatentMask | None":
+        """Combine the masks `(1, 1, H/8, W/8)` of a batch; None among them: generate everywhere.
 
-        Returns None where no picture of the batch has a mask.
+        Returns None if no picture of the batch has a mask.
         """
         if all(mask is None for mask in masks):
             return None
-        everywhere = torch.ones(1, 1, *kept.shape[-2:])
+        everywhere = torch.ones(1, 1, *original.shape[-2:])
         joined = torch.cat([everywhere if mask is None else mask for mask in masks])
-        return cls(joined.to(kept), kept)
+        return cls(joined.to(original), original)
 
     def blend(self, clean: Tensor) -> Tensor:
-        """The estimate where it is drawn, the kept latents elsewhere."""
-        return clean * self.mask + self.kept * (1 - self.mask)
+        """The predicted clean latents where the mask is 1, the original latents where it is 0."""
+        return clean * self.mask + self.original * (1 - self.mask)

@@ -1,4 +1,4 @@
-"""Masks: white is drawn anew, black stays, grey blends."""
+"""Masks: white areas are repainted, black areas are kept, grey areas are blended."""
 
 from typing import cast
 
@@ -11,21 +11,21 @@ from torch import Tensor
 
 
 def to_mask(image: Image.Image, invert: bool) -> Image.Image:
-    """A picture of any mode as a mask, L.
+    """Convert an image of any mode to a mask, L.
 
-    Where any pixel is transparent the alpha channel is the mask, cut at 128 to black or white;
-    else the brightness is, its greys kept (A1111's mask canvas gives the first, files the second).
+    If any pixel is transparent, the mask is the alpha channel, thresholded at 128; else it is the
+    brightness, including greys. (A1111 does the first for its mask canvas, the second for files.)
     """
     mask = _alpha(image) or _brightness(image)
     return ImageChops.invert(mask) if invert else mask
 
 
-def blurred(mask: Image.Image, radius: int) -> Image.Image:
-    """The mask L, its edges softened over that many pixels; 0: as it is.
+def blur_mask(mask: Image.Image, radius: int) -> Image.Image:
+    """Blur a mask L with a Gaussian of that standard deviation in pixels; 0 returns it unchanged.
 
-    Byte for byte OpenCV's `GaussianBlur` as A1111 calls it: first along the rows, then along the
-    columns, 2 * int(2.5 * radius + 0.5) + 1 weights of standard deviation `radius`, the picture
-    mirrored at its borders without repeating the outermost pixel.
+    The result equals OpenCV's `GaussianBlur` as A1111 calls it, byte for byte: first along rows,
+    then along columns, with 2 * int(2.5 * radius + 0.5) + 1 weights, and the image mirrored at its
+    borders without repeating the outermost pixel.
     """
     if radius == 0:
         return mask
@@ -41,16 +41,16 @@ def blurred(mask: Image.Image, radius: int) -> Image.Image:
 
 
 def to_latent_mask(mask: Image.Image) -> Tensor:
-    """A mask L as `(1, 1, H/8, W/8)` float32, 1 where latents are drawn, 0 where they stay.
+    """A mask L as `(1, 1, H/8, W/8)` float32, 1 where latents are generated, 0 where they are kept.
 
-    Rounded, as A1111 does unless an extension asks for else: greys blend in pixels only.
+    Rounded to 0 or 1 as in A1111 without extensions: greys are blended in pixels only.
     """
     small = mask.resize((mask.width // 8, mask.height // 8), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(small) > 127).float()[None, None]
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """The alpha channel in black and white; None where nothing is transparent."""
+    """The alpha channel, thresholded; None if nothing is transparent."""
     if not image.has_transparency_data or image.mode.startswith("I;16"):
         return None
     alpha = image.convert("RGBA").getchannel("A")
@@ -61,25 +61,25 @@ def _alpha(image: Image.Image) -> Image.Image | None:
 
 def _brightness(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255: nearly every 16-bit mask would come out white.
+        # Pillow's own conversion clips at 255, which would turn nearly every 16-bit mask white.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("L")
 
 
 def _gaussian_256ths(radius: int) -> NDArray[np.float64]:
-    """Weights in whole 256ths, which sum to 256: OpenCV blurs 8-bit pictures in fixed point.
+    """Integer weights in 256ths, which sum to 256: OpenCV blurs 8-bit images in fixed point.
 
-    Each weight is rounded with what the rounding before left over, from the ends inward; the one
-    in the middle takes the rest.
+    From the ends inward, each weight is rounded after adding the previous rounding error; the
+    middle one takes the remainder.
     """
     reach = int(2.5 * radius + 0.5)
     exact = np.exp(-0.5 * (np.arange(-reach, reach + 1) / radius) ** 2)
     exact *= 256 / exact.sum()
     weights = np.zeros_like(exact)
-    left_over = 0.0
-    for place in range(reach):
-        wanted = exact[place] + left_over
-        weights[place] = weights[-1 - place] = np.rint(wanted)
-        left_over = wanted - weights[place]
+    error = 0.0
+    for index in range(reach):
+        weight = exact[index] + error
+        weights[index] = weights[-1 - index] = np.rint(weight)
+        error = weight - weights[index]
     weights[reach] = 256 - weights.sum()
     return weights

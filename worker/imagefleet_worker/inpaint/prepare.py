@@ -1,4 +1,4 @@
-"""The initial picture made ready for img2img, before any model is needed."""
+"""Preparing the initial image and its mask for img2img; needs no model."""
 
 from dataclasses import dataclass
 
@@ -10,39 +10,39 @@ from imagefleet_shared.field_types import MaskFill, ResizeMode
 from imagefleet_shared.request_parts import Inpaint
 from imagefleet_worker.imaging.convert import resize
 from imagefleet_worker.imaging.hires_size import HiresSize
-from imagefleet_worker.inpaint.fill import fill_masked, without_masked
-from imagefleet_worker.inpaint.fit import fit, own_size
-from imagefleet_worker.inpaint.mask import blurred, to_latent_mask, to_mask
+from imagefleet_worker.inpaint.fill import erase_masked, fill_masked
+from imagefleet_worker.inpaint.fit import crop_to_multiple_of_8, fit
+from imagefleet_worker.inpaint.mask import blur_mask, to_latent_mask, to_mask
 from imagefleet_worker.inpaint.region import Box, masked_region
 
 
-# Compared by identity: jobs of a batch may differ in their pictures and masks, not in `fill`.
+# Compared by identity: jobs of a batch may have different images and masks.
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PreparedImage:
-    """What img2img starts from, and how its result becomes the picture that was asked for."""
+    """The input of img2img, and the overlay that is applied to its result."""
 
     image: Image.Image
-    """RGB, to be encoded: of the job's size, or, to be stretched as latents, of any multiple of 8.
+    """RGB, to be encoded: of the job's size, or with resize_mode "latent" of any multiple of 8.
 
-    Where `fill` is not "original", the surroundings' colours lie under the mask, as in A1111 for
-    the latent modes too."""
+    Unless `fill` is "original", the masked area is filled with the surrounding colours; as in
+    A1111, also for the latent modes."""
     fill: MaskFill = "original"
-    """What `fill_latents` is to put under the mask."""
+    """The fill mode for `fill_latents`."""
     latent_mask: Tensor | None = None
-    """`(1, 1, H/8, W/8)` of the job's size, 1 where drawn, 0 elsewhere; None: drawn everywhere."""
+    """`(1, 1, H/8, W/8)` of the job's size, 1 where generated, else 0; None: everywhere."""
     hires_mask: Tensor | None = None
-    """The same for the hires pass; None where there is none too."""
+    """The same for the hires pass; also None if there is no hires pass."""
     overlay: Image.Image | None = None
-    """RGBA, what stays: opaque where the mask is black. Of the size of what `finish` gives."""
+    """RGBA, opaque where the mask is black; of the size that `apply_overlay` returns."""
     region: Box | None = None
-    """Where in the overlay the result belongs; None: it covers it."""
+    """The box of the overlay that the result is pasted into; None: all of it."""
 
-    def overlay_kept(self, picture: Image.Image) -> Image.Image:
-        """What was drawn (RGB), laid under what stays; the same bytes where the mask is black.
+    def apply_overlay(self, picture: Image.Image) -> Image.Image:
+        """Lay the unmasked original over a generated picture; exact where the mask is black.
 
         Args:
-            picture: of the size of the last pass. With a region it is resized to that, and the
-                whole initial picture comes back, at its own size.
+            picture: RGB, of the size of the last pass. If there is a region, it is pasted into
+                that, and the result has the size of the whole initial image.
         """
         if self.overlay is None:
             return picture
@@ -59,9 +59,9 @@ class PreparedImage:
 def prepare_image(
     picture: Image.Image, width: int, height: int, resize_mode: ResizeMode
 ) -> PreparedImage:
-    """An RGB picture, all of which is drawn over."""
+    """Prepare an RGB image for img2img without a mask."""
     if resize_mode == "latent":
-        return PreparedImage(image=own_size(picture))
+        return PreparedImage(image=crop_to_multiple_of_8(picture))
     return PreparedImage(image=fit(picture, width, height, resize_mode))
 
 
@@ -74,33 +74,37 @@ def prepare_inpaint(
     resize_mode: ResizeMode,
     hires: HiresSize | None,
 ) -> PreparedImage:
-    """An RGB picture that is drawn over where a mask says.
+    """Prepare an RGB image for inpainting.
 
     Args:
-        picture: of any size; brought to width x height by `resize_mode`, or, where `only_masked`,
-            its region is, at its own proportions.
-        mask_image: of any mode and size, alpha kept (see `to_mask`).
-        hires: of the hires pass; the mask holds there too.
+        picture: of any size; fitted to width x height by `resize_mode`, or with `only_masked` its
+            masked region is, keeping the aspect ratio.
+        mask_image: of any mode and size, with its alpha channel (see `to_mask`).
+        inpaint: the inpainting options.
+        width: of the first pass, in pixels.
+        height: likewise.
+        resize_mode: how the image is fitted.
+        hires: size of the hires pass, to which the mask applies too; None: there is none.
 
     Raises:
-        InvalidRequest: nothing would be drawn, or a part of the region would not be.
+        InvalidRequest: the mask leaves nothing to repaint, or a hires pass would crop the region.
     """
     mask = to_mask(mask_image, inpaint.invert)
     if mask.getbbox() is None:
         colour = "white and invert is set" if inpaint.invert else "black"
-        raise InvalidRequest(f"mask_image is all {colour}: nothing would be drawn")
+        raise InvalidRequest(f"mask_image is all {colour}: nothing would be repainted")
     size = HiresSize(width, height)
-    prepare = _only_masked if inpaint.only_masked else _whole
+    prepare = _prepare_only_masked if inpaint.only_masked else _prepare_whole
     prepared = prepare(picture, mask, inpaint, size, resize_mode, hires)
     if prepared.latent_mask is None or not prepared.latent_mask.any():
         raise InvalidRequest(
-            f"too little of mask_image is left to be drawn at {width}x{height} with mask_blur "
+            f"too little of mask_image is left to repaint at {width}x{height} with mask_blur "
             f"{inpaint.mask_blur}: give more white, less blur or a larger size, or set only_masked"
         )
     return prepared
 
 
-def _whole(
+def _prepare_whole(
     picture: Image.Image,
     mask: Image.Image,
     inpaint: Inpaint,
@@ -108,27 +112,27 @@ def _whole(
     resize_mode: ResizeMode,
     hires: HiresSize | None,
 ) -> PreparedImage:
-    """The whole picture at the job's size; picture and mask are fitted each by itself, as A1111."""
-    mask = blurred(mask, inpaint.mask_blur)
+    """Repaint within the whole picture; as in A1111, picture and mask are fitted separately."""
+    mask = blur_mask(mask, inpaint.mask_blur)
     final = hires or size
-    stays = _placed(picture, final, resize_mode)
-    # A1111 doubles it: half-way through the blur, where latents turn from kept to drawn, the
-    # overlay is gone already.
+    original = _fit_to_pass(picture, final, resize_mode)
+    # A1111 doubles the mask: the overlay is fully transparent from half-way through the blur, where
+    # the latent mask changes from 0 to 1.
     doubled = [min(255, 2 * value) for value in range(256)]
-    covered = _placed(mask, final, resize_mode).point(doubled)
+    overlay_mask = _fit_to_pass(mask, final, resize_mode).point(doubled)
     image = prepare_image(picture, size.width, size.height, resize_mode).image
     if inpaint.fill != "original":
         image = fill_masked(image, fit(mask, image.width, image.height, resize_mode))
     return PreparedImage(
         image=image,
         fill=inpaint.fill,
-        latent_mask=to_latent_mask(_placed(mask, size, resize_mode)),
-        hires_mask=to_latent_mask(_placed(mask, hires, resize_mode)) if hires else None,
-        overlay=without_masked(stays, covered).convert("RGBA"),
+        latent_mask=to_latent_mask(_fit_to_pass(mask, size, resize_mode)),
+        hires_mask=to_latent_mask(_fit_to_pass(mask, hires, resize_mode)) if hires else None,
+        overlay=erase_masked(original, overlay_mask).convert("RGBA"),
     )
 
 
-def _only_masked(
+def _prepare_only_masked(
     picture: Image.Image,
     mask: Image.Image,
     inpaint: Inpaint,
@@ -136,31 +140,33 @@ def _only_masked(
     resize_mode: ResizeMode,
     hires: HiresSize | None,
 ) -> PreparedImage:
-    """The masked region alone at the job's size, by "resize_and_fill" whatever `resize_mode` is."""
+    """Repaint the masked region at the job's size, fitted by "resize_and_fill" in all modes."""
     if hires and (hires.cut_columns or hires.cut_rows):
         raise InvalidRequest(
             "with only_masked the hires pass must keep the proportions: give hires a scale, or "
             f"width or height alone; it would cut {hires.enlarged_width}x{hires.enlarged_height} "
             f"to {hires.width}x{hires.height}"
         )
-    mask = blurred(resize(mask, *picture.size), inpaint.mask_blur)
+    mask = blur_mask(resize(mask, *picture.size), inpaint.mask_blur)
     region = masked_region(mask, size.width, size.height, inpaint.padding)
     if region is None:
         return PreparedImage(image=picture)
-    within = mask.crop(region)
-    image = _placed(picture.crop(region), size, "resize_and_fill")
+    region_mask = mask.crop(region)
+    image = _fit_to_pass(picture.crop(region), size, "resize_and_fill")
     if inpaint.fill != "original":
-        image = fill_masked(image, _placed(within, size, "resize_and_fill"))
+        image = fill_masked(image, _fit_to_pass(region_mask, size, "resize_and_fill"))
     return PreparedImage(
         image=image,
         fill=inpaint.fill,
-        latent_mask=to_latent_mask(_placed(within, size, "resize_and_fill")),
-        hires_mask=to_latent_mask(_placed(within, hires, "resize_and_fill")) if hires else None,
-        overlay=without_masked(picture, mask).convert("RGBA"),
+        latent_mask=to_latent_mask(_fit_to_pass(region_mask, size, "resize_and_fill")),
+        hires_mask=to_latent_mask(_fit_to_pass(region_mask, hires, "resize_and_fill"))
+        if hires
+        else None,
+        overlay=erase_masked(picture, mask).convert("RGBA"),
         region=region,
     )
 
 
-def _placed(image: Image.Image, size: HiresSize, resize_mode: ResizeMode) -> Image.Image:
-    """A picture or mask where it lies in that pass."""
-    return size.crop_picture(fit(image, size.enlarged_width, size.enlarged_height, resize_mode))
+def _fit_to_pass(image: Image.Image, size: HiresSize, resize_mode: ResizeMode) -> Image.Image:
+    """Fit and crop a picture or mask to the size of a pass."""
+    return size.crop_image(fit(image, size.enlarged_width, size.enlarged_height, resize_mode))

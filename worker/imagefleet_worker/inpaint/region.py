@@ -1,35 +1,33 @@
-"""The part of a picture that is drawn where only what is masked is drawn."""
+"""The region that is repainted with `only_masked`."""
 
 from PIL import Image
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels; the last two are outside."""
+"""Left, top, right, bottom in pixels; the last two are exclusive."""
 
 
 def masked_region(mask: Image.Image, width: int, height: int, padding: int) -> Box | None:
-    """The box round all that is not black, with `padding`, at the proportions of width x height.
+    """The bounding box of all that is not black, plus padding, at the aspect ratio width / height.
 
-    It is widened along one axis to those proportions, as far as the picture reaches, and shifted
-    inward where it would leave it. None: all is black.
+    The box is expanded along one axis to reach the aspect ratio, and shifted inward where it would
+    leave the image; the image's own size limits it. Returns None if the mask is all black.
     """
-    found = mask.getbbox()
-    if found is None:
+    box = mask.getbbox()
+    if box is None:
         return None
-    left, top = max(0, found[0] - padding), max(0, found[1] - padding)
-    right, bottom = min(mask.width, found[2] + padding), min(mask.height, found[3] + padding)
-    proportions = width / height
-    if (right - left) / (bottom - top) > proportions:
-        wanted = (right - left) / proportions
-        top, bottom = _widened(top, bottom, wanted, mask.height)
+    left, top = max(0, box[0] - padding), max(0, box[1] - padding)
+    right, bottom = min(mask.width, box[2] + padding), min(mask.height, box[3] + padding)
+    aspect_ratio = width / height
+    if (right - left) / (bottom - top) > aspect_ratio:
+        top, bottom = _expand(top, bottom, (right - left) / aspect_ratio, mask.height)
     else:
-        wanted = (bottom - top) * proportions
-        left, right = _widened(left, right, wanted, mask.width)
+        left, right = _expand(left, right, (bottom - top) * aspect_ratio, mask.width)
     return left, top, right, bottom
 
 
-def _widened(start: int, end: int, wanted: float, limit: int) -> tuple[int, int]:
-    """The span grown on both sides to `wanted`, the odd pixel at its end, within 0..limit."""
-    more = int(wanted - (end - start))
-    length = min(limit, end - start + more)
-    start = max(0, min(start - more // 2, limit - length))
+def _expand(start: int, end: int, target: float, limit: int) -> tuple[int, int]:
+    """Expand a span on both sides to the target length, within 0..limit; odd pixels at the end."""
+    added = int(target - (end - start))
+    length = min(limit, end - start + added)
+    start = max(0, min(start - added // 2, limit - length))
     return start, start + length

@@ -1,1 +1,1 @@
-"""A job's way through a worker: leased, executed, its pictures stored, its result reported."""
+"""Jobs in a worker: prefetched, leased, executed; images stored, results published."""

@@ -1,4 +1,4 @@
-"""Tells the fleet, and `imagefleet workers`, what this worker is and which models it has."""
+"""Announces this worker and its models to the fleet."""
 
 import logging
 from collections.abc import Callable
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class Announcer(Thread):
-    """Announces a worker until closed, and then withdraws it.
+    """Announces a worker until closed, then withdraws it.
 
     Args:
         redis: where workers are announced.
-        worker: what stays the same; its models and default checkpoint are read anew each time.
+        worker: the constant part; models and default checkpoint are refreshed each time.
         models: of the worker.
-        default_checkpoint: what a request that names no checkpoint gets now.
+        default_checkpoint: of requests that name none, as of now.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Announcer(Thread):
             try:
                 announce(self._redis, self._info())
             except (RedisError, ImagefleetError) as exc:
-                logger.warning("not announced: %s", exc)
+                logger.warning("worker not announced: %s", exc)
             self._closed.wait(ANNOUNCE_S)
-        # Before the jobs held have ended: the others' shares of what waits grow at once.
+        # Before the leased jobs have ended: the other workers' fair shares grow at once.
         with suppress(RedisError):
             withdraw(self._redis, self._worker.name)
 
     def _info(self) -> WorkerInfo:
-        files = [file for kind in get_args(NamedKind) for file in self._models.listed(kind)]
+        files = [file for kind in get_args(NamedKind) for file in self._models.list_models(kind)]
         models = tuple(
             ModelInfo(
                 name=file.name,
@@ -68,7 +68,7 @@ class Announcer(Thread):
                 forms=file.metadata.forms if file.metadata else (),
                 trigger_words=file.metadata.trigger_words if file.metadata else (),
                 size_bytes=file.size_bytes,
-                sha256=self._models.known_sha256(file),
+                sha256=self._models.cached_sha256(file),
             )
             for file in files
         )
@@ -77,10 +77,13 @@ class Announcer(Thread):
         )
 
     def _hash_adapters(self) -> None:
-        """Read local adapters for `_info`; what is large or far is hashed once somebody uses it."""
+        """Hash local adapters for `_info`; large or remote models are hashed at first use."""
         while not self._closed.is_set():
             try:
-                for file in (*self._models.listed("lora"), *self._models.listed("embedding")):
+                for file in (
+                    *self._models.list_models("lora"),
+                    *self._models.list_models("embedding"),
+                ):
                     if file.remote is None:
                         self._models.sha256(file)
             except ImagefleetError as exc:

@@ -1,4 +1,4 @@
-"""The life of a job on a worker's task thread, around the engine: lease, resolve, store, finish."""
+"""A job on a worker's task thread: lease, resolve, render, store, publish."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -21,30 +21,31 @@ from imagefleet_shared.storage_keys import job_folder
 from imagefleet_worker import metrics
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.engine.engine import Engine
+from imagefleet_worker.jobs.cancellation import LeaseLost, Requeue
 from imagefleet_worker.jobs.execution import Encode, JobOutput, run_job
-from imagefleet_worker.jobs.leases import LeasedJob, LeaseKeeper, LeaseLost, Requeue
+from imagefleet_worker.jobs.leases import LeasedJob, LeaseKeeper
 from imagefleet_worker.jobs.prefetch import PrefetchController, Slot
-from imagefleet_worker.jobs.publish import Publisher, retry_while_unavailable
 from imagefleet_worker.jobs.spool import Spool
+from imagefleet_worker.jobs.upload_results import ResultUploader, retry_while_unavailable
 from imagefleet_worker.requests.resolved import ResolvedGenerate, UpscaleJob
 
 logger = logging.getLogger(__name__)
 
 
 class JobResolver(Protocol):
-    """Makes jobs ready for the engine."""
+    """Resolves jobs for the engine."""
 
     def on_disk(
         self, job: JobRecord, report: Callable[[Stage, int, int], None]
     ) -> AbstractContextManager[ResolvedGenerate | UpscaleJob]:
-        """A job made ready, with all its models on local disk until the context ends.
+        """The resolved job, with all its models on local disk while the context lasts.
 
         Args:
-            job: to be made ready.
-            tell: hears how far models are fetched; what it raises ends that.
+            job: to resolve.
+            report: called with the progress of downloads; what it raises stops them.
 
         Raises:
-            ImagefleetError: what the job asks for cannot be done, or not now.
+            ImagefleetError: the request cannot be fulfilled, or not now.
         """
         ...
 
@@ -62,7 +63,7 @@ class Delivery:
         resolver: JobResolver,
         engine: Engine,
         prefetch: PrefetchController,
-        publisher: Publisher,
+        uploader: ResultUploader,
         spool: Spool,
         encode: Encode,
         read_ahead: Callable[[Iterable[ModelFile]], None],
@@ -74,25 +75,28 @@ class Delivery:
         self._resolver = resolver
         self._engine = engine
         self._prefetch = prefetch
-        self._publisher = publisher
+        self._uploader = uploader
         self._spool = spool
         self._encode = encode
         self._read_ahead = read_ahead
 
     def deliver(self, job_id: str) -> str:
-        """Do a job, if it is still to be done.
+        """Run a job, if it is still queued.
 
         Returns:
-            What became of it, in a few words without the prompt.
+            The outcome in a few words, without the prompt.
 
         Raises:
             ImagefleetError: the job failed; the ledger has the same error.
         """
         lease = self._ledger.lease(job_id, self._worker)
         if lease is None:
-            return "nothing to do: held by another worker, or ended"
+            return "nothing to do: leased by another worker, or ended"
         try:
-            with self._keeper.hold(lease) as leased, self._prefetch.hold(lease.job.kind) as slot:
+            with (
+                self._keeper.keep_renewed(lease) as leased,
+                self._prefetch.track(lease.job.kind) as slot,
+            ):
                 result = self._run(leased, slot)
         except LeaseLost:
             return "lost: another worker has the job"
@@ -101,13 +105,13 @@ class Delivery:
         except ImagefleetError as exc:
             self._end(lease, exc)
             raise
-        except RedisError:  # The job is not at fault, and will be found by the end of its lease.
+        except RedisError:  # The job is not at fault; it is reconciled when its lease expires.
             raise
         except Exception as exc:
             failure = WorkerFailure(f"{type(exc).__name__}: {exc}")
             self._end(lease, failure)
             raise failure from exc
-        # The manifest is published: no attempt needs the kept pictures, whoever has the lease.
+        # The manifest is published: no attempt needs the spooled images, whoever has the lease.
         self._spool.delete(job_id)
         return self._succeed(lease, result)
 
@@ -115,8 +119,8 @@ class Delivery:
         job, leased_s = leased.job, monotonic()
         folder = job_folder(job.id, job.submitted_s)
         if job.progress.attempt > 1:
-            # An earlier attempt may have come to its end and died before it told the ledger.
-            published = self._publisher.find(leased, folder)
+            # An earlier attempt may have published its result and died before updating the ledger.
+            published = self._uploader.find_published(leased, folder)
             if published is not None:
                 return published
         with self._engine.announce() as reservation, ExitStack() as models:
@@ -125,21 +129,21 @@ class Delivery:
                 leased, lambda: models.enter_context(self._resolver.on_disk(job, leased.report))
             )
             resolved_s = monotonic()
-            kept = self._spool.load(job.id)
-            if kept:
-                output = JobOutput.from_spool(kept)
+            spooled = self._spool.load(job.id)
+            if spooled:
+                output = JobOutput.from_spool(spooled)
             else:
                 render = partial(
                     self._engine.render,
                     priority=job.priority,
-                    # Else whoever is drawn beside a job that takes workers down would fall with it.
+                    # Otherwise a job that crashes workers would take its whole batch with it.
                     alone=job.faults > 0,
                     reservation=reservation,
                     while_waiting=partial(self._read_ahead, resolved.files),
                 )
                 leased.report("queued", 0, 0)
                 output = run_job(resolved, render, leased, self._encode, slot.mark_rendered)
-        images = self._publisher.store(leased, folder, output.pictures)
+        images = self._uploader.upload(leased, folder, output.images)
         result = JobResult(
             job_id=job.id,
             request=resolved.request,
@@ -154,21 +158,21 @@ class Delivery:
             worker=self._worker,
             attempt=job.progress.attempt,
         )
-        return self._publisher.publish(leased, folder, result)
+        return self._uploader.publish_manifest(leased, folder, result)
 
     def _succeed(self, lease: Lease, result: JobResult) -> str:
         if not self._ledger.succeed(lease, result):
             return "lost: another worker has the job"
         metrics.JOBS.labels(lease.job.kind, "succeeded").inc()
         count = len(result.images)
-        return f"succeeded: {count} picture{'s' if count > 1 else ''}"
+        return f"succeeded: {count} image{'s' if count > 1 else ''}"
 
     def _end(self, lease: Lease, error: ImagefleetError) -> None:
         if self._ledger.fail(lease, error):
             metrics.JOBS.labels(lease.job.kind, type(error).__name__).inc()
             self._spool.delete(lease.job.id)
         else:
-            # Others have the job; should it come back here, its pictures are needed.
+            # Another worker has the job; should it come back here, its spooled images are needed.
             logger.warning("job %s failed after its lease was lost: %s", lease.job.id, error)
 
     def _requeue(self, lease: Lease) -> str:
@@ -177,5 +181,5 @@ class Delivery:
             try:
                 publish(self._celery, wakeup)
             except OperationalError:
-                logger.warning("job %s is handed back, its message was not published", lease.job.id)
-        return "handed back"
+                logger.warning("job %s is requeued, its message was not published", lease.job.id)
+        return "requeued"

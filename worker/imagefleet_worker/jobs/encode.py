@@ -1,4 +1,4 @@
-"""Pictures as files: results with their infotext, and previews."""
+"""Encodes images as files: results with their infotext, and previews."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ _PREVIEW_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded picture."""
+class EncodedImage:
+    """An image file of a result."""
 
     content: bytes
     format: ImageFormat
@@ -27,43 +27,43 @@ class Picture:
     seed: int | None
 
 
-def encode_pictures(
+def encode_images(
     job: ResolvedJob,
     images: Sequence[Image.Image],
     sha256_of: Callable[[ModelFile], str | None],
     png_level: int,
-) -> list[Picture]:
-    """Pictures as files, each with its infotext.
+) -> list[EncodedImage]:
+    """Encode a job's images, each with its infotext.
 
     Args:
-        job: whose pictures they are.
+        job: that they belong to.
         images: in the order of the job's seeds.
         sha256_of: the hash of a model file, for the infotext; None for a folder.
         png_level: see `encode_image`.
     """
-    pictures: list[Picture] = []
+    encoded: list[EncodedImage] = []
     for index, image in enumerate(images):
         if isinstance(job, ResolvedGenerate):
             seed = job.seeds.seeds[index]
-            others = job.seeds.variation_seeds
-            variation_seed = others[index] if others and job.seeds.variation_strength else None
-            made_with = infotext_models(job, sha256_of)
-            text = infotext.generated(job.request, seed, made_with, variation_seed)
+            varied = job.seeds.variation_seeds
+            variation_seed = varied[index] if varied and job.seeds.variation_strength else None
+            models = infotext_models(job, sha256_of)
+            text = infotext.generated(job.request, seed, models, variation_seed)
         else:
             seed, text = None, infotext.upscaled(job.request, job.picture.parameters)
         file_format = job.request.output_format
         icc_profile = None if isinstance(job, ResolvedGenerate) else job.picture.icc_profile
         content = encode_image(image, file_format, text, png_level, icc_profile=icc_profile)
-        pictures.append(Picture(content, file_format, image.width, image.height, seed))
-    return pictures
+        encoded.append(EncodedImage(content, file_format, image.width, image.height, seed))
+    return encoded
 
 
 def encode_preview(previews: Sequence[Image.Image]) -> bytes:
-    """Sketches of one size side by side, as a JPEG."""
+    """Previews of one size side by side, as a JPEG."""
     width, height = previews[0].size
     strip = Image.new("RGB", (width * len(previews), height))
-    for place, one in enumerate(previews):
-        strip.paste(one, (place * width, 0))
+    for index, preview in enumerate(previews):
+        strip.paste(preview, (index * width, 0))
     file = BytesIO()
     strip.save(file, "JPEG", quality=_PREVIEW_QUALITY)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""A job's pictures: made by the engine, encoded beside it."""
+"""Runs a job: images are rendered by the engine and encoded on other threads."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,41 +9,43 @@ from typing import Protocol
 from PIL import Image
 
 from imagefleet_shared.status import Stage
-from imagefleet_worker.engine.requests import RenderOutput
-from imagefleet_worker.jobs.encode import Picture
+from imagefleet_worker.engine.engine_request import RenderOutput
+from imagefleet_worker.jobs.encode import EncodedImage
 from imagefleet_worker.progress import JobCallbacks, ProgressCallback
 from imagefleet_worker.requests.resolved import ResolvedGenerate, ResolvedJob, UpscaleJob
 
 Render = Callable[[ResolvedJob, ProgressCallback, JobCallbacks], RenderOutput]
-Encode = Callable[[ResolvedJob, Sequence[Image.Image]], list[Picture]]
+Encode = Callable[[ResolvedJob, Sequence[Image.Image]], list[EncodedImage]]
 
 _PROGRESS_STEPS = 1000
-"""Steps of an upscale of several pictures, shared out by their pixels."""
+"""Steps of an upscale of several images; each image has a share by its pixels."""
 
 
 class JobReporter(JobCallbacks, Protocol):
-    """Who hears of a job's steps; raises where the job must stop."""
+    """Callbacks of a job that also receive its progress."""
 
-    def report(self, stage: Stage, step: int, steps: int) -> None: ...
+    def report(self, stage: Stage, step: int, steps: int) -> None:
+        """Receive the job's progress; raises if the job must stop."""
+        ...
 
 
 @dataclass(frozen=True)
 class JobOutput:
-    """A job's pictures as files, and where the time went."""
+    """A job's image files, and where the time went."""
 
-    pictures: list[Picture]
+    images: list[EncodedImage]
     waited_s: float
     """In the engine's queue."""
     stages_s: dict[str, float]
     batch_jobs: int
-    """0 where no engine was asked."""
+    """0 if nothing was rendered."""
     rendered_s: float
-    """When the engine was done, on the monotonic clock."""
+    """When rendering was done, on the monotonic clock."""
 
     @classmethod
-    def from_spool(cls, pictures: list[Picture]) -> "JobOutput":
-        """Those that an earlier attempt made."""
-        return cls(pictures, 0.0, {}, 0, monotonic())
+    def from_spool(cls, images: list[EncodedImage]) -> "JobOutput":
+        """The output of an earlier attempt, loaded from the spool."""
+        return cls(images, 0.0, {}, 0, monotonic())
 
 
 def run_job(
@@ -53,18 +55,19 @@ def run_job(
     encode: Encode,
     on_rendered: Callable[[], None],
 ) -> JobOutput:
-    """Have a job's pictures made; blocks until they are files.
+    """Render and encode a job's images; blocks until they are encoded.
 
     Args:
-        job: what is to be made.
-        render: has the engine draw or enlarge.
-        listener: hears of the steps.
-        encode: makes files of pictures.
-        drawn: called once the engine is done with the job, before its last pictures are files.
+        job: to run.
+        render: renders on the engine.
+        callbacks: receive progress and previews, and may cancel the job.
+        encode: encodes images as files.
+        on_rendered: called once the engine is done with the job, before its last images are
+            encoded.
 
     Raises:
-        ImagefleetError: as the engine.
-        JobCanceled, JobTimeout, LeaseLost, HandBack: whatever the listener raised.
+        ImagefleetError: as `Engine.render`.
+        JobCanceled, JobTimeout, LeaseLost, Requeue: whatever the callbacks raised.
     """
     if isinstance(job, UpscaleJob):
         return _enlarge(job, render, callbacks, encode, on_rendered)
@@ -72,8 +75,8 @@ def run_job(
     done_s = monotonic()
     on_rendered()
     callbacks.report("store", 0, len(rendered.images))
-    pictures = encode(job, rendered.images)
-    return JobOutput(pictures, rendered.waited_s, rendered.stages_s, rendered.batch_jobs, done_s)
+    images = encode(job, rendered.images)
+    return JobOutput(images, rendered.waited_s, rendered.stages_s, rendered.batch_jobs, done_s)
 
 
 def _enlarge(
@@ -83,33 +86,33 @@ def _enlarge(
     encode: Encode,
     on_rendered: Callable[[], None],
 ) -> JobOutput:
-    """One picture after the other, so that other jobs get their turn.
+    """Enlarge one image after the other, so that other jobs get their turn.
 
-    A picture is encoded while the engine is at work on the next one, so that memory holds two
-    results at most; of the others their files, the sum of which `UploadChecker` limits.
+    An image is encoded while the engine renders the next one, so that memory holds at most two
+    decoded results; the others are files, whose total size is limited when the job is resolved.
     """
     rendered: list[RenderOutput] = []
-    files: list[Future[list[Picture]]] = []
-    pixels = [upload.width * upload.height for upload in job.inputs]
+    encoded: list[Future[list[EncodedImage]]] = []
+    pixels = [checked.width * checked.height for checked in job.inputs]
     with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder:
-        for place in range(len(pixels)):
-            part = job.decode(place)
+        for index in range(len(pixels)):
+            part = job.decode(index)
             report = callbacks.report
             if len(pixels) > 1:
-                report = _scaled_progress(report, sum(pixels[:place]), pixels[place], sum(pixels))
-            one = render(part, report, callbacks)
-            if files:
-                files[-1].result()
-            files.append(encoder.submit(encode, part, one.images))
-            rendered.append(RenderOutput([], one.waited_s, one.stages_s, one.batch_jobs))
+                report = _scaled_progress(report, sum(pixels[:index]), pixels[index], sum(pixels))
+            output = render(part, report, callbacks)
+            if encoded:
+                encoded[-1].result()
+            encoded.append(encoder.submit(encode, part, output.images))
+            rendered.append(RenderOutput([], output.waited_s, output.stages_s, output.batch_jobs))
         done_s = monotonic()
         on_rendered()
         callbacks.report("store", 0, len(pixels))
-    stages = {stage for each in rendered for stage in each.stages_s}
+    stages = {stage for output in rendered for stage in output.stages_s}
     return JobOutput(
-        [picture for each in files for picture in each.result()],
-        sum(each.waited_s for each in rendered),
-        {stage: sum(each.stages_s.get(stage, 0) for each in rendered) for stage in stages},
+        [image for future in encoded for image in future.result()],
+        sum(output.waited_s for output in rendered),
+        {stage: sum(output.stages_s.get(stage, 0) for output in rendered) for stage in stages},
         1,
         done_s,
     )
@@ -118,13 +121,13 @@ def _enlarge(
 def _scaled_progress(
     report: ProgressCallback, before: int, own: int, total: int
 ) -> ProgressCallback:
-    """Tells of one picture's enlargement as part of the whole job's."""
+    """Reports one image's upscale as part of the whole job's; arguments in pixels."""
 
-    def told(stage: Stage, step: int, steps: int) -> None:
+    def report_scaled(stage: Stage, step: int, steps: int) -> None:
         if stage == "upscale":
             done = before + (own * step / steps if steps else 0)
             report(stage, int(_PROGRESS_STEPS * done / total), _PROGRESS_STEPS)
         else:
             report(stage, step, steps)
 
-    return told
+    return report_scaled

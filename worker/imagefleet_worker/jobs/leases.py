@@ -1,125 +1,103 @@
-"""The jobs that this worker holds: one thread renews their leases and hears of their end."""
+"""The jobs leased by this worker: one thread renews their leases and learns when they must stop."""
 
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from threading import Condition, Thread
-from typing import Literal
 
 from PIL import Image
 from redis.exceptions import RedisError
 
-from imagefleet_shared.errors import JobCanceled, JobTimeout
-from imagefleet_shared.ledger import LeaseStatus, Ledger
+from imagefleet_shared.ledger import Ledger
 from imagefleet_shared.records import JobRecord, Lease
 from imagefleet_shared.status import Stage
+from imagefleet_worker.jobs.cancellation import Cancellation, LeaseState
 from imagefleet_worker.jobs.encode import encode_preview
 
 logger = logging.getLogger(__name__)
 
 RENEW_INTERVAL_S = 0.25
-"""Progress is told, and cancels are heard, this often, for all jobs held at once."""
-
-LeaseState = LeaseStatus | Literal["handed_back"]
-
-
-class LeaseLost(Exception):
-    """The job is no longer ours: stop, and change nothing."""
-
-
-class Requeue(Exception):
-    """This worker shuts down: stop, and give the job back to the queue."""
+"""How often leases are renewed, all at once; this also sends progress and notices cancels."""
 
 
 class LeasedJob:
-    """A job that this worker holds. `tell` may be called from any thread.
+    """A job leased by this worker. `report` may be called from any thread.
 
     Args:
         lease: of the job.
-        ledger: that gave it.
-        wake: called when what was told should reach the ledger at once.
+        ledger: that granted it.
+        wake: called when the reported progress should reach the ledger at once.
     """
 
     def __init__(self, lease: Lease, ledger: Ledger, wake: Callable[[], None]) -> None:
         self.lease = lease
         self._ledger = ledger
         self._wake = wake
-        self._state: LeaseState = "held"
+        self._cancellation = Cancellation(lease.job)
         self._previews: Sequence[Image.Image] = ()
         self.preview_wanted = False
-        """Whether somebody waits for a preview."""
+        """Whether an app waits for a preview."""
         self._progress: tuple[Stage, int, int] = ("queued", 0, 0)
 
     @property
     def job(self) -> JobRecord:
-        """The job's record, as it was when the lease was taken."""
+        """The job's record as of the lease."""
         return self.lease.job
 
     def report(self, stage: Stage, step: int, steps: int) -> None:
-        """Say how far the job is; costs nothing, the keeper passes it on. Raises as `check`.
+        """Report progress; cheap, the keeper sends it. Raises as `check_canceled`.
 
-        That it waits, or no longer does, is passed on at once: should this worker die, it decides
+        Entering and leaving the engine's queue is sent at once: should this worker die, it decides
         whether the job may have been at fault.
         """
-        waited = self._progress[0] == "queued"
+        was_queued = self._progress[0] == "queued"
         self._progress = (stage, step, steps)
-        if (stage == "queued") != waited:
+        if (stage == "queued") != was_queued:
             self._wake()
         self.check_canceled()
 
     def check_canceled(self) -> None:
-        """Go on, or not.
+        """Raise if the job must stop.
 
         Raises:
-            JobCanceled, JobTimeout, LeaseLost, HandBack: the job must not go on.
+            JobCanceled, JobTimeout, LeaseLost, Requeue: why it must stop.
         """
-        match self._state:
-            case "held" | "watched":
-                return
-            case "canceled":
-                raise JobCanceled(self.job.id)
-            case "late":
-                raise JobTimeout(self.job.id, self.job.allowed_s or 0)
-            case "lost":
-                raise LeaseLost(self.job.id)
-            case "handed_back":
-                raise Requeue(self.job.id)
+        self._cancellation.check()
 
     def renew_now(self) -> None:
-        """Renew the lease now, before something that cannot be taken back.
+        """Renew the lease now, before something that cannot be undone.
 
-        A process that was stopped for a while learns here that others have its job. Raises as
-        `check`.
+        A process that was stopped for a while learns here that its job was leased to another.
+        Raises as `check_canceled`.
         """
         [state] = self._ledger.renew([self.renewal()])
         self.apply(state)
         self.check_canceled()
 
     def renewal(self) -> tuple[Lease, Stage, int, int]:
-        """What the ledger is to be told."""
+        """The lease and progress to send to the ledger."""
         return (self.lease, *self._progress)
 
     def apply(self, state: LeaseState) -> None:
-        """Take note of what becomes of the job; the first end that is heard counts."""
+        """Record the state of the lease; the first state that ends the job is final."""
         if state == "watched":
             self.preview_wanted = True
-        elif state != "held" and self._state == "held":
-            self._state = state
+        self._cancellation.apply(state)
 
     def show_preview(self, previews: Sequence[Image.Image]) -> None:
-        """Give what the pictures look like so far; costs nothing, the keeper passes it on."""
+        """Receive previews of the job's images; cheap, the keeper publishes them."""
         self._previews = previews
         self.preview_wanted = False
 
     def publish_preview(self) -> None:
-        """Put what was shown where apps see it."""
+        """Publish the latest previews, if there are new ones."""
         previews, self._previews = self._previews, ()
         if previews:
             self._ledger.publish_preview(self.lease, encode_preview(previews))
 
 
 class LeaseKeeper(Thread):
-    """Renews the leases of all jobs held, until closed."""
+    """Renews the leases of all leased jobs, until closed."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__(name="lease-keeper", daemon=True)
@@ -129,12 +107,12 @@ class LeaseKeeper(Thread):
         self._woken = self._requeueing = self._closed = False
 
     @contextmanager
-    def hold(self, lease: Lease) -> Generator[LeasedJob]:
-        """Keep a lease for as long as the context lasts."""
+    def keep_renewed(self, lease: Lease) -> Generator[LeasedJob]:
+        """Renew a lease for as long as the context lasts."""
         leased = LeasedJob(lease, self._ledger, self._wake)
         with self._changed:
             if self._requeueing:
-                leased.apply("handed_back")
+                leased.apply("requeued")
             self._leased.add(leased)
             self._changed.notify()
         try:
@@ -144,11 +122,11 @@ class LeaseKeeper(Thread):
                 self._leased.discard(leased)
 
     def requeue_all(self) -> None:
-        """Stop every job held now or later at its next step and give it back."""
+        """Make every job leased now or later stop at its next step with `Requeue`."""
         with self._changed:
             self._requeueing = True
             for leased in self._leased:
-                leased.apply("handed_back")
+                leased.apply("requeued")
 
     def close(self) -> None:
         """End the thread."""
@@ -163,8 +141,8 @@ class LeaseKeeper(Thread):
                 if self._closed:
                     return
                 self._woken = False
-                leased = list(self._leased)
-            self._renew(leased)
+                jobs = list(self._leased)
+            self._renew(jobs)
             with self._changed:
                 self._changed.wait_for(
                     lambda: self._woken or self._closed, timeout=RENEW_INTERVAL_S
@@ -175,14 +153,14 @@ class LeaseKeeper(Thread):
             self._woken = True
             self._changed.notify()
 
-    def _renew(self, leased: list[LeasedJob]) -> None:
+    def _renew(self, jobs: list[LeasedJob]) -> None:
         try:
-            # Before the beat: whoever hears of a step finds the preview of it.
-            for one in leased:
-                one.publish_preview()
-            states = self._ledger.renew([one.renewal() for one in leased])
-        except RedisError as exc:  # away, or refusing to write: the next beat may get through
+            # Previews before progress: an app that sees a step finds the preview of it.
+            for leased in jobs:
+                leased.publish_preview()
+            states = self._ledger.renew([leased.renewal() for leased in jobs])
+        except RedisError as exc:  # unreachable, or refusing to write: the next call may succeed
             logger.warning("leases not renewed: %s", exc)
             return
-        for one, state in zip(leased, states, strict=True):
-            one.apply(state)
+        for leased, state in zip(jobs, states, strict=True):
+            leased.apply(state)

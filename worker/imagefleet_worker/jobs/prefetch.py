@@ -1,9 +1,9 @@
-"""How many jobs this worker takes from the queue: its share of what waits.
+"""Controls how many jobs this worker prefetches: its fair share of the backlog.
 
-A worker that took all its slots can hold would draw a small backlog alone while others idle. Its
-share is what waits, and what it holds of it, over the live workers that take that kind of job: a
-small backlog spreads, a large one batches. Held are jobs from their lease until they are drawn;
-those whose pictures are encoded or stored take a slot beside the share.
+A worker that filled all its slots would render a small backlog alone while others idle. Its fair
+share is the backlog, its own prefetched jobs included, divided by the live workers that serve that
+kind of job: a small backlog spreads, a large one is batched. A job counts as prefetched from its
+lease until it is rendered; while its images are encoded and stored it takes a slot of its own.
 """
 
 import logging
@@ -26,21 +26,23 @@ from imagefleet_worker.jobs.kombu_patch import read_every_reply
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.25
-"""The queues are looked at this often, and whenever a job is taken or drawn."""
+"""How often the queues are read; also whenever a job is leased or rendered."""
 
 
-def fair_share(backlog: Mapping[JobKind, Backlog], held: Mapping[JobKind, int], slots: int) -> int:
-    """How many jobs a worker should hold before they are drawn, from 1 to `slots`."""
-    if all(of_kind.workers == 1 for of_kind in backlog.values()):
+def fair_share(
+    backlog: Mapping[JobKind, Backlog], prefetched: Mapping[JobKind, int], slots: int
+) -> int:
+    """How many unrendered jobs a worker should have, from 1 to `slots`."""
+    if all(queue.workers == 1 for queue in backlog.values()):
         return slots
     share = sum(
-        (of_kind.waiting + held.get(kind, 0)) / of_kind.workers for kind, of_kind in backlog.items()
+        (queue.waiting + prefetched.get(kind, 0)) / queue.workers for kind, queue in backlog.items()
     )
     return max(1, min(slots, ceil(share)))
 
 
 class Slot:
-    """A job between its lease and its end."""
+    """A leased job, as the prefetch controller counts it."""
 
     def __init__(self, controller: "PrefetchController", kind: JobKind) -> None:
         self._controller = controller
@@ -48,27 +50,27 @@ class Slot:
         self._rendered = False
 
     def mark_rendered(self) -> None:
-        """The device is done with it: another may take its place."""
+        """Count the job as rendered, so that another can be prefetched."""
         if not self._rendered:
             self._rendered = True
-            self._controller.count(self._kind, held=-1, rendered=1)
+            self._controller.count(self._kind, prefetched=-1, rendered=1)
 
     def release(self) -> None:
-        """It has ended, drawn or not."""
+        """Stop counting the job: it has ended, rendered or not."""
         self.mark_rendered()
-        self._controller.count(self._kind, held=0, rendered=-1)
+        self._controller.count(self._kind, prefetched=0, rendered=-1)
 
 
 class PrefetchController(Thread):
-    """Sets how many messages Celery's consumer may have unacknowledged, until closed."""
+    """Sets the prefetch count of Celery's consumer, until closed."""
 
     def __init__(self, redis: Redis, worker: str, kinds: tuple[JobKind, ...], slots: int) -> None:
-        super().__init__(name="intake", daemon=True)
+        super().__init__(name="prefetch", daemon=True)
         self._redis = redis
         self._worker = worker
         self._kinds = kinds
         self._slots = slots
-        self._held: Counter[JobKind] = Counter()
+        self._prefetched: Counter[JobKind] = Counter()
         self._rendered = 0
         self._consumer: Any = None
         self._dirty = False
@@ -76,28 +78,28 @@ class PrefetchController(Thread):
         self._changed = Condition()
 
     @contextmanager
-    def hold(self, kind: JobKind) -> Generator[Slot]:
-        """Count a job for as long as the context lasts."""
-        self.count(kind, held=1, rendered=0)
+    def track(self, kind: JobKind) -> Generator[Slot]:
+        """Count a leased job for as long as the context lasts."""
+        self.count(kind, prefetched=1, rendered=0)
         slot = Slot(self, kind)
         try:
             yield slot
         finally:
             slot.release()
 
-    def count(self, kind: JobKind, *, held: int, rendered: int) -> None:
-        """Add to the jobs held and to those drawn, and look anew."""
+    def count(self, kind: JobKind, *, prefetched: int, rendered: int) -> None:
+        """Add to the numbers of prefetched and of rendered jobs, and update the prefetch count."""
         with self._changed:
-            self._held[kind] += held
+            self._prefetched[kind] += prefetched
             self._rendered += rendered
             self._dirty = True
             self._changed.notify()
 
     def consumer_step(self) -> type[bootsteps.StartStopStep]:
-        """The part of Celery's consumer through which it is told."""
+        """A bootstep that attaches this controller to Celery's consumer."""
         controller = self
 
-        class IntakeStep(bootsteps.StartStopStep):
+        class PrefetchStep(bootsteps.StartStopStep):
             requires = ("celery.worker.consumer.tasks:Tasks",)
 
             def start(self, parent: Any) -> None:  # noqa: ANN401 — Celery is not typed
@@ -109,10 +111,10 @@ class PrefetchController(Thread):
             def stop(self, parent: Any) -> None:  # noqa: ANN401
                 controller.attach(None)
 
-        return IntakeStep
+        return PrefetchStep
 
     def attach(self, consumer: Any) -> None:  # noqa: ANN401
-        """Serve this consumer, new after each lost connection; None: there is none for now."""
+        """Control this consumer, a new one after each lost connection; None: detach."""
         with self._changed:
             self._consumer = consumer
             self._dirty = True
@@ -131,20 +133,21 @@ class PrefetchController(Thread):
                 if self._closed:
                     return
                 self._dirty = False
-                held, drawn, consumer = Counter(self._held), self._rendered, self._consumer
+                prefetched, rendered = Counter(self._prefetched), self._rendered
+                consumer = self._consumer
             try:
                 backlog = read_backlog(self._redis, self._kinds, self._worker)
             except RedisError as exc:
-                logger.warning("the queues were not looked at: %s", exc)
+                logger.warning("backlog not read: %s", exc)
                 continue
-            share = fair_share(backlog, held, self._slots)
+            share = fair_share(backlog, prefetched, self._slots)
             metrics.SHARE.set(share)
             if consumer is not None:
-                _set_prefetch_count(consumer, min(self._slots, share + drawn))
+                _set_prefetch_count(consumer, min(self._slots, share + rendered))
 
 
 def _set_prefetch_count(consumer: Any, messages: int) -> None:  # noqa: ANN401
-    """Let it have so many messages unacknowledged; in its own thread, which this wakes."""
+    """Limit the consumer's unacknowledged messages; runs on its own thread, which this wakes."""
 
     def set_count() -> None:
         if consumer.qos is not None:

@@ -1,4 +1,4 @@
-"""Publishes jobs again whose message was lost; one worker of the fleet does so at a time."""
+"""Republishes jobs whose message was lost; one worker of the fleet does so at a time."""
 
 import logging
 from threading import Event, Thread
@@ -16,7 +16,7 @@ RECONCILE_S = 1
 
 
 class Reconciler(Thread):
-    """Has the ledger reconciled every `RECONCILE_S` seconds, until closed."""
+    """Reconciles the ledger every `RECONCILE_S` seconds, until closed."""
 
     def __init__(self, ledger: Ledger, celery: Celery, worker: str) -> None:
         super().__init__(name="reconcile", daemon=True)
@@ -34,7 +34,7 @@ class Reconciler(Thread):
             try:
                 if self._ledger.lock_reconciler(self._worker, 3 * RECONCILE_S):
                     for wakeup in self._ledger.reconcile():
-                        logger.info("publishing job %s again: it had no message", wakeup.job_id)
+                        logger.info("republishing job %s: it had no message", wakeup.job_id)
                         publish(self._celery, wakeup)
             except (RedisError, OperationalError) as exc:
                 logger.warning("not reconciled: %s", exc)

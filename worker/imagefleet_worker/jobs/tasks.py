@@ -1,4 +1,4 @@
-"""The Celery tasks: one per kind of request; each hands the job's id to the delivery."""
+"""The Celery tasks: one per kind of job; each passes the job's id to the delivery."""
 
 from celery import Celery
 
@@ -8,6 +8,6 @@ from imagefleet_worker.jobs.delivery import Delivery
 
 
 def register(app: Celery, kinds: tuple[JobKind, ...], delivery: Delivery) -> None:
-    """Make the app take jobs of these kinds."""
+    """Register the tasks of these kinds of job."""
     for kind in kinds:
         app.task(name=TASKS[kind], throws=(Exception,))(delivery.deliver)

@@ -1,1 +1,1 @@
-"""Prompts as A1111 reads them: parsed, scheduled, cut into windows, encoded."""
+"""A1111's prompt syntax: parsing, schedules, windows and encoding."""

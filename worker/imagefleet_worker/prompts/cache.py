@@ -1,4 +1,4 @@
-"""Encoded texts, kept so that a text that many jobs have is encoded once."""
+"""A cache of encoded prompts, so that a text that many jobs share is encoded once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,34 +15,33 @@ from imagefleet_worker.prompts.windows import inversions_in
 
 @dataclass(frozen=True)
 class _Key:
-    """Everything that decides an encoding; the tokens follow from text and inversions."""
+    """Everything that an encoding depends on; the tokens follow from text and inversions."""
 
     text: str
     inversions: tuple[PromptEmbedding, ...]
-    """Only those that stand in the text."""
+    """Only those that the text triggers."""
     settings: TextSettings
     checkpoint: ModelFile
     adapters: Terms
 
 
 class PromptEncoder:
-    """Encodes texts and keeps them while they fit a number of bytes; for the engine's thread.
+    """Encodes texts with an LRU cache; not thread-safe, used on the engine's thread.
 
-    What it keeps stays on the device where it was made, and has the bits that encoding it anew
-    would give.
+    Cached encodings stay on the device and equal a fresh encoding bit for bit.
 
     Args:
-        budget_bytes: for all that is kept; a text that alone is larger is handed out, not kept.
+        budget_bytes: size limit of the cache; a larger encoding is returned but not cached.
     """
 
     def __init__(self, budget_bytes: int) -> None:
-        self._kept: ByteLRUCache[_Key, EncodedText] = ByteLRUCache(
+        self._cache: ByteLRUCache[_Key, EncodedText] = ByteLRUCache(
             lambda text: text.size_bytes, budget_bytes
         )
 
     @property
     def stats(self) -> CacheStats:
-        return self._kept.stats
+        return self._cache.stats
 
     def encode(
         self,
@@ -51,24 +50,24 @@ class PromptEncoder:
         inversions: Sequence[PromptEmbedding],
         settings: TextSettings,
     ) -> EncodedText:
-        """A text, encoded with the adapters that are on; read it, do not write to it.
+        """Encode a text with the merged adapters; the result is shared, do not modify it.
 
         Args:
-            warm: the pipeline whose text encoders to use; they are left as they were.
-            text: with brackets for emphasis; no LoRAs' tags, no schedule, no AND.
+            warm: the pipeline whose text encoders to use; they are not changed.
+            text: may have brackets for emphasis, but no LoRA tags, no schedule and no AND.
             inversions: those that it may trigger.
-            settings: how.
+            settings: how texts are encoded.
 
         Raises:
-            PromptTooLong: it has more tokens than the settings allow.
-            InvalidRequest: a weight is no finite number, or two inversions have the same token.
-            IncompatibleAdapter: an inversion in it is for other text encoders than these.
+            PromptTooLong: the text has more tokens than the settings allow.
+            InvalidRequest: a weight is not a finite number, or two inversions have the same token.
+            IncompatibleAdapter: the text triggers an inversion for other text encoders.
         """
         windows = windows_of(warm, text, inversions, settings)
-        adapters = warm.merged.on_text_encoders
+        adapters = warm.merged.text_encoder_terms
         key = _Key(text, inversions_in(windows), settings, warm.file, adapters)
-        return self._kept.get_or_load(key, lambda: encode_windows(warm, windows, settings))
+        return self._cache.get_or_load(key, lambda: encode_windows(warm, windows, settings))
 
     def clear(self) -> None:
-        """Keep nothing: for when the weights were found not to be what they should have been."""
-        self._kept.clear()
+        """Empty the cache, for when the weights that encoded the texts turn out corrupted."""
+        self._cache.clear()

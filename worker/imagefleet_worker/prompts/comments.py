@@ -1,4 +1,4 @@
-"""Comments in a prompt: `#` and all behind it on its line."""
+"""Comments in a prompt: from `#` to the end of the line."""
 
 import re
 
@@ -7,8 +7,9 @@ _END_OF_LINE = re.compile(r"#[^\n]*(?:\n|$)")
 
 
 def without_comments(text: str) -> str:
-    """A prompt with a line's end in place of each comment, as A1111 v1.10 reads it.
+    """Replace each comment with a newline, as A1111 v1.10 does.
 
-    It does so before all else: tags of LoRAs in a comment do not count, no backslash keeps a `#`.
+    Comments are removed before anything else is parsed: LoRA tags in a comment are ignored, and no
+    backslash escapes a `#`.
     """
     return _END_OF_LINE.sub("\n", _LINE.sub("\n", text))

@@ -1,4 +1,4 @@
-"""How many windows texts take and what they trigger, known before any of them is encoded."""
+"""Counting the windows that texts take and the embeddings they trigger, without encoding them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from imagefleet_worker.prompts.windows import check_length, inversions_in
 
 @dataclass(frozen=True)
 class PromptLength:
-    """What texts take."""
+    """The windows and embeddings of a pass's texts."""
 
     windows: int
-    """Windows of 75 tokens of the longest."""
+    """Windows of 75 tokens that the longest text takes."""
     inversions: tuple[PromptEmbedding, ...]
-    """That stand in any, in order of first appearance."""
+    """Those that any text triggers, in order of first appearance."""
 
 
 def count_tokens(
@@ -28,20 +28,20 @@ def count_tokens(
     max_tokens: int,
     emphasis: Emphasis = "original",
 ) -> PromptLength:
-    """Measure texts, one after another.
+    """Tokenize texts and count what they take.
 
     Args:
-        tokenizer: CLIP's; it serves one thread at a time.
-        texts: of schedules, at least one.
-        offers: what may be triggered.
-        max_tokens: of the longest text; all its windows but the last count 75, however full.
+        tokenizer: CLIP's; not thread-safe.
+        texts: the texts of all schedules, at least one.
+        candidates: embeddings that may be triggered.
+        max_tokens: limit for each text; all its windows but the last count 75, however full.
         emphasis: how the texts will be encoded.
 
     Raises:
         PromptTooLong: a text has more tokens.
-        InvalidRequest: a bracket's weight is no finite number, or two inversions have a token that
-            is in a text.
-        ImagefleetError: an unusable one is triggered.
+        InvalidRequest: a bracket's weight is not a finite number, or a text contains a token that
+            two inversions have.
+        ImagefleetError: a text triggers an unusable embedding.
     """
     count = 0
     triggered: dict[PromptEmbedding, None] = {}

@@ -1,4 +1,4 @@
-"""Encoded texts, and rows of them for the UNet."""
+"""Encoded texts, and their batching for the UNet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class EncodedText:
-    """What the text encoders made of a text, whatever else they were given at the time."""
+    """The output of the text encoders for one text."""
 
     hidden: Tensor
     """`(windows x 77, width)`; the text encoders' widths side by side."""
@@ -24,12 +24,12 @@ class EncodedText:
 def pad_windows(
     texts: Sequence[EncodedText], empty: EncodedText, windows: int
 ) -> list[EncodedText]:
-    """The texts with so many windows, the shorter ones filled up with empty ones.
+    """Pad texts to the same number of windows with encoded empty windows.
 
     Args:
-        texts: none has more.
+        texts: none has more windows than that.
         empty: the empty text, encoded with the same settings.
-        windows: of each text returned.
+        windows: number of windows of each returned text.
     """
     length = windows * len(empty.hidden)
     assert all(len(text.hidden) <= length for text in texts), "a text has more windows than that"
@@ -44,13 +44,13 @@ def pad_windows(
     ]
 
 
-def stacked(rows: Sequence[EncodedText]) -> tuple[Tensor, Tensor | None]:
-    """Texts of equal length as hidden `(B, tokens, width)` and, of SDXL's, pooled `(B, width)`."""
+def stack_rows(rows: Sequence[EncodedText]) -> tuple[Tensor, Tensor | None]:
+    """Stack texts of equal length: hidden `(B, tokens, width)` and SDXL's pooled `(B, width)`."""
     pooled = [row.pooled for row in rows if row.pooled is not None]
     return torch.stack([row.hidden for row in rows]), torch.stack(pooled) if pooled else None
 
 
-def zeroed(text: EncodedText) -> EncodedText:
-    """Zeros of a text's shapes."""
+def zeros_like(text: EncodedText) -> EncodedText:
+    """Zeros with the shapes of a text."""
     pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
     return EncodedText(torch.zeros_like(text.hidden), pooled)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from imagefleet_shared.errors import InvalidRequest
 
 _KINDS = ("lora", "lyco")
-# The name excludes "<", so that a text of nothing but open tags is scanned once, not once a tag.
+# The name excludes "<", so that a text of nothing but open tags is scanned once, not once per tag.
 _TAG = re.compile(r"<(\w+):([^<>]*)>")
 _UNCLOSED = re.compile(rf"<(?:{'|'.join(_KINDS)}):[^<>]{{0,40}}")
 _POSITIONS = ("te", "unet", "dyn")
@@ -16,7 +16,7 @@ _POSITIONS = ("te", "unet", "dyn")
 
 @dataclass(frozen=True, kw_only=True)
 class LoRARef:
-    """A LoRA as a prompt asks for it."""
+    """A reference to a LoRA, as in a prompt's tag."""
 
     name: str
     """File name without suffix, as written."""
@@ -29,14 +29,14 @@ class LoRARef:
 def extract_loras(text: str) -> tuple[str, tuple[LoRARef, ...]]:
     """The text without its tags, and the LoRAs that they name, in order of first mention.
 
-    Known are `<lora:name>`, `<lora:name:scale>`, `<lora:name:text encoder:unet>` and the named
-    scales `te=` and `unet=`, which win over places; `lyco` means the same. Without a scale of its
-    own the UNet takes the text encoder's. As in A1111 only the tag goes; the space on both of its
-    sides stays. The same tag twice counts once.
+    Supported are `<lora:name>`, `<lora:name:scale>`, `<lora:name:text encoder:unet>` and the named
+    scales `te=` and `unet=`, which override positional ones; `lyco` is an alias of `lora`. The
+    UNet's scale defaults to the text encoder's. As in A1111 only the tag itself is removed, not the
+    whitespace around it. Repeating a tag has no effect.
 
     Raises:
-        InvalidRequest: a tag of another kind, with a malformed or unknown part, or never closed; or
-            one name with two scales. The message has the tag.
+        InvalidRequest: a tag is of another kind, malformed or never closed, or one name has two
+            scales. The message contains the tag.
     """
     loras: dict[str, LoRARef] = {}
     for match in _TAG.finditer(text):
@@ -44,13 +44,13 @@ def extract_loras(text: str) -> tuple[str, tuple[LoRARef, ...]]:
         if kind not in _KINDS:
             raise InvalidRequest(f"{tag} asks for {kind!r}; known are {', '.join(_KINDS)}")
         lora = _lora(tag, parts)
-        # A1111 would apply it twice, both times at the last scale, which nobody can mean.
+        # A1111 would apply it twice, both times at the last scale, which nobody can want.
         if loras.setdefault(lora.name, lora) != lora:
             raise InvalidRequest(f"{tag} gives {lora.name!r} a second scale; give it one")
-    bare = _TAG.sub("", text)
-    if unclosed := _UNCLOSED.search(bare):
+    without_tags = _TAG.sub("", text)
+    if unclosed := _UNCLOSED.search(without_tags):
         raise InvalidRequest(f"{unclosed[0]!r} is never closed by '>'")
-    return bare, tuple(loras.values())
+    return without_tags, tuple(loras.values())
 
 
 def _lora(tag: str, parts: Sequence[str]) -> LoRARef:
@@ -67,15 +67,15 @@ def _lora(tag: str, parts: Sequence[str]) -> LoRARef:
 
 
 def _scales(tag: str, arguments: Sequence[str]) -> dict[str, float]:
-    """Scales by name; what is named wins over what is placed, as in A1111."""
-    named = dict(part.split("=", 1) for part in arguments if "=" in part)
-    placed = [part for part in arguments if "=" not in part]
-    if len(placed) > len(_POSITIONS) or not named.keys() <= set(_POSITIONS):
+    """Scales by name; named arguments override positional ones, as in A1111."""
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    positional = [argument for argument in arguments if "=" not in argument]
+    if len(positional) > len(_POSITIONS) or not named.keys() <= set(_POSITIONS):
         raise InvalidRequest(f"{tag} has unknown parts; known are <lora:name:te:unet>, te=, unet=")
-    given = dict(zip(_POSITIONS, placed, strict=False)) | named
-    if "dyn" in given:
+    values = dict(zip(_POSITIONS, positional, strict=False)) | named
+    if "dyn" in values:
         raise InvalidRequest(f"{tag} limits the rank (dyn), which is not supported; leave it out")
-    return {key: _scale(tag, value) for key, value in given.items()}
+    return {key: _scale(tag, value) for key, value in values.items()}
 
 
 def _scale(tag: str, value: str) -> float:

@@ -1,4 +1,4 @@
-"""A prompt's text as windows of weighted tokens and vectors."""
+"""Laying out a prompt's text in windows of weighted tokens and vectors."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 from imagefleet_shared.errors import InvalidRequest
 from imagefleet_shared.field_types import Emphasis
 from imagefleet_worker.prompts.parse import BREAK, parse_attention
-from imagefleet_worker.prompts.tokens import letters_of, tokenized
+from imagefleet_worker.prompts.tokens import match_key, tokenize
 from imagefleet_worker.prompts.triggers import EmbeddingCandidate, Triggers
 from imagefleet_worker.prompts.windows import WindowBuilder, WindowToken
 
@@ -20,41 +20,45 @@ def lay_out(
     candidates: Sequence[EmbeddingCandidate],
     emphasis: Emphasis,
 ) -> list[list[WindowToken]]:
-    """The windows of a text, at least one, each of at most 75 places.
+    """The windows of a text, at least one, each with at most 75 tokens.
 
-    Every piece of one weight is tokenized by itself, so that a word or a trigger with a bracket in
-    its middle falls apart there.
+    Pieces of different weight are tokenized separately, so a bracket in the middle of a word or of
+    a trigger splits it.
 
     Args:
         tokenizer: CLIP's.
-        text: with brackets for emphasis and without tags for LoRAs.
-        offers: what the text may trigger.
-        emphasis: with "none" brackets and BREAK are text like any other.
+        text: may have brackets for emphasis, but no LoRA tags.
+        candidates: embeddings that the text may trigger.
+        emphasis: with "none", brackets and BREAK are ordinary text.
 
     Raises:
-        InvalidRequest: a weight is no finite number, or two inversions have a token that is in it.
-        ImagefleetError: an unusable one is triggered.
+        InvalidRequest: a weight is not a finite number, or the text contains a token that two
+            inversions have.
+        ImagefleetError: the text triggers an unusable embedding.
     """
     pieces = _pieces(text, emphasis)
     triggers = Triggers(tokenizer, candidates)
-    layout = WindowBuilder(cast(int, tokenizer.convert_tokens_to_ids(",</w>")))
-    tokens_of_pieces = tokenized(tokenizer, [piece for piece, _ in pieces])
+    builder = WindowBuilder(cast(int, tokenizer.convert_tokens_to_ids(",</w>")))
+    tokens_of_pieces = tokenize(tokenizer, [piece for piece, _ in pieces])
     for piece, tokens in zip(pieces, tokens_of_pieces, strict=True):
         if piece == BREAK:
-            layout.next_window()
+            builder.next_window()
         else:
-            _add(layout, triggers, tokens, piece[1])
-    return layout.windows()
+            _add(builder, triggers, tokens, piece[1])
+    return builder.windows()
 
 
-def letters_in(text: str, emphasis: Emphasis) -> str:
-    """A text's letters, among which are those of everything that it triggers.
+def text_match_key(text: str, emphasis: Emphasis) -> str:
+    """The `match_key` of a text, which contains that of every trigger in the text.
 
     Args:
-        text: as for `lay_out`; raises as that.
+        text: as for `lay_out`.
         emphasis: likewise.
+
+    Raises:
+        InvalidRequest: as `lay_out`.
     """
-    return "".join(letters_of(piece) for piece, _ in _pieces(text, emphasis))
+    return "".join(match_key(piece) for piece, _ in _pieces(text, emphasis))
 
 
 def _pieces(text: str, emphasis: Emphasis) -> list[tuple[str, float]]:
@@ -64,14 +68,14 @@ def _pieces(text: str, emphasis: Emphasis) -> list[tuple[str, float]]:
     return pieces
 
 
-def _add(layout: WindowBuilder, triggers: Triggers, tokens: Sequence[int], weight: float) -> None:
+def _add(builder: WindowBuilder, triggers: Triggers, tokens: Sequence[int], weight: float) -> None:
     position = 0
     while position < len(tokens):
         match = triggers.at(tokens, position)
         if match is None:
-            layout.add_token(tokens[position], weight)
+            builder.add_token(tokens[position], weight)
             position += 1
         else:
             inversion, length = match
-            layout.add_inversion(inversion, tokens[position], weight)
+            builder.add_inversion(inversion, tokens[position], weight)
             position += length

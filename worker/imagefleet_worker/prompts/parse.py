@@ -1,8 +1,8 @@
-r"""A prompt's emphasis brackets as pieces of text with weights, as A1111 v1.10 lists them.
+r"""Parsing emphasis brackets into weighted pieces of text, as A1111 v1.10 does.
 
-`(x)` times 1.1, `[x]` divided by 1.1, `(x:1.3)` times 1.3; brackets nest and multiply, and one
-that is never closed reaches to the end. `\(`, `\)`, `\[`, `\]` and `\\` stand for the characters
-themselves; any other backslash is dropped. A closing bracket with no opening one is text.
+`(x)` multiplies by 1.1, `[x]` divides by 1.1, `(x:1.3)` multiplies by 1.3. Brackets nest and
+multiply; an unclosed bracket extends to the end. `\(`, `\)`, `\[`, `\]` and `\\` are the characters
+themselves; any other backslash is dropped. An unmatched closing bracket is text.
 """
 
 import re
@@ -15,11 +15,11 @@ from imagefleet_worker.prompts.schedule import parse_schedule
 __all__ = ["BREAK", "parse_attention", "parse_schedule"]
 
 BREAK = ("BREAK", -1.0)
-"""The piece that ends a window. A BREAK inside brackets has another weight and is a mere word."""
+"""The piece that ends a window. A BREAK inside brackets has another weight and is just a word."""
 
 _ROUND, _SQUARE = 1.1, 1 / 1.1
-# Every character belongs to exactly one match, and no alternative can run over another's end, so
-# that the time is linear in the text's length.
+# Every character belongs to exactly one match, and no alternative runs past the end of another, so
+# matching takes time linear in the text's length.
 _TOKEN = re.compile(r"\\[\\()\[\]]?|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|[()\[\]:]|[^\\()\[\]:]+")
 _BREAK_WORD = re.compile(r"\bBREAK\b")
 
@@ -27,12 +27,12 @@ _BREAK_WORD = re.compile(r"\bBREAK\b")
 def parse_attention(text: str) -> list[tuple[str, float]]:
     """The pieces in order, adjacent ones of equal weight joined; `BREAK` for a break.
 
-    The weights are A1111's to the last bit: each is multiplied bracket by bracket, in the order in
-    which they close. They may be zero, negative or, after absurd nesting, infinite. An empty text
-    is one empty piece. The time is linear but for one vector multiplication a bracket.
+    Weights equal A1111's bit for bit: they are multiplied bracket by bracket, in the order in which
+    the brackets close. They may be zero, negative or, with extreme nesting, infinite. An empty text
+    is one empty piece. The time is linear, plus one vector multiplication per bracket.
 
     Raises:
-        InvalidRequest: a weight such as `(x:1.2.3)` is no number.
+        InvalidRequest: a weight such as `(x:1.2.3)` is not a number.
     """
     pieces = _Pieces(len(text))
     round_brackets: list[int] = []
@@ -64,7 +64,7 @@ class _Pieces:
     def __init__(self, text_length: int) -> None:
         self.count = 0
         self._texts: list[str] = []
-        # No text has more pieces than characters: even BREAK, which makes three, has five.
+        # A text has at most as many pieces as characters: BREAK makes three and has five.
         self._weights = np.ones(text_length, dtype=np.float64)
 
     def add(self, text: str, weight: float = 1.0) -> None:
@@ -73,7 +73,7 @@ class _Pieces:
         self.count += 1
 
     def add_text(self, text: str) -> None:
-        """Add a piece, or several where the word BREAK stands; the space around it is dropped."""
+        """Add a piece, split at each word BREAK; whitespace around BREAK is dropped."""
         first, *others = _BREAK_WORD.split(text)
         if not others:
             self.add(first)
@@ -87,7 +87,7 @@ class _Pieces:
 
     def multiply(self, start: int, factor: float) -> None:
         """Multiply the weights of all pieces from `start` to the last."""
-        # Beyond a float's range they become infinite, as Python's own floats do, without a warning.
+        # They overflow to infinity without a warning, as Python's own floats do.
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             self._weights[start : self.count] *= factor
 

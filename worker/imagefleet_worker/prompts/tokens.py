@@ -1,4 +1,4 @@
-"""Texts as CLIP's tokens, by the tokenizer that A1111 v1.10 has."""
+"""Tokenizing texts for CLIP as A1111 v1.10 does."""
 
 import re
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from transformers import CLIPTokenizer
 _SPACE = re.compile(r"\s+")
 
 
-def tokenized(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text, without a start and an end.
+def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, without start and end tokens.
 
-    A1111's tokenizer mends a text first: curly quotes become straight ones, full-width letters and
-    commas plain ones. The fast tokenizer does not, and CLIP was trained on mended texts. Lower case
-    is Python's there, where a Greek word may end in another sigma.
+    A1111's tokenizer cleans texts with ftfy first: curly quotes become straight, full-width letters
+    and commas plain. The fast tokenizer does not, and CLIP was trained on cleaned texts. Lower case
+    is Python's, as in A1111, which matters for a Greek final sigma.
     """
     # The tokenizer refuses an empty list.
-    mended = [fix_text(text).lower() for text in texts]
-    return tokenizer(mended, add_special_tokens=False, verbose=False).input_ids if texts else []
+    cleaned = [fix_text(text).lower() for text in texts]
+    return tokenizer(cleaned, add_special_tokens=False, verbose=False).input_ids if texts else []
 
 
-def letters_of(text: str) -> str:
-    """A text without what makes no difference to its tokens, or only to where one begins.
+def match_key(text: str) -> str:
+    """A key for a quick test whether a text contains another: no whitespace, case folded.
 
-    Where the tokens of one text stand within those of another, so do its letters.
+    If the tokens of one text occur within those of another, its key occurs within the other's.
     """
     return _SPACE.sub("", fix_text(text)).casefold()

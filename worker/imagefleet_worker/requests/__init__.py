@@ -1,1 +1,1 @@
-"""What a request asks for, checked and resolved before the device is touched."""
+"""Requests validated and resolved into jobs, before the device is used."""

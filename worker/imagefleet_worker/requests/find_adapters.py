@@ -1,11 +1,10 @@
-"""Which adapters a request asks for, by its fields and by its prompts, found in the model store."""
+"""Look up the adapters that a request's fields and prompts name in the model store."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from imagefleet_shared.errors import ImagefleetError, IncompatibleAdapter, InvalidRequest
-from imagefleet_shared.request_parts import LoRA
-from imagefleet_shared.request_parts import TextualInversion as AskedInversion
+from imagefleet_shared.request_parts import LoRA, TextualInversion
 from imagefleet_worker.adapters.textual_inversion import (
     Embedding,
     bundled_embeddings,
@@ -14,7 +13,7 @@ from imagefleet_worker.adapters.textual_inversion import (
 from imagefleet_worker.catalog.model_file import ModelFile
 from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.prompts.extra_networks import LoRARef, extract_loras
-from imagefleet_worker.prompts.tokens import letters_of
+from imagefleet_worker.prompts.tokens import match_key
 from imagefleet_worker.prompts.triggers import (
     EmbeddingCandidate,
     PromptEmbedding,
@@ -27,17 +26,17 @@ from imagefleet_worker.weights.adapter_tensors import read_tensors
 def find_loras(
     prompt: str,
     negative_prompt: str,
-    asked: Sequence[LoRA],
+    requested: Sequence[LoRA],
     checkpoint: ModelFile,
     models: ModelStore,
 ) -> tuple[str, tuple[RequestedLoRA, ...]]:
-    """The prompt without its tags, and the LoRAs of tags and fields, each once.
+    """The prompt without its LoRA tags, and the LoRAs of both tags and fields, without duplicates.
 
     Raises:
-        InvalidRequest: a tag is malformed, stands in the negative prompt, or two mentions of a LoRA
-            have different scales.
-        UnknownLora: there is none of that name.
-        IncompatibleAdapter: it is for another family of checkpoints.
+        InvalidRequest: a tag is malformed or in the negative prompt, or a LoRA is requested twice
+            with different scales.
+        UnknownLora: no LoRA has the name.
+        IncompatibleAdapter: a LoRA is for another checkpoint family.
     """
     prompt, tagged = extract_loras(prompt)
     misplaced = extract_loras(negative_prompt)[1]
@@ -45,56 +44,60 @@ def find_loras(
         raise InvalidRequest(
             f"<lora:{misplaced[0].name}> stands in the negative prompt; LoRAs belong in the prompt"
         )
-    wanted: dict[str, RequestedLoRA] = {}
-    for ref in (*tagged, *_as_refs(asked)):
+    found: dict[str, RequestedLoRA] = {}
+    for ref in (*tagged, *_as_refs(requested)):
         file = _find_lora(models, ref.name, checkpoint)
-        # By the file's own name: the other mention may have its alias.
-        one = RequestedLoRA(file, ref.unet_scale, ref.text_encoder_scale)
-        known = wanted.setdefault(file.name, one)
-        if known != one:
+        # Keyed by the file's own name: a tag and a field may use different aliases of one file.
+        lora = RequestedLoRA(file, ref.unet_scale, ref.text_encoder_scale)
+        known = found.setdefault(file.name, lora)
+        if known != lora:
             raise InvalidRequest(
                 f"LoRA {file.name!r} is asked for twice, with scales {_scales(known)} and "
-                f"{_scales(one)}"
+                f"{_scales(lora)}"
             )
-    return prompt, tuple(one for _, one in sorted(wanted.items()))
+    return prompt, tuple(lora for _, lora in sorted(found.items()))
 
 
 def find_inversions(
-    asked: Sequence[AskedInversion],
-    letters: Sequence[str],
+    requested: Sequence[TextualInversion],
+    match_keys: Sequence[str],
     loras: Iterable[RequestedLoRA],
     checkpoint: ModelFile,
     models: ModelStore,
 ) -> tuple[EmbeddingCandidate, ...]:
-    """What may be triggered: embeddings of the request's fields, of its LoRAs' files, and those of
-    the store for the checkpoint's family whose name a text may have.
+    """The embeddings that the texts may trigger.
 
-    As in A1111 the name of one for another family is a word like any other.
+    These are the embeddings in the request's fields, those bundled in its LoRAs, and those in the
+    store for the checkpoint's family whose name may occur in a text. As in A1111, the name of an
+    embedding for another family is an ordinary word.
 
     Args:
-        letters: of each text; see `letters_in`.
+        match_keys: `text_match_key` of each text.
 
     Raises:
-        UnknownEmbedding: there is none of a name that was asked for.
-        CorruptFile, StorageUnavailable, WorkerFailure: it cannot be read, or two have its name.
+        UnknownEmbedding: no embedding has a requested name.
+        CorruptFile, StorageUnavailable, WorkerFailure: a requested embedding cannot be read, or
+            two files have its name.
     """
-    fitting = {file.name: file for file in models.named("embedding", checkpoint.family)}
+    compatible = {
+        file.name: file for file in models.list_candidates("embedding", checkpoint.family)
+    }
     found: dict[str, EmbeddingCandidate] = {}
-    for one in asked:
-        file = fitting.get(one.name) or models.find("embedding", one.name)
-        token = one.token or one.name
-        found[token] = PromptEmbedding(_embedding(file, models), token, one.scale)
+    for inversion in requested:
+        file = compatible.get(inversion.name) or models.find("embedding", inversion.name)
+        token = inversion.token or inversion.name
+        found[token] = PromptEmbedding(_embedding(file, models), token, inversion.scale)
     for lora in loras:
         for embedding in _bundled(lora.file, models):
             found.setdefault(embedding.name, PromptEmbedding(embedding, embedding.name))
-    for file in fitting.values():
-        name = letters_of(file.name)
-        if file.name not in found and any(name in text for text in letters):
+    for file in compatible.values():
+        key = match_key(file.name)
+        if file.name not in found and any(key in text_key for text_key in match_keys):
             found[file.name] = _candidate(file, models)
     return tuple(found.values())
 
 
-def _as_refs(asked: Sequence[LoRA]) -> list[LoRARef]:
+def _as_refs(requested: Sequence[LoRA]) -> list[LoRARef]:
     return [
         LoRARef(
             name=lora.name,
@@ -103,7 +106,7 @@ def _as_refs(asked: Sequence[LoRA]) -> list[LoRARef]:
                 lora.scale if lora.text_encoder_scale is None else lora.text_encoder_scale
             ),
         )
-        for lora in asked
+        for lora in requested
     ]
 
 
@@ -125,13 +128,13 @@ def _candidate(file: ModelFile, models: ModelStore) -> EmbeddingCandidate:
     try:
         return PromptEmbedding(_embedding(file, models), file.name)
     except ImagefleetError as exc:
-        # Whether a text has the name is not known yet: "art" is in "a party".
+        # Only tokenization tells whether a text has the name: "art" also matches "a party".
         return UnusableEmbedding(file.name, exc)
 
 
 def _embedding(file: ModelFile, models: ModelStore) -> Embedding:
-    if file.fault:
-        raise file.fault
+    if file.error:
+        raise file.error
     models.fetch(file)
     return _load_embedding(file)
 

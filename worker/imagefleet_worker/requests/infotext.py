@@ -1,4 +1,4 @@
-"""The models that a picture's infotext names, and whether its file has room for the text."""
+"""The models named in an image's infotext, and whether the infotext fits the image file."""
 
 from collections.abc import Callable
 
@@ -10,20 +10,20 @@ from imagefleet_worker.requests.resolved import ResolvedGenerate
 
 
 def check_infotext(job: ResolvedGenerate) -> None:
-    """Refuse a job whose text its files have no room for; raises `InvalidRequest`.
+    """Raise `InvalidRequest` if the infotext does not fit the job's output format.
 
-    The files to be hashed may not be on disk yet: room is asked for digests of all of them, and for
-    the longest seeds.
+    The model files may not be on disk yet, so the length is checked with placeholder digests for
+    all of them, and with the longest seeds.
     """
-    made_with = infotext_models(job, lambda file: "0" * 64)
-    text = infotext.generated(job.request, MAX_SEED, made_with, MAX_SEED)
+    models = infotext_models(job, lambda file: "0" * 64)
+    text = infotext.generated(job.request, MAX_SEED, models, MAX_SEED)
     check_parameters(job.request.output_format, text)
 
 
 def infotext_models(
     job: ResolvedGenerate, sha256_of: Callable[[ModelFile], str | None]
 ) -> infotext.Models:
-    """The models of a picture, with their hashes."""
+    """The models that a job uses, with their hashes."""
     checkpoint, *others = [inputs.checkpoint for inputs in job.all_pass_inputs]
     digests = {other.name: sha256_of(other) for other in others}
     return infotext.Models(

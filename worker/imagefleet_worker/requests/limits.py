@@ -1,4 +1,4 @@
-"""What is to be enlarged and written, checked before the device is touched."""
+"""Size limits on inputs and outputs, checked before the device is used."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -16,18 +16,18 @@ from imagefleet_worker.upscale.decode_input import decode_upscale_input
 from imagefleet_worker.upscale.size import upscale_size
 
 _MAX_TOTAL_FACTOR = 4
-"""Times `max_pixels`: what all pictures of a request may have, as the files of all lie in memory
-until the last one is done. By default that is 64 of 2048 x 2048."""
+"""The pixels of all of a request's pictures together, as a multiple of `max_pixels`. Their files
+stay in memory until the last one is done. By default the limit is 64 pictures of 2048 x 2048."""
 
 
 class InputChecker:
-    """Checks upscales and their pictures.
+    """Checks upscale jobs, their input pictures and their output sizes.
 
     Args:
-        models: where upscalers are.
-        fetch: gives a picture's file; raises InvalidRequest where there is none.
-        max_pixels: of a picture that is read, and of one that an upscale gives; those of a request
-            may have four times as many together, each counted by the larger of the two.
+        models: the store with the upscalers.
+        fetch: returns the content of an input; raises InvalidRequest if there is none.
+        max_pixels: limit for each input and each upscaled picture. The pictures of a request may
+            have four times as many together, each counted by the larger of the two.
     """
 
     def __init__(
@@ -36,20 +36,21 @@ class InputChecker:
         self._models, self._fetch, self._max_pixels = models, fetch, max_pixels
 
     def check(self, request: UpscaleRequest) -> UpscaleJob:
-        """The job, once each of its pictures was decoded; refusals name the picture.
+        """Decode every input once and return the job; errors name the input they are about.
 
         Raises:
-            InvalidRequest: something does not exist, does not fit, or cannot be read.
+            InvalidRequest: a model or input does not exist, an input cannot be decoded, or a limit
+                is exceeded.
             FileUnavailable, WorkerFailure: as `resolve_faces`.
-            StorageUnavailable: a picture cannot be fetched.
+            StorageUnavailable: an input cannot be fetched.
         """
         self._check_upscalers(request)
         restore = request.face_restore
         faces = resolve_faces(restore, self._models) if restore else None
         inputs: list[CheckedInput] = []
-        room, total = self._max_pixels, 0
-        for place, image in enumerate(request.images):
-            with _named(f"images[{place}]"):
+        cacheable_pixels, total_pixels = self._max_pixels, 0
+        for index, image in enumerate(request.images):
+            with _name_image_in_errors(f"images[{index}]"):
                 content = self._fetch(image)
                 picture = decode_upscale_input(content, self._max_pixels)
                 width, height = picture.image.size
@@ -57,22 +58,26 @@ class InputChecker:
                 text = infotext.upscaled(request, picture.parameters)
                 check_parameters(request.output_format, text)
             size = upscale_size(width, height, request)
-            total += max(width * height, size.width * size.height)
-            self._check_total(f"images[0] to images[{place}], before or after the upscale,", total)
-            room -= width * height
-            inputs.append(CheckedInput(content, width, height, picture if room >= 0 else None))
+            total_pixels += max(width * height, size.width * size.height)
+            counted = f"images[0] to images[{index}], before or after the upscale,"
+            self._check_total(counted, total_pixels)
+            cacheable_pixels -= width * height
+            decoded = picture if cacheable_pixels >= 0 else None
+            inputs.append(CheckedInput(content, width, height, decoded))
         return UpscaleJob(request, tuple(inputs), faces)
 
-    def check_drawn(self, request: GenerateRequest, width: int, height: int) -> None:
-        """Refuse drawn pictures of that size that cannot be kept, enlarged or written as asked for.
+    def check_generated(self, request: GenerateRequest, width: int, height: int) -> None:
+        """Check that generated pictures of this size can be stored, upscaled and encoded.
 
         Raises:
-            UnknownUpscaler, UnsupportedSize, TooManyPixels: as their names say.
+            UnknownUpscaler: the upscale names an upscaler that does not exist.
+            UnsupportedSize, TooManyPixels: one picture, or all of them, would be too large.
             InvalidRequest: a side is too long for `output_format`.
         """
         if request.upscale is None:
             _check_sides("picture", width, height, request.output_format)
-            # With `only_masked` each one is the whole initial picture, however small what is drawn.
+            # With `only_masked` every output has the size of the initial image, however small the
+            # region that is generated.
             self._check_total("pictures", request.num_images * width * height)
             return
         self._check_upscalers(request.upscale)
@@ -99,7 +104,7 @@ class InputChecker:
 
 
 def check_pixels(what: str, width: int, height: int, max_pixels: int) -> None:
-    """Refuse a picture of more pixels; raises `UnsupportedSize`."""
+    """Raise `UnsupportedSize` if a picture has too many pixels."""
     if width * height > max_pixels:
         raise UnsupportedSize(what, width, height, max_pixels)
 
@@ -107,7 +112,7 @@ def check_pixels(what: str, width: int, height: int, max_pixels: int) -> None:
 def _check_sides(what: str, width: int, height: int, output_format: ImageFormat) -> None:
     side, longest = max(width, height), MAX_SIDE_PX[output_format]
     if side > longest:
-        others = [name for name, most in MAX_SIDE_PX.items() if side <= most]
+        others = [name for name, limit in MAX_SIDE_PX.items() if side <= limit]
         raise InvalidRequest(
             f"{what} {width}x{height} is too long for output_format {output_format}, which allows "
             f"sides of at most {longest} pixels; formats that allow it: {', '.join(others)}"
@@ -115,8 +120,8 @@ def _check_sides(what: str, width: int, height: int, output_format: ImageFormat)
 
 
 @contextmanager
-def _named(what: str) -> Generator[None]:
-    """Let refusals say which picture of the request they are about."""
+def _name_image_in_errors(what: str) -> Generator[None]:
+    """Prefix errors with the image of the request that they are about."""
     try:
         yield
     except UnsupportedSize as error:

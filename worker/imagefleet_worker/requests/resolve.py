@@ -1,4 +1,4 @@
-"""A request, the worker's defaults and the files on disk made into a job with nothing optional."""
+"""Resolve requests against the worker's defaults and model files into fully specified jobs."""
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -31,12 +31,12 @@ from imagefleet_worker.requests.resolved import (
     UpscaleJob,
 )
 from imagefleet_worker.sampling.sample import schedule_steps
-from imagefleet_worker.sampling.seeds import seeds_of
+from imagefleet_worker.sampling.seeds import image_seeds
 from imagefleet_worker.settings import WorkerSettings
 
 
 class Resolver:
-    """Decides what a request leaves open, and refuses what cannot be done, before the device."""
+    """Fills in defaults and rejects invalid requests, before the device is used."""
 
     def __init__(self, settings: WorkerSettings, models: ModelStore, store: ObjectStore) -> None:
         self._settings = settings
@@ -46,32 +46,32 @@ class Resolver:
         self._pass_inputs = PassInputResolver(models, settings.max_prompt_tokens)
 
     def resolve(self, job: JobRecord) -> ResolvedGenerate | UpscaleJob:
-        """Make a job ready.
+        """Resolve a job's request.
 
         Raises:
-            InvalidRequest: something asked for does not exist, does not fit, or cannot be read.
-            StorageUnavailable: an input picture or a model cannot be fetched.
-            CorruptFile: a model is not what is published of it.
+            InvalidRequest: a model or input does not exist, is incompatible, or cannot be read.
+            StorageUnavailable: an input image or a model cannot be fetched.
+            CorruptFile: a model does not match its published checksum.
         """
         request = job.request()
         if isinstance(request, UpscaleRequest):
             return self._inputs.check(request)
-        return self.generate(request, job.id)
+        return self.resolve_generate(request, job.id)
 
     @contextmanager
     def on_disk(
         self, job: JobRecord, report: FetchProgress = null_progress
     ) -> Generator[ResolvedGenerate | UpscaleJob]:
-        """A job made ready, with all its models on local disk until the context ends.
+        """Resolve a job and pin all its models on local disk until the context ends.
 
         Args:
-            job: to be made ready.
-            tell: hears how far models are fetched; what it raises ends that.
+            job: the job to resolve.
+            report: called with the progress of downloads; an exception that it raises stops them.
 
         Raises as `resolve`.
         """
         resolved = self.resolve(job)
-        # Now, so that gigabytes are fetched only for what can be done.
+        # After resolving, so that gigabytes are downloaded only for valid requests.
         with self.pinned(resolved, report):
             yield resolved
 
@@ -79,41 +79,44 @@ class Resolver:
     def pinned(
         self, resolved: ResolvedGenerate | UpscaleJob, report: FetchProgress = null_progress
     ) -> Generator[None]:
-        """Have all models of a job on local disk until the context ends; raises as `resolve`."""
+        """Pin all models of a job on local disk until the context ends; raises as `resolve`."""
         upscalers = [file for file in map(self._upscaler, resolved.upscalers) if file]
         with self._models.pinned((*resolved.files, *upscalers), report):
             yield
 
     def default_checkpoint(self) -> str | None:
-        """What a request that names no checkpoint gets; None where there is no such choice."""
+        """The checkpoint of requests that name none: the configured or the only one, or None."""
         checkpoints = [
-            file for file in self._models.named("checkpoint") if file.family != "sdxl_refiner"
+            file
+            for file in self._models.list_candidates("checkpoint")
+            if file.family != "sdxl_refiner"
         ]
         return self._settings.default_checkpoint or (
             checkpoints[0].name if len(checkpoints) == 1 else None
         )
 
-    def generate(self, asked: GenerateRequest, job_id: str) -> ResolvedGenerate:
-        """Make a request to draw ready; raises as `resolve`."""
-        checkpoint = self._checkpoint(asked.checkpoint)
-        source = self._picture(asked.image) if asked.image else None
-        request = apply_defaults(asked, checkpoint, source, job_id)
+    def resolve_generate(self, requested: GenerateRequest, job_id: str) -> ResolvedGenerate:
+        """Resolve a generate request; raises as `resolve`."""
+        checkpoint = self._checkpoint(requested.checkpoint)
+        source = self._decode_input(requested.image) if requested.image else None
+        request = apply_defaults(requested, checkpoint, source, job_id)
         width, height = request.width or 0, request.height or 0
         check_pixels("picture", width, height, self._settings.max_pixels)
         hires = self._hires(request, checkpoint, width, height) if request.hires else None
-        start = self._prepare_image(request, source, hires) if source else None
+        initial_image = self._prepare_image(request, source, hires) if source else None
         size = (hires.size.width, hires.size.height) if hires else (width, height)
-        whole = start.overlay if start and start.region else None
-        self._inputs.check_drawn(request, *(whole.size if whole else size))
+        if initial_image and initial_image.region and initial_image.overlay:
+            size = initial_image.overlay.size
+        self._inputs.check_generated(request, *size)
         inputs = self._first_pass_inputs(request, checkpoint)
         job = ResolvedGenerate(
             request=request,
             pass_inputs=inputs,
             width=width,
             height=height,
-            seeds=seeds_of(request),
+            seeds=image_seeds(request),
             step_plan=first_step_plan(request),
-            initial_image=start,
+            initial_image=initial_image,
             refiner=self._refiner(request, inputs),
             hires=hires,
             upscale=request.upscale,
@@ -128,28 +131,28 @@ class Resolver:
     def _checkpoint(self, name: str | None) -> ModelFile:
         name = name or self.default_checkpoint()
         if name is None:
-            known = self._models.named("checkpoint")
-            faults = [file.fault for file in known if file.fault]
-            if faults and len(known) - len(faults) < 2:
-                # With that file, another might be the only one.
-                raise faults[0]
+            known = self._models.list_candidates("checkpoint")
+            errors = [file.error for file in known if file.error]
+            if errors and len(known) - len(errors) < 2:
+                # Whether there is a single checkpoint, and which, depends on the unreadable file.
+                raise errors[0]
             names = [file.name for file in known]
             raise UnknownCheckpoint("(none given, and this worker has no default)", names)
         checkpoint = self._models.find("checkpoint", name)
         if checkpoint.family == "sdxl_refiner":
             raise InvalidRequest(
-                f"checkpoint {name!r} is an SDXL refiner, which only goes on with a picture that "
+                f"checkpoint {name!r} is an SDXL refiner, which can only continue a picture that "
                 "another checkpoint began: give it as refiner_checkpoint"
             )
         return checkpoint
 
     def _upscaler(self, name: str) -> ModelFile | None:
-        """Its file; None for what needs none."""
+        """The file of an upscaler; None for resampling modes, which need none."""
         if name in (*LATENT_MODES, *PIXEL_MODES):
             return None
         return self._models.find("upscaler", name)
 
-    def _picture(self, image: ImageRef) -> Image.Image:
+    def _decode_input(self, image: ImageRef) -> Image.Image:
         return decode_image(self._fetch(image), self._settings.max_output_pixels)
 
     def _fetch(self, image: ImageRef) -> bytes:
@@ -175,17 +178,19 @@ class Resolver:
         checkpoint = self._models.find("checkpoint", request.refiner_checkpoint)
         _require_same_latents("refiner_checkpoint", checkpoint, inputs.checkpoint)
         if checkpoint.family == inputs.checkpoint.family:
-            own = replace(inputs, checkpoint=checkpoint)
+            refiner_inputs = replace(inputs, checkpoint=checkpoint)
         else:
-            # SDXL's refiner is another network: no LoRA is for it, A1111 gives it no embeddings.
-            own = self._pass_inputs.without_adapters(inputs, checkpoint, request.emphasis)
-        return RefinerPass(own, request.refiner_switch_at)
+            # The SDXL refiner is another network: no LoRA fits it, and A1111 applies no embeddings.
+            refiner_inputs = self._pass_inputs.without_adapters(
+                inputs, checkpoint, request.emphasis
+            )
+        return RefinerPass(refiner_inputs, request.refiner_switch_at)
 
     def _hires(
         self, request: GenerateRequest, checkpoint: ModelFile, width: int, height: int
     ) -> ResolvedHires:
         hires = request.hires
-        assert hires is not None, "called where there is a hires pass"
+        assert hires is not None, "called only for requests with a hires pass"
         size = hires_size(width, height, hires)
         check_pixels("hires picture", size.width, size.height, self._settings.max_pixels)
         self._upscaler(hires.upscaler)
@@ -218,26 +223,30 @@ class Resolver:
                 *(source, mask, request.inpaint, width, height, request.resize_mode),
                 hires.size if hires else None,
             )
-        # To be stretched as latents, a picture is encoded at its own size.
+        # With resize_mode "latent" the image is encoded at its own size.
         check_pixels("image to encode", *prepared.image.size, self._settings.max_pixels)
         return prepared
 
 
 def _require_embeddings_used(request: GenerateRequest, all_inputs: Iterable[PassInputs]) -> None:
-    """Every embedding that the request has as a field stands in some text."""
-    used = {(one.embedding.name, one.token) for inputs in all_inputs for one in inputs.inversions}
-    for asked in request.textual_inversions:
-        token = asked.token or asked.name
-        if (asked.name, token) not in used:
+    """Raise `InvalidRequest` for a requested embedding whose token no prompt contains."""
+    used = {
+        (inversion.embedding.name, inversion.token)
+        for inputs in all_inputs
+        for inversion in inputs.inversions
+    }
+    for requested in request.textual_inversions:
+        token = requested.token or requested.name
+        if (requested.name, token) not in used:
             raise InvalidRequest(
-                f"embedding {asked.name!r} is asked for, but its token {token!r} stands in neither "
-                "prompt nor negative_prompt"
+                f"embedding {requested.name!r} is asked for, but its token {token!r} stands in "
+                "neither prompt nor negative_prompt"
             )
 
 
 def _require_same_latents(field: str, checkpoint: ModelFile, first: ModelFile) -> None:
     if (checkpoint.family == "sd1") != (first.family == "sd1"):
         raise InvalidRequest(
-            f"{field} {checkpoint.name!r} is {checkpoint.family}; it cannot go on with the latents "
+            f"{field} {checkpoint.name!r} is {checkpoint.family}; it cannot continue the latents "
             f"of {first.name!r}, which is {first.family}"
         )

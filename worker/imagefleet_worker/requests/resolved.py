@@ -1,4 +1,4 @@
-"""Jobs with nothing left open: what the engine draws and enlarges."""
+"""Fully resolved jobs: what the engine renders."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from imagefleet_shared.request_parts import UpscalePass
 from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 from imagefleet_worker.catalog.model_file import ModelFile
-from imagefleet_worker.prompts.plan import Part
+from imagefleet_worker.prompts.plan import PromptPart
 from imagefleet_worker.sampling.seeds import Seeds
 from imagefleet_worker.sampling.step_plan import StepPlan
 from imagefleet_worker.upscale.decode_input import UpscaleInput, decode_upscale_input
 
 if TYPE_CHECKING:
-    # They import torch, which what delivers jobs does without.
+    # These import torch, which the delivery process does without.
     from imagefleet_worker.faces.resolved import ResolvedFaces
     from imagefleet_worker.imaging.hires_size import HiresSize
     from imagefleet_worker.inpaint.prepare import PreparedImage
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RequestedLoRA:
-    """A LoRA file and how much of it is wanted."""
+    """A LoRA file and the requested scales."""
 
     file: ModelFile
     unet_scale: float
@@ -32,31 +32,31 @@ class RequestedLoRA:
 
 @dataclass(frozen=True)
 class PassInputs:
-    """What a pass draws with, everything found and checked."""
+    """The inputs of a pass: checkpoint, adapters and parsed prompts."""
 
     checkpoint: ModelFile
     loras: tuple[RequestedLoRA, ...]
-    """By name."""
-    prompt: tuple[Part, ...]
-    negative: Part
+    """Sorted by name."""
+    prompt: tuple[PromptPart, ...]
+    negative: PromptPart
     inversions: tuple[PromptEmbedding, ...]
-    """That stand in a text."""
+    """Those that the texts trigger."""
     windows: int
-    """Windows of 75 tokens that the longest of its texts takes."""
+    """Windows of 75 tokens that the longest text takes."""
 
 
 @dataclass(frozen=True)
 class RefinerPass:
-    """The checkpoint that takes over in the first pass."""
+    """The refiner, which takes over during the first pass."""
 
     pass_inputs: PassInputs
     switch_at: float
-    """Share of the training timesteps passed."""
+    """Fraction of the training timesteps elapsed at the switch."""
 
 
 @dataclass(frozen=True)
 class ResolvedHires:
-    """The second pass, everything decided."""
+    """A resolved hires pass."""
 
     pass_inputs: PassInputs
     size: HiresSize
@@ -66,10 +66,10 @@ class ResolvedHires:
 
 @dataclass(frozen=True)
 class ResolvedGenerate:
-    """A generate job, ready to be drawn."""
+    """A generate job, ready to render."""
 
     request: GenerateRequest
-    """The request with what was decided filled in; guidance, clip_skip, emphasis are read here."""
+    """The request with defaults filled in; guidance_scale, clip_skip and emphasis are read here."""
     pass_inputs: PassInputs
     width: int
     height: int
@@ -84,7 +84,7 @@ class ResolvedGenerate:
 
     @property
     def all_pass_inputs(self) -> list[PassInputs]:
-        """Of every pass."""
+        """Inputs of every pass, in order."""
         return [
             self.pass_inputs,
             *(part.pass_inputs for part in (self.refiner, self.hires) if part),
@@ -92,21 +92,24 @@ class ResolvedGenerate:
 
     @property
     def files(self) -> list[ModelFile]:
-        """Checkpoints and LoRAs of every pass, and what faces need; embeddings are read already."""
+        """Model files that rendering needs: checkpoints, LoRAs and face models.
+
+        Embeddings are not included: resolving has already loaded them.
+        """
         loras = (lora.file for inputs in self.all_pass_inputs for lora in inputs.loras)
         faces = self.faces.files if self.faces else ()
         return [*(inputs.checkpoint for inputs in self.all_pass_inputs), *loras, *faces]
 
     @property
     def upscalers(self) -> list[str]:
-        """Names of those that it asks for; some are no models."""
+        """Requested upscalers by name; some are resampling modes, not models."""
         hires = [self.hires.upscaler] if self.hires else []
         return [*hires, *(self.upscale.upscalers if self.upscale else ())]
 
 
 @dataclass(frozen=True)
 class ResolvedUpscale:
-    """A picture of an upscale job, ready to be enlarged."""
+    """One picture of an upscale job, ready to render."""
 
     request: UpscaleRequest
     picture: UpscaleInput
@@ -115,40 +118,41 @@ class ResolvedUpscale:
 
 @dataclass(frozen=True)
 class CheckedInput:
-    """A picture of an upscale job, as it came and was found good."""
+    """A validated input of an upscale job."""
 
     content: bytes
+    """The file as uploaded."""
     width: int
     height: int
     decoded: UpscaleInput | None
-    """None: too much to be kept decoded until its turn."""
+    """The decoded input; None if it is decoded again later, to limit memory."""
 
 
 @dataclass(frozen=True)
 class UpscaleJob:
-    """An upscale job whose pictures were all checked; they are enlarged one after the other."""
+    """An upscale job with all of its inputs validated; they are rendered one after the other."""
 
     request: UpscaleRequest
     inputs: tuple[CheckedInput, ...]
     faces: ResolvedFaces | None
 
     def decode(self, index: int) -> ResolvedUpscale:
-        """The picture at that place, decoded."""
-        upload = self.inputs[index]
-        pixels = upload.width * upload.height
-        picture = upload.decoded or decode_upscale_input(upload.content, pixels)
+        """The input at an index, decoded and ready to render."""
+        checked = self.inputs[index]
+        pixels = checked.width * checked.height
+        picture = checked.decoded or decode_upscale_input(checked.content, pixels)
         return ResolvedUpscale(self.request, picture, self.faces)
 
     @property
     def files(self) -> list[ModelFile]:
-        """What faces need."""
+        """Face models."""
         return list(self.faces.files) if self.faces else []
 
     @property
     def upscalers(self) -> list[str]:
-        """Names of those that it asks for; some are no models."""
+        """Requested upscalers by name; some are resampling modes, not models."""
         return list(self.request.upscalers)
 
 
 ResolvedJob = ResolvedGenerate | ResolvedUpscale
-"""What the engine takes."""
+"""A job as the engine renders it."""

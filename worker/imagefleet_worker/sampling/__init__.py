@@ -1,1 +1,1 @@
-"""Noise levels, sigma schedules, solvers and seeds: what makes a picture A1111's."""
+"""Noise levels, sigma schedules, solvers and seeds, compatible with A1111's."""

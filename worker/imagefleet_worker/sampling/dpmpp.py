@@ -5,13 +5,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from imagefleet_worker.sampling.steps import Denoise, StepNoise, ancestral, interpolate, renoised
+from imagefleet_worker.sampling.steps import Denoise, StepNoise, add_noise, ancestral, interpolate
 
 
 def dpmpp_2s_ancestral(
     denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta: float
 ) -> Tensor:
-    """DPM-Solver++(2S), going too far down and back up with fresh noise."""
+    """DPM-Solver++(2S) with ancestral noise."""
     for sigma, sigma_next in pairwise(sigmas):
         down, up = ancestral(sigma, sigma_next, eta)
         clean = denoise(latents, sigma)
@@ -19,31 +19,31 @@ def dpmpp_2s_ancestral(
             middle = (sigma * down).sqrt()
             clean = denoise(interpolate(clean, latents, middle / sigma), middle)
         latents = interpolate(clean, latents, down / sigma)
-        latents = renoised(latents, noise, sigma, sigma_next, up)
+        latents = add_noise(latents, noise, sigma, sigma_next, up)
     return latents
 
 
 def dpmpp_sde(
     denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta: float
 ) -> Tensor:
-    """DPM-Solver++(S) as an SDE: the clean latents halfway, noise in both halves."""
+    """DPM-Solver++(S) as an SDE: clean latents predicted halfway, noise added in both halves."""
     for sigma, sigma_next in pairwise(sigmas):
         clean = denoise(latents, sigma)
         if sigma_next == 0:
             return clean
-        # There and back through the logarithm as in k-diffusion: the last bit of a level decides
-        # which point of the Brownian path is asked for.
+        # To the logarithm and back, as in k-diffusion: the last bit of a level decides which point
+        # of the Brownian path is sampled.
         log, log_next = sigma.log(), sigma_next.log()
         start, middle, end = log.exp(), (log + (log_next - log) * 0.5).exp(), log_next.exp()
 
         down, up = ancestral(start, middle, eta)
         halfway = interpolate(clean, latents, down / start)
-        halfway = renoised(halfway, noise, start, middle, up)
+        halfway = add_noise(halfway, noise, start, middle, up)
         clean = denoise(halfway, middle)
 
         down, up = ancestral(start, end, eta)
         latents = interpolate(clean, latents, down / start)
-        latents = renoised(latents, noise, start, end, up)
+        latents = add_noise(latents, noise, start, end, up)
     return latents
 
 
@@ -57,11 +57,11 @@ def dpmpp_2m(
         if sigma_next == 0:
             return clean
         width = (sigma / sigma_next).log()
-        ahead = clean
+        extrapolated = clean
         if previous is not None:
             clean_before, width_before = previous
-            ahead = clean + (clean - clean_before) * (width / width_before / 2)
-        latents = interpolate(ahead, latents, sigma_next / sigma)
+            extrapolated = clean + (clean - clean_before) * (width / width_before / 2)
+        latents = interpolate(extrapolated, latents, sigma_next / sigma)
         previous = clean, width
     return latents
 
@@ -69,14 +69,14 @@ def dpmpp_2m(
 def dpmpp_2m_sde(
     denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta: float
 ) -> Tensor:
-    """DPM-Solver++(2M) as an SDE, by the midpoint rule."""
+    """DPM-Solver++(2M) as an SDE, with the midpoint rule."""
     return _multistep_sde(denoise, latents, sigmas, noise, eta, order=2, midpoint=True)
 
 
 def dpmpp_2m_sde_heun(
     denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta: float
 ) -> Tensor:
-    """DPM-Solver++(2M) as an SDE, by Heun's rule."""
+    """DPM-Solver++(2M) as an SDE, with Heun's rule."""
     return _multistep_sde(denoise, latents, sigmas, noise, eta, order=2, midpoint=False)
 
 
@@ -97,9 +97,9 @@ def _multistep_sde(
     order: int,
     midpoint: bool,
 ) -> Tensor:
-    """Exponential integrator over log sigma, whose clean latents are a polynomial of the last few.
+    """Exponential integrator over log sigma, with a polynomial through the last predictions.
 
-    Until there are enough of them the order is as high as they allow.
+    The first steps have a lower order, as there are fewer predictions.
     """
     past: list[tuple[Tensor, Tensor]] = []
     for sigma, sigma_next in pairwise(sigmas):
@@ -110,24 +110,24 @@ def _multistep_sde(
         decay = width * (1 + eta)
         latents = interpolate(clean, latents, (-decay).exp())
         if past:
-            latents = latents + _bend(clean, width, decay, past, midpoint)
+            latents = latents + _derivative_terms(clean, width, decay, past, midpoint)
         amount = sigma_next * (-torch.expm1(-2 * eta * width)).sqrt()
-        latents = renoised(latents, noise, sigma, sigma_next, amount)
+        latents = add_noise(latents, noise, sigma, sigma_next, amount)
         past = [(clean, width), *past][: order - 1]
     return latents
 
 
-def _bend(
+def _derivative_terms(
     clean: Tensor, width: Tensor, decay: Tensor, past: list[tuple[Tensor, Tensor]], midpoint: bool
 ) -> Tensor:
-    """What the first and second derivative of the clean latents add to a step.
+    """The terms of a step from the first and second derivatives of the clean latents.
 
     Args:
-        clean: the guess at the start of the step.
+        clean: the prediction at the start of the step.
         width: of the step, in log sigma.
-        decay: how much of the latents the step forgets: its share is exp(-decay).
-        past: the guess and width of the one or two steps before, latest first.
-        midpoint: weigh the derivative by the midpoint rule.
+        decay: of the latents over the step, whose weight is exp(-decay).
+        past: prediction and width of the previous one or two steps, latest first.
+        midpoint: weight the derivative by the midpoint rule.
     """
     clean_1, width_1 = past[0]
     near = (clean - clean_1) * (width / width_1)

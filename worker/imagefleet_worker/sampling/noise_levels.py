@@ -10,7 +10,7 @@ from torch import Tensor
 Prediction = Literal["epsilon", "v_prediction"]
 
 _LAST_ALPHA_BAR = 4.8973451890853435e-08
-"""A1111's stand-in for a signal share of zero, which would mean an infinite sigma."""
+"""A1111's substitute for an alpha bar of zero, which would mean an infinite sigma."""
 _CONSISTENCY_STRIDE = 20
 _SIGMA_DATA = 0.5
 
@@ -19,20 +19,20 @@ _SIGMA_DATA = 0.5
 class NoiseLevels:
     """The levels of all training timesteps, in sigma space: latents = clean + sigma * noise.
 
-    Tables and results are float32 on the CPU; the latents handed in stay on their device.
+    Tables and results are float32 on the CPU; latents stay on their device.
     """
 
     sigmas: Tensor
     """`(T,)`, ascending."""
     prediction: Prediction
-    """What the UNet's output stands for."""
+    """What the UNet predicts."""
 
     @classmethod
-    def of(cls, config: Mapping[str, object]) -> Self:
+    def from_config(cls, config: Mapping[str, object]) -> Self:
         """The levels of a checkpoint, from its diffusers scheduler config.
 
         Raises:
-            ValueError: the config has a beta schedule or prediction type that we do not know.
+            ValueError: the config has an unsupported beta schedule or prediction type.
         """
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction"):
@@ -53,25 +53,25 @@ class NoiseLevels:
         return self.sigmas[-1].item()
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """The timestep of a level, between two timesteps by the logarithm of sigma."""
+        """The timestep of a level, interpolated in log sigma."""
         logs, log = self.sigmas.log(), sigma.cpu().log()
         low = (torch.searchsorted(logs, log, right=True) - 1).clamp(0, len(logs) - 2)
-        share = (log - logs[low]) / (logs[low + 1] - logs[low])
-        return low + share.clamp(0, 1)
+        fraction = (log - logs[low]) / (logs[low + 1] - logs[low])
+        return low + fraction.clamp(0, 1)
 
     def sigma(self, timestep: Tensor) -> Tensor:
         """The level of a timestep: the inverse of `timestep`."""
         timestep = timestep.float()
-        low, high, share = timestep.floor().long(), timestep.ceil().long(), timestep.frac()
+        low, high, fraction = timestep.floor().long(), timestep.ceil().long(), timestep.frac()
         logs = self.sigmas.log()
-        return ((1 - share) * logs[low] + share * logs[high]).exp()
+        return ((1 - fraction) * logs[low] + fraction * logs[high]).exp()
 
     def unet_input(self, latents: Tensor, sigma: Tensor) -> Tensor:
-        """Latents as the UNet was trained to see them, of unit variance."""
+        """Latents scaled to unit variance, as the UNet expects them."""
         return latents / (sigma**2 + 1).sqrt()
 
     def clean(self, latents: Tensor, predicted: Tensor, sigma: Tensor) -> Tensor:
-        """Clean latents by the UNet's output, in the dtype of `latents`."""
+        """Clean latents from the UNet's output, in the dtype of `latents`."""
         # A half-precision output times a level would stay in half precision.
         predicted = predicted.to(latents.dtype)
         if self.prediction == "epsilon":
@@ -82,29 +82,29 @@ class NoiseLevels:
 
 @dataclass(frozen=True, eq=False)
 class ConsistencyLevels(NoiseLevels):
-    """Every 20th level, the only ones that latent consistency models know (arXiv:2310.04378).
+    """Every 20th level, on which latent consistency models are trained (arXiv:2310.04378).
 
-    As A1111's LCM sampler sees them: a sigma means the nearest of those timesteps.
+    As in A1111's LCM sampler, a sigma stands for the nearest of those timesteps.
     """
 
     @classmethod
-    def among(cls, levels: NoiseLevels) -> Self:
+    def from_levels(cls, levels: NoiseLevels) -> Self:
         """The levels of timesteps 19, 39, ... 999."""
         return cls(levels.sigmas[_CONSISTENCY_STRIDE - 1 :: _CONSISTENCY_STRIDE], levels.prediction)
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """The timestep of the nearest level, by the logarithm of sigma."""
+        """The timestep of the nearest level in log sigma."""
         distances = (sigma.cpu().log() - self.sigmas.log()[:, None]).abs()
         nearest = distances.argmin(0).reshape(sigma.shape)
         return (nearest * _CONSISTENCY_STRIDE + _CONSISTENCY_STRIDE - 1).float()
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        """The level of any timestep, between two of those known by the logarithm of sigma."""
-        place = (timestep - (_CONSISTENCY_STRIDE - 1)) / _CONSISTENCY_STRIDE
-        return super().sigma(place.clamp(0, len(self.sigmas) - 1))
+        """The level of any timestep, interpolated in log sigma between the trained levels."""
+        index = (timestep - (_CONSISTENCY_STRIDE - 1)) / _CONSISTENCY_STRIDE
+        return super().sigma(index.clamp(0, len(self.sigmas) - 1))
 
     def clean(self, latents: Tensor, predicted: Tensor, sigma: Tensor) -> Tensor:
-        """Clean latents, through the skip connection that keeps a consistency model's ends."""
+        """Clean latents, with the skip connection of a consistency model's boundary condition."""
         scaled = 10 * self.timestep(sigma)
         skip = _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2)
         out = scaled / (scaled**2 + _SIGMA_DATA**2).sqrt()
@@ -112,7 +112,7 @@ class ConsistencyLevels(NoiseLevels):
 
 
 def _betas(config: Mapping[str, object]) -> Tensor:
-    """`(T,)` float64; missing keys have diffusers' defaults."""
+    """The betas `(T,)` float64; missing keys default as in diffusers."""
     trained = config.get("trained_betas")
     if trained is not None:
         return torch.tensor(trained, dtype=torch.float64)
@@ -128,7 +128,7 @@ def _betas(config: Mapping[str, object]) -> Tensor:
 
 
 def _to_zero_terminal_snr(alpha_bars: Tensor) -> Tensor:
-    """Shift and stretch the signal until none is left at the end (arXiv:2305.08891, 3.1)."""
+    """Shift and scale the signal to zero at the last timestep (arXiv:2305.08891, 3.1)."""
     signal = alpha_bars.sqrt()
     first, last = signal[0], signal[-1]
     rescaled = ((signal - last) * (first / (first - last))) ** 2

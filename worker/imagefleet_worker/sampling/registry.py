@@ -1,4 +1,4 @@
-"""The solvers by name, with what A1111 v1.10 knows of each."""
+"""The solvers by name, with their properties in A1111 v1.10."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from imagefleet_worker.sampling.steps import Solver
 
 @dataclass(frozen=True, kw_only=True)
 class SolverEntry:
-    """One solver."""
+    """A solver and its properties."""
 
     solve: Solver
     evaluations: Callable[[Tensor], int]
-    """How often it calls the UNet over given sigmas, exactly."""
+    """The exact number of UNet evaluations for given sigmas."""
     automatic: Spacing = "normal"
     """The schedule that "automatic" means."""
     eta: float = 0.0
-    """The default."""
+    """The default eta."""
     uses_eta: bool = False
     brownian: bool = False
-    """The noise of its steps is Brownian motion's."""
+    """Whether the noise of its steps comes from Brownian motion."""
     discards_next_to_last: bool = False
-    """Its schedule has one level more than needed, and loses the lowest above 0."""
+    """Whether its schedule is made with one more level, and the lowest above 0 discarded."""
     second_order: bool = False
-    """A1111 counts two evaluations a step for it when prompts change by step."""
+    """Whether A1111 counts two evaluations per step for it in prompt schedules."""
     by_timesteps: bool = False
-    """It steps through timesteps, which it chooses itself; see `timestep_solvers`."""
+    """Whether it steps through timesteps that it chooses itself; see `timestep_solvers`."""
 
 
 def _one_each(sigmas: Tensor) -> int:
@@ -38,17 +38,17 @@ def _one_each(sigmas: Tensor) -> int:
 
 
 def _two_each(sigmas: Tensor) -> int:
-    """Two a step, but one for the step to level 0."""
+    """Two per step, but one for the step to level 0."""
     return 2 * (len(sigmas) - 1) - int(sigmas[-1] == 0)
 
 
 def _one_more(sigmas: Tensor) -> int:
-    """One a step, but two for the first."""
+    """One per step, but two for the first."""
     return len(sigmas)
 
 
 def _restart(sigmas: Tensor) -> int:
-    """As Heun, but a restart from level 0, in a schedule with no low levels, leads there too."""
+    """As for Heun, but in a schedule without low levels a restart also ends at level 0."""
     return sum(1 if after == 0 else 2 for _, after in restart.restart_steps(sigmas))
 
 

@@ -1,4 +1,4 @@
-"""How the noise levels of a pass are spaced."""
+"""Sigma schedules: the spacing of a pass's noise levels."""
 
 import math
 from typing import Literal, assert_never
@@ -20,28 +20,28 @@ def sigmas(spacing: Spacing, levels: NoiseLevels, steps: int) -> Tensor:
 
     Args:
         spacing: normal: even in timesteps, both ends included (A1111's "Uniform" and "Normal");
-            sgm_uniform: even in timesteps, the lowest level left out; karras: arXiv:2206.00364,
+            sgm_uniform: even in timesteps, without the lowest level; karras: arXiv:2206.00364,
             eq. 5, rho 7; exponential: even in log sigma; beta: by the quantiles of a beta
-            distribution, as A1111 takes arXiv:2407.12173: in sigma, not in timesteps.
-        levels: whose lowest and highest level are the ends.
+            distribution, as A1111 implements arXiv:2407.12173: in sigma, not in timesteps.
+        levels: the schedule runs from their highest to their lowest level, then to 0.
         steps: at least 1.
     """
     low, high = levels.sigma_min, levels.sigma_max
     match spacing:
         case "normal":
-            placed = levels.sigma(torch.linspace(*_ends(levels), steps))
+            spaced = levels.sigma(torch.linspace(*_ends(levels), steps))
         case "sgm_uniform":
-            placed = levels.sigma(torch.linspace(*_ends(levels), steps + 1)[:-1])
+            spaced = levels.sigma(torch.linspace(*_ends(levels), steps + 1)[:-1])
         case "karras":
-            placed = karras(low, high, steps)
+            spaced = karras(low, high, steps)
         case "exponential":
-            placed = torch.linspace(math.log(high), math.log(low), steps).exp()
+            spaced = torch.linspace(math.log(high), math.log(low), steps).exp()
         case "beta":
             quantiles = betaincinv(_BETA_SHAPE, _BETA_SHAPE, 1 - np.linspace(0, 1, steps))
-            placed = torch.from_numpy(low + quantiles * (high - low)).float()
+            spaced = torch.from_numpy(low + quantiles * (high - low)).float()
         case _:
             assert_never(spacing)
-    return torch.cat([placed, torch.zeros(1)])
+    return torch.cat([spaced, torch.zeros(1)])
 
 
 def karras(low: float, high: float, count: int) -> Tensor:

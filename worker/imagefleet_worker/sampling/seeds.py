@@ -1,4 +1,4 @@
-"""The seeds of a job's pictures: as the request gives them, else made from the job's id."""
+"""The seeds of a job's pictures, from the request or derived from the job's id."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,36 +11,40 @@ RandomSource = Literal["cpu", "gpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class Seeds:
-    """The seeds of a batch, one per picture. A picture's noise depends on nothing but its own."""
+    """The seeds of a batch, one per picture. A picture's noise depends on its own seeds only."""
 
     seeds: tuple[int, ...]
     variation_seeds: tuple[int, ...] | None = None
-    """Seeds that the first noise is turned towards; None: it is not."""
+    """Seeds towards whose noise the initial noise is interpolated; None: no variation."""
     variation_strength: float = 0.0
-    """How far: 0 leaves the first noise, 1 makes it the variation seed's."""
+    """0 keeps the initial noise, 1 replaces it with that of the variation seed."""
     resize_from: tuple[int, int] | None = None
-    """Width and height in pixels of the picture whose noise goes in the middle; None: as it is."""
+    """Width and height in pixels of the noise that is pasted into the centre; None: none is."""
     rng: RandomSource = "cpu"
-    """Numbers as torch draws them on a CPU, or as on a CUDA device (A1111's "GPU" and "NV")."""
+    """Random numbers of torch on a CPU, or on a CUDA device (A1111's "GPU" and "NV")."""
 
 
-def seeds_of(request: GenerateRequest) -> Seeds:
-    """One per picture; with a variation it is the variation's seed that counts on, as in A1111."""
-    places = range(request.num_images)
+def image_seeds(request: GenerateRequest) -> Seeds:
+    """The seeds of a request's pictures.
+
+    As in A1111, the seed is incremented for each picture, or with a variation the variation seed
+    instead.
+    """
+    indices = range(request.num_images)
     first, variation = request.seed or 0, request.variation_seed or 0
     varied = request.variation_strength > 0
     return Seeds(
-        seeds=tuple(first if varied else first + place for place in places),
-        variation_seeds=tuple(variation + place for place in places),
+        seeds=tuple(first if varied else first + index for index in indices),
+        variation_seeds=tuple(variation + index for index in indices),
         variation_strength=request.variation_strength,
         resize_from=request.seed_resize_from,
         rng=request.rng,
     )
 
 
-def seed_of(text: str) -> int:
-    """The same on every attempt, so that a second worker draws the same picture.
+def derive_seed(text: str) -> int:
+    """A seed from a text such as a job's id: a retry on another worker renders the same picture.
 
-    In 31 bits: other pictures' seeds count on from there.
+    It has 31 bits, which leaves room to increment it for further pictures.
     """
     return int.from_bytes(sha256(text.encode()).digest()[:4]) >> 1

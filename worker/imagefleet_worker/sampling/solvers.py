@@ -1,13 +1,13 @@
-"""The solvers of one step back: Euler, Heun, DPM2, their ancestral kin, LMS and LCM.
+"""Euler, Heun and DPM2, their ancestral variants, LMS and LCM.
 
-Algorithms of k-diffusion, as A1111 runs them: with no churn.
+These are k-diffusion's algorithms as A1111 runs them, without churn.
 """
 
 from itertools import pairwise
 
 from torch import Tensor
 
-from imagefleet_worker.sampling.steps import Denoise, StepNoise, ancestral, interpolate, renoised
+from imagefleet_worker.sampling.steps import Denoise, StepNoise, add_noise, ancestral, interpolate
 
 _LMS_ORDER = 4
 
@@ -24,11 +24,11 @@ def euler(
 def euler_ancestral(
     denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta: float
 ) -> Tensor:
-    """Euler's method, going too far down and back up with fresh noise."""
+    """Euler's method with ancestral noise: step below the next level, then add noise up to it."""
     for sigma, sigma_next in pairwise(sigmas):
         down, up = ancestral(sigma, sigma_next, eta)
         latents = interpolate(denoise(latents, sigma), latents, down / sigma)
-        latents = renoised(latents, noise, sigma, sigma_next, up)
+        latents = add_noise(latents, noise, sigma, sigma_next, up)
     return latents
 
 
@@ -40,12 +40,12 @@ def heun(denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, et
 
 
 def heun_step(denoise: Denoise, latents: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """Euler's step, then the mean slope of its two ends; to level 0 Euler's step alone."""
+    """A step along the mean of the slopes at both ends; to level 0, an Euler step."""
     slope = (latents - denoise(latents, sigma)) / sigma
-    guess = latents + slope * (sigma_next - sigma)
+    predicted = latents + slope * (sigma_next - sigma)
     if sigma_next == 0:
-        return guess
-    slope_next = (guess - denoise(guess, sigma_next)) / sigma_next
+        return predicted
+    slope_next = (predicted - denoise(predicted, sigma_next)) / sigma_next
     return latents + (slope + slope_next) / 2 * (sigma_next - sigma)
 
 
@@ -61,11 +61,11 @@ def dpm_2(
 def dpm_2_ancestral(
     denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta: float
 ) -> Tensor:
-    """DPM-Solver-2, going too far down and back up with fresh noise."""
+    """DPM-Solver-2 with ancestral noise."""
     for sigma, sigma_next in pairwise(sigmas):
         down, up = ancestral(sigma, sigma_next, eta)
         latents = _midpoint_step(denoise, latents, sigma, down)
-        latents = renoised(latents, noise, sigma, sigma_next, up)
+        latents = add_noise(latents, noise, sigma, sigma_next, up)
     return latents
 
 
@@ -94,26 +94,26 @@ def lms(denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta
 def _lms_weights(nodes: list[float], end: float) -> list[float]:
     """The integrals, from the first node to the end, of the nodes' Lagrange polynomials.
 
-    Of degree 3 at most, for which Simpson's rule is exact.
+    Their degree is at most 3, for which Simpson's rule is exact.
     """
     start = nodes[0]
 
-    def polynomial(own: float, at: float) -> float:
+    def polynomial(node: float, x: float) -> float:
         product = 1.0
         for other in nodes:
-            if other != own:
-                product *= (at - other) / (own - other)
+            if other != node:
+                product *= (x - other) / (node - other)
         return product
 
     return [
-        (polynomial(own, start) + 4 * polynomial(own, (start + end) / 2) + polynomial(own, end))
+        (polynomial(node, start) + 4 * polynomial(node, (start + end) / 2) + polynomial(node, end))
         * ((end - start) / 6)
-        for own in nodes
+        for node in nodes
     ]
 
 
 def lcm(denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta: float) -> Tensor:
     """Multistep consistency sampling (arXiv:2303.01469, algorithm 1), for `ConsistencyLevels`."""
     for sigma, sigma_next in pairwise(sigmas):
-        latents = renoised(denoise(latents, sigma), noise, sigma, sigma_next, sigma_next)
+        latents = add_noise(denoise(latents, sigma), noise, sigma, sigma_next, sigma_next)
     return latents

@@ -1,4 +1,4 @@
-"""Which steps a pass takes. Free of torch."""
+"""The steps of a pass; imports no torch."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from imagefleet_shared.samplers import SchedulerName, SigmaSchedule
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """Which steps a pass takes."""
+    """The solver, schedule and step counts of a pass."""
 
     scheduler: SchedulerName
     sigma_schedule: SigmaSchedule
     requested: int
-    """By the request."""
+    """Steps that the request asks for."""
     scheduled: int
-    """From pure noise to none."""
+    """Steps of the schedule from pure noise to none."""
     executed: int | None
-    """How many of them, from the end, where a picture is drawn over; None: all, from noise."""
+    """Steps to run, from the end of the schedule, in image-to-image; None: all, from noise."""
     eta: float | None
-    """None: the solver's own."""
+    """None: the solver's default."""

@@ -1,8 +1,8 @@
-"""DDIM, PLMS and UniPC: solvers that A1111 steps through timesteps.
+"""DDIM, PLMS and UniPC: solvers that step through timesteps in A1111.
 
-They work on latents of unit variance and end at one of the lowest levels, not at 0. Ours run in
-sigma space like the others, on the levels of those timesteps, and give the latents back at unit
-variance as the last thing they do.
+There they work on latents of unit variance and end at one of the lowest levels, not at 0. Here they
+run in sigma space like the others, on the levels of those timesteps, and scale the latents to unit
+variance at the end.
 """
 
 import math
@@ -21,27 +21,27 @@ _ADAMS_BASHFORTH = {
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
-"""By the number of slopes, the latest first; for steps of one width, as those of timesteps are."""
+"""By the number of slopes, latest first; for steps of equal width, as in timesteps."""
 
 
 def ddim(denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta: float) -> Tensor:
-    """DDIM (arXiv:2010.02502, eq. 12): in sigma space, Euler's step with ancestral noise."""
+    """DDIM (arXiv:2010.02502, eq. 12): in sigma space, Euler's method with ancestral noise."""
     return _unit_variance(euler_ancestral(denoise, latents, sigmas, noise, eta), sigmas[-1])
 
 
 def plms(denoise: Denoise, latents: Tensor, sigmas: Tensor, noise: StepNoise, eta: float) -> Tensor:
-    """Pseudo linear multistep (arXiv:2202.09778): DDIM's step along a mean of the last slopes.
+    """Pseudo linear multistep (arXiv:2202.09778): DDIM steps along a mean of the last slopes.
 
-    The first step has no slope before it and is Heun's.
+    The first step has no previous slope and is a Heun step.
     """
     slopes: list[Tensor] = []
     for sigma, sigma_next in pairwise(sigmas):
         slopes = [(latents - denoise(latents, sigma)) / sigma, *slopes[:3]]
         width = sigma_next - sigma
         if len(slopes) == 1:
-            guess = latents + width * slopes[0]
-            ahead = (guess - denoise(guess, sigma_next)) / sigma_next
-            latents = latents + width * (slopes[0] + ahead) / 2
+            predicted = latents + width * slopes[0]
+            slope_next = (predicted - denoise(predicted, sigma_next)) / sigma_next
+            latents = latents + width * (slopes[0] + slope_next) / 2
             continue
         for weight, slope in zip(_ADAMS_BASHFORTH[len(slopes)], slopes, strict=True):
             latents = latents + width * weight * slope
@@ -53,8 +53,9 @@ def unipc(
 ) -> Tensor:
     """UniPC of order 3 with B(h) = h and clean latents as the model (arXiv:2302.04867, alg. 5-8).
 
-    The first steps are of the order that the past allows, the last ones of lower order and the
-    very last one without correction: A1111's settings, "bh1" and "lower order final".
+    As with A1111's settings "bh1" and "lower order final", the first steps are of the order that
+    the past predictions allow, the last ones of lower order, and the very last one is not
+    corrected.
     """
     steps = len(sigmas) - 1
     past = [(sigmas[0].item(), denoise(latents, sigmas[0]))]
@@ -62,40 +63,45 @@ def unipc(
         order = min(_UNIPC_ORDER, step, steps + 1 - step)
         (start, clean), *older = past[:order]
         width = math.log(start / sigma.item())
-        places = [math.log(start / at) / width for at, _ in older]
-        bends = [(other - clean) / place for (_, other), place in zip(older, places, strict=True)]
+        # The paper's r_i and D_i / r_i.
+        positions = [math.log(start / level) / width for level, _ in older]
+        differences = [
+            (other - clean) / position
+            for (_, other), position in zip(older, positions, strict=True)
+        ]
 
-        straight = interpolate(clean, latents, sigma / start)
-        latents = straight + width * _weighted(_unipc_weights(places, width), bends)
+        first_order = interpolate(clean, latents, sigma / start)
+        weights = _unipc_weights(positions, width)
+        latents = first_order + width * _weighted_sum(weights, differences)
         if step == steps:
             break
-        guess = denoise(latents, sigma)
-        weights = _unipc_weights([*places, 1.0], width)
-        latents = straight + width * _weighted(weights, [*bends, guess - clean])
-        past = [(sigma.item(), guess), *past][:_UNIPC_ORDER]
+        clean_next = denoise(latents, sigma)
+        weights = _unipc_weights([*positions, 1.0], width)
+        latents = first_order + width * _weighted_sum(weights, [*differences, clean_next - clean])
+        past = [(sigma.item(), clean_next), *past][:_UNIPC_ORDER]
     return _unit_variance(latents, sigmas[-1])
 
 
-def _unipc_weights(places: Sequence[float], width: float) -> list[float]:
-    """What the differences to the guesses at some places count for, B(h) being the width h.
+def _unipc_weights(positions: Sequence[float], width: float) -> list[float]:
+    """The weights of the differences to the predictions at some positions, with B(h) = h = width.
 
     Args:
-        places: where, as a share of the step from its start: below 0, or 1 for its end.
+        positions: as a fraction of the step from its start: below 0, or 1 for its end.
         width: of the step, in log sigma.
     """
-    if len(places) == 1:
-        return [0.5]  # To second order any solution will do, and this is the authors' choice.
+    if len(positions) == 1:
+        return [0.5]  # At second order any solution is valid; this is the authors' choice.
     moments: list[float] = []
     phi = math.expm1(-width) / -width - 1
-    for order in range(1, len(places) + 1):
+    for order in range(1, len(positions) + 1):
         moments.append(phi * math.factorial(order) / -width)
         phi = phi / -width - 1 / math.factorial(order + 1)
-    powers = np.vander(places, increasing=True).T
+    powers = np.vander(positions, increasing=True).T
     return np.linalg.solve(powers, np.array(moments)).tolist()
 
 
-def _weighted(weights: Sequence[float], differences: Sequence[Tensor]) -> Tensor | float:
-    return sum(w * each for w, each in zip(weights, differences, strict=True))
+def _weighted_sum(weights: Sequence[float], differences: Sequence[Tensor]) -> Tensor | float:
+    return sum(weight * difference for weight, difference in zip(weights, differences, strict=True))
 
 
 def _unit_variance(latents: Tensor, sigma: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Pictures enlarged by networks, in tiles."""
+"""Upscaling of pictures by filters, or by networks in tiles."""

@@ -10,14 +10,16 @@ from imagefleet_worker.upscale.size import upscale_size
 def with_alpha(
     colours: Image.Image, alpha: Image.Image | None, upscale: UpscalePass
 ) -> Image.Image:
-    """An enlarged RGB picture as RGBA, with its input's alpha channel, where it had one.
+    """Add the input's alpha channel, if it had one, to an enlarged RGB picture.
 
-    By Lanczos whatever enlarged the colours, as networks know no alpha; only where that was
-    `nearest`, likewise, so that hard edges stay.
+    Networks have no alpha channel, so it is enlarged by Lanczos, or by nearest neighbour if the
+    colours were too, so that hard edges stay hard.
     """
     if alpha is None:
         return colours
     size = upscale_size(alpha.width, alpha.height, upscale)
-    by = Image.Resampling.NEAREST if upscale.upscaler == NEAREST else Image.Resampling.LANCZOS
-    enlarged = alpha.resize((size.enlarged_width, size.enlarged_height), by)
+    resampling = (
+        Image.Resampling.NEAREST if upscale.upscaler == NEAREST else Image.Resampling.LANCZOS
+    )
+    enlarged = alpha.resize((size.enlarged_width, size.enlarged_height), resampling)
     return Image.merge("RGBA", [*colours.split(), size.crop(enlarged)])

@@ -1,16 +1,16 @@
-"""Colours for pixels that are wholly transparent."""
+"""Colours for fully transparent pixels."""
 
 from PIL import Image
 
 
 def spread_colours(colours: Image.Image, alpha: Image.Image) -> Image.Image:
-    """A copy of an RGB picture whose wholly transparent pixels take the colours round them.
+    """Copy an RGB picture, giving fully transparent pixels the colours that surround them.
 
-    Files hold anything under full transparency, black mostly. A network or a filter that enlarges
-    the picture would mix that into the visible pixels beside it: a dark fringe. The others keep
-    their colours, straight: multiplied by alpha, thin ones would lose their precision.
+    Files store arbitrary colours under full transparency, mostly black. Enlarging the picture would
+    mix them into the visible pixels nearby: a dark fringe. Visible pixels keep their straight
+    colours: premultiplied by a small alpha, they would lose precision.
 
-    Pull-push: halve the picture until every pixel has a colour (means weighed by alpha), then fill
+    Pull-push: halve the picture until every pixel has a colour (means weighted by alpha), then fill
     each size from the next smaller one.
     """
     layers = [_opaque_where_visible(_with_alpha(colours, alpha))]

@@ -1,4 +1,4 @@
-"""The architectures that an upscaler file may be of."""
+"""Architectures of upscaler files."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,10 +16,10 @@ from spandrel import (
 from torch import Tensor
 
 EXTRA = "imagefleet-worker[extra-arches]"
-"""What brings `spandrel_extra_arches`: architectures under copyleft or non-commercial licences."""
+"""Installs `spandrel_extra_arches`: architectures under copyleft or non-commercial licences."""
 
 _EXTRA_PACKAGE = "spandrel_extra_arches"
-_EXTRA_ARCHES: dict[str, str] = {
+_EXTRA_ARCHITECTURES: dict[str, str] = {
     "SRFormer": "layers.0.residual_group.blocks.0.attn.aligned_relative_position_index",
     "AdaCode": "weight_predictor.blocks.0.swin_blks.0.residual_group.blocks.0.norm1.weight",
     "FeMaSR": "multiscale_encoder.in_conv.weight",
@@ -28,24 +28,24 @@ _EXTRA_ARCHES: dict[str, str] = {
     "MIRNet2": "body.0.body.0.dau_top.gcnet.conv_mask.weight",
     "M3SNet": "middle_blks.0.qkv_dwconv.weight",
 }
-"""Those of them that enlarge or restore, each with an entry that its files alone have."""
+"""Its upscalers and restorers, each with a state-dict key that no other architecture has."""
 
 
 class UnknownArchitecture(Exception):
-    """The weights are of no architecture that is installed; says which would be needed."""
+    """No installed architecture matches the weights; the message names the package that has it."""
 
 
-def build(weights: dict[str, Tensor]) -> ModelDescriptor:
-    """The network of these weights, on the CPU.
+def build_descriptor(weights: dict[str, Tensor]) -> ModelDescriptor:
+    """Build the network of these weights, on the CPU.
 
     Raises:
-        UnknownArchitecture: see there.
-        Exception: spandrel guesses sizes from shapes: a bad file fails in any way.
+        UnknownArchitecture: no installed architecture matches.
+        Exception: any type; spandrel infers sizes from shapes.
     """
     for registry in (lambda: MAIN_REGISTRY, _extra_registry):
-        # Tried in turn: the extra takes a second to import.
+        # The extra is tried last: it takes a second to import.
         with suppress(UnsupportedModelError):
-            # spandrel empties what it reads.
+            # spandrel empties the dictionary that it reads.
             return ModelLoader("cpu", registry()).load_from_state_dict(dict(weights))
     missing = None if find_spec(_EXTRA_PACKAGE) else _extra_architecture(weights)
     if missing:
@@ -55,17 +55,17 @@ def build(weights: dict[str, Tensor]) -> ModelDescriptor:
 
 
 def _extra_registry() -> ArchRegistry:
-    """Empty where the extra is not installed."""
+    """The registry of the extra; empty if it is not installed."""
     if find_spec(_EXTRA_PACKAGE) is None:
         return ArchRegistry()
     return cast(ArchRegistry, import_module(_EXTRA_PACKAGE).EXTRA_REGISTRY)
 
 
 def _extra_architecture(weights: Mapping[str, object]) -> str | None:
-    """The architecture of the extra that the weights are of, wrapped or not."""
+    """The extra architecture that matches the weights, nested in another dictionary or not."""
     inner = [value for value in weights.values() if isinstance(value, dict)]
     for entries in (weights, *inner):
-        for name, entry in _EXTRA_ARCHES.items():
+        for name, entry in _EXTRA_ARCHITECTURES.items():
             if entry in entries:
                 return name
     return None

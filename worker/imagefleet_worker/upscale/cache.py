@@ -1,4 +1,4 @@
-"""Upscalers kept warm on the device."""
+"""Cache of upscalers on the device."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from imagefleet_worker.upscale.upscaler import Upscaler
 
 
 class UpscalerCache:
-    """Keeps upscalers warm on the device, least recently used out first. Belongs to one thread."""
+    """An LRU cache of upscalers on the device, up to a number of bytes; not thread-safe."""
 
     def __init__(
         self,
-        store_lookup: Callable[[str], Path],
+        find_file: Callable[[str], Path],
         device: torch.device,
         dtype: torch.dtype,
         budget_bytes: int,
         compiled: bool = False,
     ) -> None:
-        """Start with none.
+        """Start empty.
 
         Args:
             store_lookup: from a name to its file; raises UnknownUpscaler.
@@ -30,38 +30,38 @@ class UpscalerCache:
             budget_bytes: of weights, on the device.
             compiled: see `Upscaler`.
         """
-        self._store_lookup = store_lookup
+        self._find_file = find_file
         self._device = device
         self._dtype = dtype
         self._budget_bytes = budget_bytes
         self._compiled = compiled
-        self._warm: OrderedDict[Path, tuple[tuple[int, int], Upscaler]] = OrderedDict()
+        self._entries: OrderedDict[Path, tuple[tuple[int, int], Upscaler]] = OrderedDict()
 
     def get(self, name: str) -> Upscaler:
-        """The upscaler of that name, loaded if it is not warm or its file has changed (time, size).
+        """The upscaler of that name, loaded if not cached or if its file has changed (time, size).
 
-        Others are dropped until all fit the budget; one that alone exceeds it is kept until another
-        is wanted.
+        Others are evicted until all fit the budget; one that exceeds it alone stays until another
+        is requested.
 
         Raises:
-            FileUnavailable, CorruptFile: as `load_upscaler`; what is warm stays so.
+            FileUnavailable, CorruptFile: as `load_upscaler`; the cache is unchanged.
         """
-        path = self._store_lookup(name)
+        path = self._find_file(name)
         try:
             stat = path.stat()
         except OSError as error:
             raise FileUnavailable(f"upscaler {path.name}: {error.strerror}") from error
         stamp = (stat.st_mtime_ns, stat.st_size)
-        warm = self._warm.get(path)
-        if warm is None or warm[0] != stamp:
-            warm = (stamp, load_upscaler(path, self._device, self._dtype, self._compiled))
-            self._warm[path] = warm
-        self._warm.move_to_end(path)
-        while len(self._warm) > 1 and self.size_bytes > self._budget_bytes:
-            self._warm.popitem(last=False)
-        return warm[1]
+        entry = self._entries.get(path)
+        if entry is None or entry[0] != stamp:
+            entry = (stamp, load_upscaler(path, self._device, self._dtype, self._compiled))
+            self._entries[path] = entry
+        self._entries.move_to_end(path)
+        while len(self._entries) > 1 and self.size_bytes > self._budget_bytes:
+            self._entries.popitem(last=False)
+        return entry[1]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of weights that are warm."""
-        return sum(upscaler.size_bytes for _, upscaler in self._warm.values())
+        """Bytes of cached weights."""
+        return sum(upscaler.size_bytes for _, upscaler in self._entries.values())

@@ -1,4 +1,4 @@
-"""Pictures to enlarge: decoded with their depth, transparency and colour profile."""
+"""Decoding of pictures to enlarge, with their bit depth, transparency and colour profile."""
 
 import io
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from imagefleet_shared.image_files import read_parameters
 from imagefleet_worker.imaging.decode import decode_upright
 from imagefleet_worker.upscale.alpha_bleed import spread_colours
 
-_DEEP_WHITE = 65535
-_COLOUR_SPACE = slice(16, 20)
-"""Of a profile's header, where it says what it describes."""
+_WHITE_16_BIT = 65535
+_PROFILE_COLOUR_SPACE = slice(16, 20)
+"""Bytes of a profile's header that name its colour space."""
 
 
 @dataclass(frozen=True)
@@ -20,65 +20,64 @@ class UpscaleInput:
     """A caller's picture, upright."""
 
     image: Image.Image
-    """RGB; or I;16 where the file is grey with 16 bits a pixel. Colours of pixels that are wholly
-    transparent are those of their surroundings."""
+    """RGB; or I;16 if the file is 16-bit greyscale. Fully transparent pixels have the colours of
+    their surroundings."""
     alpha: Image.Image | None
-    """L, of the same size; None where the file has no transparency."""
+    """L, of the same size; None if the file has no transparency."""
     icc_profile: bytes | None
-    """Of an RGB file's colours, to be carried over; None: sRGB, or the file says nothing."""
+    """Profile of an RGB file, to be copied to the result; None: sRGB or unspecified."""
     parameters: str | None
-    """The text that the picture carries of its making."""
+    """The generation parameters embedded in the file."""
 
 
 def decode_upscale_input(content: bytes, max_pixels: int) -> UpscaleInput:
-    """Decode a caller's PNG, JPEG or WebP for an enlargement.
+    """Decode a PNG, JPEG or WebP of a caller for upscaling.
 
-    What a network cannot take is converted: palettes and 1-bit to RGB; CMYK and grey with a colour
-    profile by that profile to sRGB (without one, as Pillow does). A profile that cannot be read is
-    ignored, as by viewers. Of 16-bit files Pillow reads only grey ones in full; the others come
-    with their high bytes.
+    Modes that networks do not support are converted: palettes and 1-bit to RGB, CMYK and grey to
+    sRGB by their colour profile (without one, as Pillow does). An unreadable profile is ignored, as
+    viewers do. Pillow reads only greyscale 16-bit files in full; of others, the high bytes.
 
     Raises:
-        InvalidImage: of another format, damaged, truncated or animated.
-        UnsupportedSize: the header claims more than `max_pixels`; nothing was decoded.
+        InvalidImage: another format, damaged, truncated or animated.
+        UnsupportedSize: the header states more than `max_pixels`; nothing was decoded.
     """
-    return decode_upright(content, max_pixels, lambda image: _taken_apart(image, content))
+    return decode_upright(content, max_pixels, lambda image: _split(image, content))
 
 
-def _taken_apart(image: Image.Image, content: bytes) -> UpscaleInput:
-    given = image.info.get("icc_profile")
-    given = given if isinstance(given, bytes) else b""
-    profile = _read_profile(given)
+def _split(image: Image.Image, content: bytes) -> UpscaleInput:
+    stored = image.info.get("icc_profile")
+    icc_profile = stored if isinstance(stored, bytes) else b""
+    profile = _read_profile(icc_profile)
     parameters = read_parameters(content)
     if image.mode.startswith("I;16"):
-        return UpscaleInput(_deep(image, profile), _deep_alpha(image), None, parameters)
+        return UpscaleInput(_grey16_to_srgb(image, profile), _grey16_alpha(image), None, parameters)
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if alpha and alpha.getextrema() == (255, 255):
         alpha = None
-    if profile and given[_COLOUR_SPACE] == b"RGB ":
-        colours, kept = image.convert("RGB"), given
+    if profile and icc_profile[_PROFILE_COLOUR_SPACE] == b"RGB ":
+        colours, rgb_profile = image.convert("RGB"), icc_profile
     else:
-        colours, kept = _to_srgb(image, profile), None
+        colours, rgb_profile = _to_srgb(image, profile), None
     if alpha:
         colours = spread_colours(colours, alpha)
-    return UpscaleInput(colours, alpha, kept, parameters)
+    return UpscaleInput(colours, alpha, rgb_profile, parameters)
 
 
-def _deep(image: Image.Image, profile: ImageCms.ImageCmsProfile | None) -> Image.Image:
-    """16-bit grey in sRGB's tones; a profile acts through 256 points, between them linearly."""
+def _grey16_to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | None) -> Image.Image:
+    """Convert 16-bit grey to sRGB tones; a profile is sampled at 256 points, linear in between."""
     if profile is None:
         return image
     ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
     tones = np.asarray(_to_srgb(ramp, profile))[0, :, 1]
-    levels = np.interp(np.arange(_DEEP_WHITE + 1) / 257, np.arange(256), tones) * 257
+    levels = np.interp(np.arange(_WHITE_16_BIT + 1) / 257, np.arange(256), tones) * 257
     return Image.fromarray(np.rint(levels).astype(np.uint16)[np.asarray(image)])
 
 
-def _deep_alpha(image: Image.Image) -> Image.Image | None:
-    hidden = image.info.get("transparency")
-    if not isinstance(hidden, int):
+def _grey16_alpha(image: Image.Image) -> Image.Image | None:
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
         return None
-    return Image.fromarray(np.where(np.asarray(image) == hidden, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8))
 
 
 def _read_profile(content: bytes) -> ImageCms.ImageCmsProfile | None:
@@ -96,7 +95,7 @@ def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | None) -> Im
         converted = ImageCms.profileToProfile(
             grey, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
-    except ImageCms.PyCMSError:  # a profile for another mode
+    except ImageCms.PyCMSError:  # the profile is for another mode
         return image.convert("RGB")
-    assert converted is not None, "only in-place conversions give nothing"
+    assert converted is not None, "only in-place conversions return None"
     return converted

@@ -1,14 +1,14 @@
-"""SwinIR's transformer blocks, rewritten to move less memory; the output is the same to rounding.
+"""SwinIR's transformer blocks, rewritten to move less memory; equal to spandrel's up to rounding.
 
-spandrel's blocks copy the picture's features some fifteen times: a cyclic shift, cutting into
-windows, head-wise copies of queries, keys and values, the scores thrice (SwinIR, arXiv 2108.10257,
-follows Swin, arXiv 2103.14030, in that). Off the checkpoint's native size they also build a mask of
-the whole picture on the CPU in every block. Here
-- features stay in the order of the windows from block to block: one gather turns one block's order
-  into the next one's, shift included;
-- attention is one fused call, whose added mask is the position bias: only windows at the picture's
-  edge, which the shift has filled from two sides, need another one, and there are three kinds;
-- sums are made in place.
+spandrel's blocks copy the features some fifteen times: for the cyclic shift, the window partition,
+queries, keys and values per head, and the scores three times (as in SwinIR, arXiv 2108.10257, after
+Swin, arXiv 2103.14030). At other than the native size, every block also builds a mask of the whole
+picture on the CPU. Here
+- features stay in window order from block to block: one gather turns one block's order into the
+  next one's, shift included;
+- attention is one fused call, whose mask is the position bias; only windows at the picture's edge,
+  which the cyclic shift fills from opposite sides, need another mask, of which there are three;
+- residuals are added in place.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ from spandrel.architectures.SwinIR import SwinIR
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention
 
-from imagefleet_worker.upscale.window_order import FeatureShape, WindowOrderCache, kinds_of
+from imagefleet_worker.upscale.window_order import FeatureShape, WindowOrderCache, count_windows
 
-# Fused attention on CUDA wants head sizes that are multiples of it; SwinIR-M's heads have 30.
+# Fused attention on CUDA needs head sizes that are multiples of 8; SwinIR-M's heads have 30.
 _HEAD_MULTIPLE = 8
-# Windows of one call on a CPU. What a block makes of them stays in its cache, and is small enough
-# for the allocator to keep: 64 windows at a time took 1.4 times as long, most of it page faults.
+# Windows per call on a CPU. Few enough that a block's intermediate results stay in the CPU's cache
+# and the allocator reuses their memory: 64 at a time took 1.4 times as long, mostly page faults.
 _CPU_WINDOWS = 16
-# Fused attention has a CUDA block for each, of which there are 65,535 at most.
+# Fused attention launches a CUDA block for each window, of which a grid has 65,535 at most.
 _GPU_WINDOWS = 32_768
 
 
 class _Attention(Protocol):
-    """What is used of spandrel's WindowAttention, which has no public name."""
+    """The used part of spandrel's WindowAttention, which has no public name."""
 
     dim: int
     num_heads: int
@@ -48,7 +48,7 @@ class _Mlp(Protocol):
 
 
 class _Block(Protocol):
-    """Likewise of its SwinTransformerBlock."""
+    """The used part of spandrel's SwinTransformerBlock."""
 
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm
@@ -58,66 +58,66 @@ class _Block(Protocol):
     mlp: _Mlp
 
 
-def speed_up(model: SwinIR, compiled: bool = False) -> None:
+def replace_blocks(model: SwinIR, compiled: bool = False) -> None:
     """Replace the blocks of `model` in place; weights are shared or copied, never changed.
 
     Args:
-        model: to be changed.
-        compiled: have Inductor fuse each block when it first runs, once for all sizes.
+        model: modified.
+        compiled: compile each block with Inductor at its first run, once for all sizes.
     """
-    orders = WindowOrderCache()
+    window_orders = WindowOrderCache()
     for layer in cast("Sequence[nn.Module]", model.layers):
         group = cast(nn.Module, layer.residual_group)
-        layer.residual_group = _Group(cast("Sequence[_Block]", group.blocks), orders)
+        layer.residual_group = _BlockGroup(cast("Sequence[_Block]", group.blocks), window_orders)
     if compiled:
         for module in model.modules():
             if isinstance(module, _WindowBlock):
                 module.compile(dynamic=True)
 
 
-class _Group(nn.Module):
-    """The blocks between two convolutions; takes the place of spandrel's BasicLayer."""
+class _BlockGroup(nn.Module):
+    """The blocks between two convolutions; replaces spandrel's BasicLayer."""
 
-    def __init__(self, blocks: Sequence[_Block], orders: WindowOrderCache) -> None:
+    def __init__(self, blocks: Sequence[_Block], window_orders: WindowOrderCache) -> None:
         super().__init__()
         self._blocks = nn.ModuleList(_WindowBlock(block) for block in blocks)
-        self._places = [(block.window_size, block.shift_size) for block in blocks]
-        self._orders = orders
+        self._windows = [(block.window_size, block.shift_size) for block in blocks]
+        self._window_orders = window_orders
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """`(B, H * W, C)` features of a picture of `size` (height, width), likewise."""
+        """Map `(B, H * W, C)` features of a picture of `size` (height, width) to the same shape."""
         batch, tokens, channels = features.shape
         flat = features.reshape(batch * tokens, channels)
-        # Two buffers take turns: fresh memory costs a CPU as much as the gather.
+        # Two buffers alternate: on a CPU, fresh memory costs as much as the gather.
         spare, shape, shift = torch.empty_like(flat), None, None
-        for place, (block, (window, next_shift)) in enumerate(
-            zip(self._blocks, self._places, strict=True)
+        for index, (block, (window, next_shift)) in enumerate(
+            zip(self._blocks, self._windows, strict=True)
         ):
             shape = FeatureShape(batch, *size, window)
-            order = self._orders.get(shape, shift, next_shift, flat.device)
+            order = self._window_orders.get(shape, shift, next_shift, flat.device)
             before, flat = flat, torch.index_select(flat, 0, order, out=spare)
-            spare = before if place else torch.empty_like(flat)  # the first one is not ours
+            spare = before if index else torch.empty_like(flat)  # the first belongs to the caller
             shift = next_shift
-            _run(cast(_WindowBlock, block), flat, kinds_of(shape, shift))
+            _run_block(cast(_WindowBlock, block), flat, count_windows(shape, shift))
         if shape is not None:
-            order = self._orders.get(shape, shift, None, flat.device)
+            order = self._window_orders.get(shape, shift, None, flat.device)
             flat = torch.index_select(flat, 0, order, out=spare)
         return flat.view(batch, tokens, channels)
 
 
-def _run(block: "_WindowBlock", flat: Tensor, kinds: Sequence[int]) -> None:
-    """Run a block over features in its order, in place."""
-    most = _CPU_WINDOWS if flat.device.type == "cpu" else _GPU_WINDOWS
+def _run_block(block: "_WindowBlock", flat: Tensor, kinds: Sequence[int]) -> None:
+    """Run a block in place over features in its window order."""
+    max_windows = _CPU_WINDOWS if flat.device.type == "cpu" else _GPU_WINDOWS
     start = 0
     for kind, windows in enumerate(kinds):
-        for first in range(0, windows, most):
-            end = start + min(most, windows - first) * block.area
+        for first in range(0, windows, max_windows):
+            end = start + min(max_windows, windows - first) * block.area
             block(flat[start:end], kind)
             start = end
 
 
 class _WindowBlock(nn.Module):
-    """One transformer block, over windows that need the same mask."""
+    """A transformer block over windows that share a mask."""
 
     def __init__(self, block: _Block) -> None:
         super().__init__()
@@ -125,30 +125,30 @@ class _WindowBlock(nn.Module):
         self.area = block.window_size**2
         self._heads, self._scale = attention.num_heads, attention.scale
         head = attention.dim // attention.num_heads
-        self._head = -(-head // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
+        self._head_dim = -(-head // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
         self._norm1, self._norm2 = block.norm1, block.norm2
         self._fc1, self._fc2 = block.mlp.fc1, block.mlp.fc2
-        # Heads are widened by zeros, which change no product.
+        # Heads are padded with zeros, which change no product.
         qkv, proj = attention.qkv, attention.proj
-        more, channels = self._head - head, attention.dim
-        rows = pad(qkv.weight.detach().view(3, self._heads, head, channels), (0, 0, 0, more))
-        self._qkv_weight = _fixed(rows.reshape(-1, channels))
+        padding, channels = self._head_dim - head, attention.dim
+        rows = pad(qkv.weight.detach().view(3, self._heads, head, channels), (0, 0, 0, padding))
+        self._qkv_weight = _frozen(rows.reshape(-1, channels))
         self._qkv_bias = None
         bias = cast("Tensor | None", qkv.bias)  # torch's types do not know that it may be None
         if bias is not None:
-            wide = pad(bias.detach().view(3, self._heads, head), (0, more))
-            self._qkv_bias = _fixed(wide.reshape(-1))
-        columns = pad(proj.weight.detach().view(channels, self._heads, head), (0, more))
-        self._proj_weight, self._proj_bias = _fixed(columns.reshape(channels, -1)), proj.bias
+            padded = pad(bias.detach().view(3, self._heads, head), (0, padding))
+            self._qkv_bias = _frozen(padded.reshape(-1))
+        columns = pad(proj.weight.detach().view(channels, self._heads, head), (0, padding))
+        self._proj_weight, self._proj_bias = _frozen(columns.reshape(channels, -1)), proj.bias
         self.register_buffer("_masks", _masks(block))
         self._masks: Tensor
 
     def forward(self, tokens: Tensor, kind: int) -> None:
-        """Change `(windows * area, C)` tokens, window by window, in place."""
+        """Update `(windows * area, C)` tokens, window by window, in place."""
         channels = tokens.shape[1]
         normed = layer_norm(tokens, (channels,), self._norm1.weight, self._norm1.bias)
-        mixed = linear(normed, self._qkv_weight, self._qkv_bias)
-        queries, keys, values = mixed.view(-1, self.area, 3, self._heads, self._head).permute(
+        qkv = linear(normed, self._qkv_weight, self._qkv_bias)
+        queries, keys, values = qkv.view(-1, self.area, 3, self._heads, self._head_dim).permute(
             2, 0, 3, 1, 4
         )
         attended = scaled_dot_product_attention(
@@ -164,14 +164,14 @@ class _WindowBlock(nn.Module):
         tokens.add_(self._fc2(gelu(self._fc1(normed))))
 
 
-def _fixed(weight: Tensor) -> nn.Parameter:
+def _frozen(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight.contiguous(), requires_grad=False)
 
 
 def _masks(block: _Block) -> Tensor:
-    """What to add to the scores, `(kinds, heads, area, area)`, kinds as `kinds_of` counts them.
+    """The additive attention masks, `(kinds, heads, area, area)`, in the order of `count_windows`.
 
-    The learnt position bias; and -100 where query and key come from different sides of the picture.
+    The learned position bias, and -100 where query and key come from opposite sides of the picture.
     """
     area = block.window_size**2
     attention = block.attn

@@ -1,4 +1,4 @@
-"""The order of a picture's features in which every window's pixels lie together."""
+"""Window order: features arranged so that each window's pixels are contiguous."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Orders of a 1024 x 1024 picture take 8 MB each.
-_KEPT_BYTES = 128 * 2**20
+# The indices of a 1024 x 1024 picture take 8 MB.
+_CACHE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """Of features: what decides where a window's pixels are."""
+    """The shape of features, which determines the window order."""
 
     batch: int
     height: int
@@ -20,8 +20,8 @@ class FeatureShape:
     window: int
 
 
-def kinds_of(shape: FeatureShape, shift: int) -> list[int]:
-    """Windows of each kind: inside, at the right edge, at the bottom, in the corner."""
+def count_windows(shape: FeatureShape, shift: int) -> list[int]:
+    """Count the windows of each kind: interior, right edge, bottom edge, corner."""
     down, across = shape.height // shape.window, shape.width // shape.window
     if shift == 0:
         return [shape.batch * down * across]
@@ -30,7 +30,7 @@ def kinds_of(shape: FeatureShape, shift: int) -> list[int]:
 
 
 def _window_order(shape: FeatureShape, shift: int) -> Tensor:
-    """`(B * H * W,)` int64: which pixel each token is, windows of a kind together."""
+    """The pixel of each token in window order, `(B * H * W,)` int64, grouped by kind."""
     window, down, across = shape.window, shape.height // shape.window, shape.width // shape.window
     pixels = torch.arange(shape.batch * shape.height * shape.width)
     pixels = pixels.view(shape.batch, shape.height, shape.width)
@@ -38,42 +38,46 @@ def _window_order(shape: FeatureShape, shift: int) -> Tensor:
     windows = pixels.transpose(2, 3)
     if shift == 0:
         return windows.reshape(-1)
-    inside, last = slice(None, -1), slice(-1, None)
-    kinds = [(inside, inside), (inside, last), (last, inside), (last, last)]
+    inner, last = slice(None, -1), slice(-1, None)
+    kinds = [(inner, inner), (inner, last), (last, inner), (last, last)]
     return torch.cat([windows[:, rows, columns].reshape(-1) for rows, columns in kinds])
 
 
-_Key = tuple[FeatureShape, int | None, int | None, torch.device]
+_OrderKey = tuple[FeatureShape, int | None, int | None, torch.device]
 
 
 class WindowOrderCache:
-    """Gathers from one order of a picture's features to another; least recently used out first."""
+    """An LRU cache of gather indices from one window order to another."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[_Key, Tensor] = OrderedDict()
+        self._orders: OrderedDict[_OrderKey, Tensor] = OrderedDict()
 
     def get(
-        self, shape: FeatureShape, before: int | None, after: int | None, device: torch.device
+        self,
+        shape: FeatureShape,
+        from_shift: int | None,
+        to_shift: int | None,
+        device: torch.device,
     ) -> Tensor:
-        """The gather between the orders of two shifts; None: the picture's rows."""
-        key = (shape, before, after, device)
-        order = self._kept.get(key)
+        """Indices that reorder from one shift's window order to another's; None: raster order."""
+        key = (shape, from_shift, to_shift, device)
+        order = self._orders.get(key)
         if order is None:
-            order = self._kept[key] = _gather(shape, before, after).to(device)
-        self._kept.move_to_end(key)
-        while len(self._kept) > 1 and self._bytes() > _KEPT_BYTES:
-            self._kept.popitem(last=False)
+            order = self._orders[key] = _gather_indices(shape, from_shift, to_shift).to(device)
+        self._orders.move_to_end(key)
+        while len(self._orders) > 1 and self._size_bytes() > _CACHE_BYTES:
+            self._orders.popitem(last=False)
         return order
 
-    def _bytes(self) -> int:
-        return sum(order.nbytes for order in self._kept.values())
+    def _size_bytes(self) -> int:
+        return sum(order.nbytes for order in self._orders.values())
 
 
-def _gather(shape: FeatureShape, before: int | None, after: int | None) -> Tensor:
+def _gather_indices(shape: FeatureShape, from_shift: int | None, to_shift: int | None) -> Tensor:
     pixels = torch.arange(shape.batch * shape.height * shape.width)
-    place = pixels
-    if before is not None:
-        # Where each pixel is now.
-        place = torch.empty_like(pixels)
-        place[_window_order(shape, before)] = pixels
-    return place if after is None else place[_window_order(shape, after)]
+    position = pixels
+    if from_shift is not None:
+        # The current position of each pixel.
+        position = torch.empty_like(pixels)
+        position[_window_order(shape, from_shift)] = pixels
+    return position if to_shift is None else position[_window_order(shape, to_shift)]

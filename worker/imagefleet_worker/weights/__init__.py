@@ -1,1 +1,1 @@
-"""Weight files as they are: which tensors there are, under which names."""
+"""Weight files on disk: headers, tensor names, and the architectures they imply."""

@@ -1,4 +1,4 @@
-"""The tensors of an adapter file, read without running what is in it."""
+"""Reads the tensors of an adapter file without executing code in it."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from imagefleet_shared.errors import CorruptFile, FileUnavailable
 from imagefleet_worker.weights.safetensors_header import is_safetensors, starts_as_safetensors
 
 MAX_PICKLE_BYTES = 2 * 2**30
-"""Of a pickle no header says what is in it; all that are known are far smaller."""
+"""Pickles have no header to check before loading; known adapters are far smaller."""
 
 _EXPONENT_BITS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 _ALL_BUT_SIGN = 0x7FFF
@@ -26,11 +26,11 @@ _ALL_BUT_SIGN = 0x7FFF
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FileTensors:
-    """What a file holds.
+    """The content of an adapter file.
 
     Attributes:
         sha256: of the bytes that the tensors were read from, hexadecimal.
-        tensors: by key and in its order, on the CPU, in memory of their own.
+        tensors: by key, sorted, on the CPU, not backed by the file.
     """
 
     sha256: str
@@ -38,16 +38,16 @@ class FileTensors:
 
 
 def read_tensors(path: Path) -> FileTensors:
-    """Read a .safetensors file, or a pickle of tensors alone; the first bytes tell which.
+    """Read a .safetensors file, or a pickle of tensors only; the first bytes decide.
 
-    The header is not looked at before: for that there is `models.header.read_header`.
+    This does not validate the header first: see `safetensors_header.read_header`.
 
     Raises:
-        CorruptFile: damaged, or a pickle of anything else, or a huge one.
+        CorruptFile: damaged, or a pickle that is huge or has anything but tensors.
         FileUnavailable: the file cannot be read.
     """
     pickled = not is_safetensors(path)
-    # In one go, so that the hash is of just these tensors although the file may be replaced.
+    # Read at once, so that hash and tensors agree even if the file is being replaced.
     try:
         if pickled and path.stat().st_size > MAX_PICKLE_BYTES:
             raise CorruptFile(f"{path.name} is a pickle of more than {MAX_PICKLE_BYTES} bytes")
@@ -62,7 +62,7 @@ def read_tensors(path: Path) -> FileTensors:
     else:
         tensors = _pickled(content, path.name)
     sha256 = hashlib.sha256(content).hexdigest()
-    # Sorted: safetensors gives another order with every run, and messages list the first keys.
+    # Sorted, because safetensors' order varies between runs and messages list the first keys.
     return FileTensors(sha256=sha256, tensors={key: tensors[key] for key in sorted(tensors)})
 
 
@@ -70,10 +70,10 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether every element is a finite number, in float32 too."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # With numpy, in one thread: thousands of small parallel launches wait for one another when the
-    # machine is busy (measured for an SDXL LoRA: seconds instead of tens of milliseconds).
+    # With single-threaded numpy: on a busy machine, thousands of small parallel torch operations
+    # wait for each other (measured for an SDXL LoRA: seconds instead of tens of milliseconds).
     if tensor.dtype in _EXPONENT_BITS:
-        # isfinite() of half floats goes by float32 and takes ten times as long.
+        # isfinite() converts half floats to float32, which takes ten times as long.
         bits = tensor.view(torch.int16).numpy() & _ALL_BUT_SIGN
         return bool(bits.max() < _EXPONENT_BITS[tensor.dtype])
     return bool(np.isfinite(tensor.float().numpy()).all())
@@ -83,7 +83,7 @@ def _pickled(content: bytes, name: str) -> dict[str, Tensor]:
     try:
         _refuse_compression(content)
         loaded: object = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as exc:  # A damaged pickle raises whatever its bytes happen to lead to.
+    except Exception as exc:  # A damaged pickle can raise anything.
         reason = str(exc)[:200]
         raise CorruptFile(
             f"{name} is neither .safetensors nor a pickle of tensors alone: {reason}"
@@ -101,7 +101,7 @@ def _pickled(content: bytes, name: str) -> dict[str, Tensor]:
     if len(tensors) < len(table):
         others = [str(key) for key in table if key not in tensors]
         raise CorruptFile(f"{name} holds other things than tensors: {', '.join(others[:5])}")
-    # A tensor may claim one stored number for all of its elements.
+    # A tensor with stride 0 expands one stored number to any size.
     if sum(tensor.nbytes for tensor in tensors.values()) > len(content):
         raise CorruptFile(f"{name} has tensors larger than the file itself")
     return tensors
@@ -112,7 +112,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _refuse_compression(content: bytes) -> None:
-    """A few kilobytes could become gigabytes; torch.save compresses nothing."""
+    """Refuse zip bombs; torch.save never compresses."""
     stream = io.BytesIO(content)
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:

@@ -1,4 +1,4 @@
-"""What the index of a diffusers folder (model_index.json) says of it."""
+"""Reads the index (model_index.json) of a diffusers folder."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ INDEX = "model_index.json"
 _FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": "sd1",
     "StableDiffusionXLPipeline": "sdxl",
-    # Only with the refiner's added conditions; see `_family`.
+    # Only with an aesthetic score; see `_family`.
     "StableDiffusionXLImg2ImgPipeline": "sdxl_refiner",
 }
-# The index names the Python package of each component, and diffusers imports what it names.
+# The index names a Python package for each component, which diffusers would import.
 _PACKAGES = {"diffusers", "transformers", "stable_diffusion", None}
 
 
@@ -23,8 +23,7 @@ def folder_family(folder: Path) -> Family:
     """The family that the folder's index names.
 
     Raises:
-        CorruptFile: the index is damaged, names a pipeline that is not supported, or a foreign
-            package.
+        CorruptFile: the index is damaged, or names an unsupported pipeline or package.
         FileUnavailable: the index cannot be read.
     """
     try:
@@ -45,7 +44,7 @@ def folder_family(folder: Path) -> Family:
 
 
 def folder_native_size_px(folder: Path, family: Family) -> int:
-    """The picture side that the model was trained at, in pixels; the family's own if unsaid.
+    """The image side that the model was trained at, in pixels; by default the family's.
 
     Raises:
         FileUnavailable: the UNet's config cannot be read.
@@ -62,7 +61,7 @@ def folder_native_size_px(folder: Path, family: Family) -> int:
 
 def _family(index: dict[str, Any]) -> Family | None:
     family = _FAMILIES.get(index["_class_name"])
-    # An SDXL base that was saved as an img2img pipeline has the same class, and two encoders.
+    # An SDXL base model saved as an img2img pipeline has the same class, but two text encoders.
     if family == "sdxl_refiner" and not index.get("requires_aesthetics_score"):
         return None
     return family

@@ -1,4 +1,4 @@
-"""Which kind of face restorer a weight file holds, told by the names of its tensors."""
+"""Detects a face restorer's architecture from the tensor names in its file."""
 
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -13,8 +13,8 @@ from imagefleet_worker.weights.upscaler_tensors import first_sentence, read_weig
 
 Architecture = Literal["GFPGAN", "RestoreFormer", "CodeFormer"]
 
-# As spandrel tells them. It knows CodeFormer only where its extra package is installed, and a file
-# of a fleet that lacks that is still to be named.
+# As spandrel detects them. It knows CodeFormer only if its extra package is installed, and without
+# it the file must still be identified.
 _TENSORS: dict[Architecture, frozenset[str]] = {
     "GFPGAN": frozenset({"toRGB.0.weight", "stylegan_decoder.style_mlp.1.weight"}),
     "RestoreFormer": frozenset(
@@ -27,7 +27,7 @@ _TENSORS: dict[Architecture, frozenset[str]] = {
 
 
 def read_architecture(path: Path) -> Architecture:
-    """The restorer's architecture; of a file in today's formats only the names are read.
+    """The restorer's architecture; only legacy PyTorch files are read completely.
 
     Raises:
         FileUnavailable: the file cannot be read.
@@ -37,7 +37,7 @@ def read_architecture(path: Path) -> Architecture:
 
 
 def detect_architecture(names: frozenset[str], path: Path) -> Architecture:
-    """The architecture whose tensors are all there; raises `CorruptFile`."""
+    """The architecture whose marker tensors are all present; raises `CorruptFile` if none."""
     for architecture, tensors in _TENSORS.items():
         if tensors <= names:
             return architecture
@@ -57,13 +57,13 @@ def _tensor_names(path: Path) -> frozenset[str]:
         if head.startswith(b"PK"):
             weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         else:
-            # PyTorch's older format has its tensors in one piece with their names.
+            # The legacy PyTorch format cannot be memory-mapped.
             weights = read_weights(path)
     except OSError as error:
         raise FileUnavailable(f"face restorer {path.name}: {error.strerror}") from error
     except CorruptFile:
         raise
-    except Exception as error:  # damaged files fail in any way
+    except Exception as error:  # a damaged file can raise anything
         raise CorruptFile(f"face restorer {path.name}: {first_sentence(error)}") from error
     if not isinstance(weights, dict):
         raise CorruptFile(f"face restorer {path.name}: holds a {type(weights).__name__}")

@@ -1,4 +1,4 @@
-"""Which model family a single-file checkpoint belongs to, told by its tensor names."""
+"""Detects the model family of a single-file checkpoint from its tensor names."""
 
 import re
 from typing import Literal
@@ -7,7 +7,7 @@ from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.weights.safetensors_header import Header
 
 Family = Literal["sd1", "sdxl", "sdxl_refiner"]
-"""`sdxl_refiner` finishes what an SDXL base began; alone it draws nothing."""
+"""`sdxl_refiner` only finishes what an SDXL base model began."""
 
 SUPPORTED = "supported are Stable Diffusion 1.x, SDXL base and SDXL refiner checkpoints"
 NATIVE_SIZE_PX: dict[Family, int] = {"sd1": 512, "sdxl": 1024, "sdxl_refiner": 1024}
@@ -21,7 +21,7 @@ _UNET_INPUTS: dict[tuple[int, ...], str] = {
     (8,): "an InstructPix2Pix model",
 }
 
-# The first row that matches any tensor name wins, so the special comes before the general.
+# The first row that matches any tensor name wins, so specific patterns come first.
 _LOOKS_LIKE = [
     (
         r"lora_|hada_w|lokr_|dora_scale|oft_blocks",
@@ -48,10 +48,10 @@ _LOOKS_LIKE = [
 
 
 def family_of(header: Header) -> Family:
-    """The family of a checkpoint in LDM names.
+    """The family of a checkpoint with LDM key names.
 
     Raises:
-        CorruptFile: the file holds something else; the message says what it looks like.
+        CorruptFile: the file is something else; the message says what it looks like.
     """
     keys = header.tensors
     if _FIRST_CONVOLUTION in keys:
@@ -61,7 +61,7 @@ def family_of(header: Header) -> Family:
             raise CorruptFile(f"{header.file_name} looks like {what}; {SUPPORTED}")
         if "conditioner.embedders.1.model.ln_final.weight" in keys:
             return "sdxl"
-        # Stable Diffusion 2 has its text encoder there too, in files that name it as SDXL does.
+        # Some Stable Diffusion 2 files have their text encoder under the same key.
         if "conditioner.embedders.0.model.ln_final.weight" in keys and _ADDED_CONDITIONS in keys:
             return "sdxl_refiner"
         if any(key.startswith("cond_stage_model.transformer.") for key in keys):
@@ -73,10 +73,10 @@ def family_of(header: Header) -> Family:
 
 
 def native_size_px(header: Header, family: Family) -> int:
-    """The picture side that the model was trained at, in pixels.
+    """The image side that the model was trained at, in pixels.
 
-    Read from the metadata field ``modelspec.resolution`` ("768x768"; the shorter side counts),
-    else the family's own.
+    Taken from the metadata field ``modelspec.resolution`` ("768x768"; the shorter side counts),
+    else the family's default.
     """
     stated = re.fullmatch(r"(\d{1,5})x(\d{1,5})", header.metadata.get("modelspec.resolution", ""))
     if stated is None:

@@ -1,7 +1,7 @@
-"""Where each weight of our modules lies in a single-file checkpoint: diffusers names to LDM names.
+"""Maps diffusers' weight names to the LDM names of single-file checkpoints.
 
-Written per architecture as rewriting rules, so that one table serves every width and depth.
-Loading asks it where to find a weight, the tools that write checkpoints ask it where to put one.
+The mapping is a set of rewrite rules per architecture, so that it works for any width and depth.
+Both loading and the tools that write checkpoints use it.
 """
 
 import re
@@ -25,7 +25,7 @@ CLIP_PREFIXES: dict[Family, str] = {
     "sd1": "cond_stage_model.transformer.text_model.",
     "sdxl": "conditioner.embedders.0.transformer.text_model.",
 }
-# In the order of the family's conditioner: the refiner has this encoder alone.
+# Numbered in the order of the family's conditioner: the refiner has only this encoder.
 OPEN_CLIP_PREFIXES: dict[Family, str] = {
     "sdxl": "conditioner.embedders.1.model.",
     "sdxl_refiner": "conditioner.embedders.0.model.",
@@ -34,16 +34,16 @@ OPEN_CLIP_PREFIXES: dict[Family, str] = {
 
 @dataclass(frozen=True)
 class LdmName:
-    """A tensor of the checkpoint, and how the module's weight lies in it.
+    """A tensor of the checkpoint, and how the module's weight is stored in it.
 
     Attributes:
         key: the tensor's name in the file.
-        third: which third of the rows (0 query, 1 key, 2 value), or None for all of them.
-        transposed: the file has rows and columns the other way round.
+        qkv_index: third of a fused tensor's rows (0 query, 1 key, 2 value); None for all rows.
+        transposed: whether the file stores the transposed matrix.
     """
 
     key: str
-    third: int | None = None
+    qkv_index: int | None = None
     transposed: bool = False
 
 
@@ -92,7 +92,7 @@ _OPEN_CLIP_RULES = [
 
 
 def ldm_names(family: Family, component: LdmComponent, keys: Collection[str]) -> dict[str, LdmName]:
-    """The place in the file of every weight of a module, by the module's own state-dict keys."""
+    """The LDM name of every weight of a module, by the module's state-dict keys."""
     if component == "unet":
         layers = _count(keys, r"down_blocks\.0\.resnets\.(\d+)\.")
         attention = {
@@ -102,12 +102,12 @@ def ldm_names(family: Family, component: LdmComponent, keys: Collection[str]) ->
     if component == "vae":
         levels = _count(keys, r"decoder\.up_blocks\.(\d+)\.")
         return {key: LdmName(VAE_PREFIX + _vae_key(key, levels)) for key in keys}
-    # transformers 5.6 took the "text_model." level out of CLIPTextModel but not of its sister with
-    # a projection.
-    bare = {key: key.removeprefix("text_model.") for key in keys}
+    # transformers 5.6 removed the "text_model." level from CLIPTextModel, but not from
+    # CLIPTextModelWithProjection.
+    short_keys = {key: key.removeprefix("text_model.") for key in keys}
     if component == "text_encoder":
-        return {key: LdmName(CLIP_PREFIXES[family] + bare[key]) for key in keys}
-    return {key: _open_clip_name(OPEN_CLIP_PREFIXES[family], bare[key]) for key in keys}
+        return {key: LdmName(CLIP_PREFIXES[family] + short_keys[key]) for key in keys}
+    return {key: _open_clip_name(OPEN_CLIP_PREFIXES[family], short_keys[key]) for key in keys}
 
 
 def _count(keys: Collection[str], pattern: str) -> int:
@@ -121,15 +121,15 @@ def _rewrite(key: str, rules: list[tuple[str, str]]) -> str:
 
 
 def _unet_key(key: str, layers: int, up_attention: Collection[str]) -> str:
-    """LDM numbers all blocks of a side in one row, with the samplers among them.
+    """Rewrite a UNet key; LDM numbers all blocks of a side consecutively, samplers included.
 
     Args:
-        layers: resnets in a down block; an up block has one more.
-        up_attention: numbers of the up blocks that have attention: there the upsampler comes third.
+        layers: number of resnets in a down block; an up block has one more.
+        up_attention: indices of the up blocks with attention, where the upsampler is third.
     """
-    for ours, theirs in _UNET_ENDS.items():
-        if key.startswith(f"{ours}."):
-            return theirs + key.removeprefix(ours)
+    for diffusers_name, ldm_name in _UNET_ENDS.items():
+        if key.startswith(f"{diffusers_name}."):
+            return ldm_name + key.removeprefix(diffusers_name)
     match = _UNET_BLOCK.fullmatch(key)
     assert match is not None, key
     side, block, kind, index, rest = match[1], match[2], match[3], int(match[4]), match[5]
@@ -153,7 +153,7 @@ def _unet_key(key: str, layers: int, up_attention: Collection[str]) -> str:
 
 def _vae_key(key: str, levels: int) -> str:
     key = _rewrite(key, _VAE_RULES)
-    # LDM counts the decoder's levels from the picture down, diffusers from the latents up.
+    # LDM numbers the decoder's levels from the image, diffusers from the latents.
     return re.sub(
         r"^decoder\.up_blocks\.(\d+)", lambda match: f"decoder.up.{levels - 1 - int(match[1])}", key
     )
@@ -167,21 +167,21 @@ def _open_clip_name(prefix: str, key: str) -> LdmName:
     )
     if projection is None:
         return LdmName(prefix + _rewrite(key, _OPEN_CLIP_RULES))
-    layer, part, parameter = projection.groups()
+    layer, role, parameter = projection.groups()
     fused = f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{parameter}"
-    return LdmName(fused, third="qkv".index(part))
+    return LdmName(fused, qkv_index="qkv".index(role))
 
 
-def as_stored(name: LdmName, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that the file's tensor has for a module's weight of this shape."""
+def stored_shape(name: LdmName, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the file's tensor that stores a module weight of this shape."""
     if name.transposed:
         return shape[::-1]
-    return shape if name.third is None else (3 * shape[0], *shape[1:])
+    return shape if name.qkv_index is None else (3 * shape[0], *shape[1:])
 
 
-def inverted(names: Mapping[str, LdmName]) -> dict[str, list[str]]:
-    """Module keys by file key: query, key and value together where the file fuses them."""
-    found: dict[str, list[tuple[int, str]]] = {}
+def group_by_file_key(names: Mapping[str, LdmName]) -> dict[str, list[str]]:
+    """Module keys by file key; query, key and value share one where the file fuses them."""
+    grouped: dict[str, list[tuple[int, str]]] = {}
     for key, name in names.items():
-        found.setdefault(name.key, []).append((name.third or 0, key))
-    return {stored: [key for _, key in sorted(parts)] for stored, parts in found.items()}
+        grouped.setdefault(name.key, []).append((name.qkv_index or 0, key))
+    return {file_key: [key for _, key in sorted(keys)] for file_key, keys in grouped.items()}

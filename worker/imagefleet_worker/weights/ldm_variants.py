@@ -1,4 +1,4 @@
-"""What a file's tensors are called where its writer does not name them all as Stability does."""
+"""LDM names in files whose writer deviates from Stability's names."""
 
 from collections.abc import Collection
 
@@ -12,33 +12,39 @@ from imagefleet_worker.weights.ldm_keys import (
 )
 
 
-def file_names(
+def file_ldm_names(
     family: Family, component: LdmComponent, keys: Collection[str], stored: Collection[str]
 ) -> dict[str, LdmName]:
-    """As `ldm_names`, for a file that holds the tensors `stored`."""
+    """As `ldm_names`, for a file with the tensor names `stored`."""
     names = ldm_names(family, component, keys)
     if component == "text_encoder":
-        usual, found = CLIP_PREFIXES[family], clip_prefix(family, stored)
-        return {key: LdmName(found + name.key.removeprefix(usual)) for key, name in names.items()}
+        standard, prefix = CLIP_PREFIXES[family], clip_prefix(family, stored)
+        return {
+            key: LdmName(prefix + name.key.removeprefix(standard)) for key, name in names.items()
+        }
     if component == "text_encoder_2":
         return {**names, "text_projection.weight": text_projection(family, stored)}
     return names
 
 
 def clip_prefix(family: Family, stored: Collection[str]) -> str:
-    """The start of the names of CLIP-L's tensors.
+    """The prefix of CLIP-L's tensor names.
 
-    The level "text_model." is not there in NovelAI's model and what was merged from it (A1111 puts
-    it in), nor in what diffusers' converters write from transformers 5.6's names.
+    NovelAI's model and its merges lack the level "text_model." (A1111 inserts it), as do files
+    written by diffusers' converters with transformers 5.6.
     """
-    usual = CLIP_PREFIXES[family]
-    shorter = usual.removesuffix("text_model.")
+    standard = CLIP_PREFIXES[family]
+    without_level = standard.removesuffix("text_model.")
     probe = "embeddings.token_embedding.weight"
-    return shorter if usual + probe not in stored and shorter + probe in stored else usual
+    return (
+        without_level
+        if standard + probe not in stored and without_level + probe in stored
+        else standard
+    )
 
 
 def text_projection(family: Family, stored: Collection[str]) -> LdmName:
-    """OpenCLIP's projection: a matrix in OpenCLIP, a linear layer to diffusers' converter."""
+    """OpenCLIP's text projection: a bare matrix, or a linear weight by diffusers' converter."""
     key = f"{OPEN_CLIP_PREFIXES[family]}text_projection"
     if key not in stored and f"{key}.weight" in stored:
         return LdmName(f"{key}.weight")

@@ -1,4 +1,4 @@
-"""The header of a .safetensors file, checked before any weight is read."""
+"""Reads and validates the header of a .safetensors file."""
 
 import json
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from imagefleet_shared.errors import CorruptFile, FileUnavailable
 
 MAX_HEADER_BYTES = 64 * 2**20
 """LoRA trainers write every tag of the training set into the header: tens of megabytes for hundreds
-of thousands of pictures. Above this a zip's first bytes could be a length."""
-# Full SDXL has 2 515 tensors; a file with far more is no checkpoint and would cost memory to
-# describe.
+of thousands of images. With a higher limit, a zip's first bytes could pass for a length."""
+# Full SDXL has 2 515 tensors; a file with far more is not a checkpoint, and parsing its header
+# would waste memory.
 MAX_TENSORS = 20_000
 
 _LENGTH_BYTES = 8
@@ -32,12 +32,12 @@ Convert it on a machine that you trust:
 
 
 class TensorEntry(BaseModel, frozen=True):
-    """One tensor as the header describes it.
+    """A tensor's entry in the header.
 
     Attributes:
         dtype: safetensors' name, such as "F16".
         shape: sizes, outermost first; empty for a scalar.
-        data_offsets: first byte and end, counted from the end of the header.
+        data_offsets: start and end in bytes, relative to the end of the header.
     """
 
     dtype: str
@@ -47,12 +47,12 @@ class TensorEntry(BaseModel, frozen=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a .safetensors file says it holds.
+    """The header of a .safetensors file.
 
     Attributes:
         file_name: the file's name, for messages.
         tensors: by key.
-        metadata: free text by key; empty when the file has none.
+        metadata: free text by key; may be empty.
     """
 
     file_name: str
@@ -60,7 +60,7 @@ class Header:
     metadata: Mapping[str, str]
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The tensor's shape; ``KeyError`` when there is no such tensor."""
+        """The tensor's shape; raises ``KeyError`` if there is no such tensor."""
         return self.tensors[key].shape
 
 
@@ -69,7 +69,7 @@ _METADATA = TypeAdapter(dict[str, str])
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header; the format is decided by the first bytes, not by the suffix.
+    """Read and validate the header; the first bytes determine the format, not the suffix.
 
     Raises:
         CorruptFile: a pickle, another format, a damaged header, or fewer bytes than the header
@@ -83,16 +83,16 @@ def read_header(path: Path) -> Header:
     except OSError as exc:
         raise FileUnavailable(f"{path.name} cannot be read: {exc.strerror}") from exc
     header = _parse(text, path.name)
-    promised = _LENGTH_BYTES + len(text) + _data_bytes(header)
-    if size_bytes != promised:
+    expected = _LENGTH_BYTES + len(text) + _data_bytes(header)
+    if size_bytes != expected:
         raise CorruptFile(
-            f"{path.name} has {size_bytes} bytes where its header promises {promised}: damaged"
+            f"{path.name} has {size_bytes} bytes where its header promises {expected}: damaged"
         )
     return header
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the file starts as .safetensors files do; `FileUnavailable` if it cannot be read."""
+    """Whether the file looks like .safetensors; raises `FileUnavailable` if it is unreadable."""
     try:
         with path.open("rb") as stream:
             return starts_as_safetensors(stream.read(_LENGTH_BYTES))
@@ -101,11 +101,11 @@ def is_safetensors(path: Path) -> bool:
 
 
 def starts_as_safetensors(content: bytes) -> bool:
-    """Whether a file's first bytes are the length of a header.
+    """Whether a file's first bytes are a plausible header length.
 
-    Read as a length a zip's first bytes are 67 324 752 or more, and so are those of a pickle that
-    holds a table: a real header's length is never mistaken for one of them. (A first byte of 0x80
-    alone starts a pickle and also a file whose header has 128 bytes.)
+    Read as a length, the first bytes of a zip or of a pickled dict are 67 324 752 or more, which
+    exceeds the limit. (The first byte alone does not tell: 0x80 starts a pickle, but also a file
+    whose header has 128 bytes.)
     """
     start = content[:_LENGTH_BYTES]
     return len(start) == _LENGTH_BYTES and 0 < int.from_bytes(start, "little") <= MAX_HEADER_BYTES

@@ -1,4 +1,4 @@
-"""Reads an upscaler's weight file into tensors, without running anything that is in it."""
+"""Reads the tensors of an upscaler's file without executing code in it."""
 
 from pathlib import Path
 from typing import cast
@@ -14,14 +14,14 @@ _PICKLE = b"\x80"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file, told apart by first bytes, on the CPU.
+    """Read a safetensors or PyTorch file to the CPU; the first bytes determine the format.
 
-    PyTorch's own restricted unpickler reads the second kind. spandrel has one too, but its loader
-    goes by the file's suffix and hands TorchScript archives, which are programs, to
+    PyTorch files are read by torch's restricted unpickler. spandrel has one too, but its loader
+    relies on the file's suffix and passes TorchScript archives, which contain code, to
     `torch.jit.load`; here they are refused.
 
     Returns:
-        As the file nests them: spandrel unwraps `params_ema` and the like.
+        The state dict as nested in the file; spandrel unwraps `params_ema` and the like.
 
     Raises:
         FileUnavailable: the file cannot be opened.
@@ -40,10 +40,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if is_safetensors:
             return load_file(path)
-        # An open file, as torch too would go by the suffix of a path.
+        # An open file, because torch would rely on the suffix of a path.
         with path.open("rb") as file:
             weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files fail in any way
+    except Exception as error:  # a damaged file can raise anything
         raise CorruptFile(f"upscaler {path.name}: {first_sentence(error)}") from error
     if not isinstance(weights, dict):
         raise CorruptFile(
@@ -53,10 +53,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def first_sentence(error: Exception) -> str:
-    """What went wrong, in one line.
+    """A one-line summary of an error.
 
-    torch wraps the unpickler's own words in the advice to load the file without restriction, which
-    no operator should read in our log; the words are in the context.
+    torch wraps unpickling errors in advice to load the file without restrictions, which does not
+    belong in our log; the original error is in the context.
     """
     inner = error.__context__ or error
     return f"{type(inner).__name__}: {' '.join(str(inner).split()).partition('. ')[0]}"

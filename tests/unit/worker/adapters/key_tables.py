@@ -1,10 +1,9 @@
-"""Key-to-shape tables of adapter files, kept short in `fixtures/`.
+"""Key-to-shape tables of adapter files, in the compact format of `fixtures/`.
 
-The comments at a table's top say what sort of file it is and which public list of a real file its
-names are from, or that none was found; patterns seen in a part of a list are carried on to every
-block of the network that they are for. A line is a key and a shape; a number is `-` where any will
-do, or `true` or `false`. Braces stand for every one of a list (`{q,k,v,out}`) or of a range
-(`{0..11}`).
+The comments at the top of a table describe the file and link the public listing of a real file that
+its names are from, or say that none was found; patterns of partial listings are extended to all
+blocks of the network. A line is a key and a shape; a scalar is `-` if any value will do, or `true`
+or `false`. Braces expand to a list (`{q,k,v,out}`) or a range (`{0..11}`).
 """
 
 import itertools
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 _FIXTURES = Path(__file__).parent / "fixtures"
 _BRACES = re.compile(r"\{([^}]*)\}")
 
-_NUMBERS = {"-": torch.tensor(1.0), "true": torch.tensor(1), "false": torch.tensor(0)}
+_SCALARS = {"-": torch.tensor(1.0), "true": torch.tensor(1), "false": torch.tensor(0)}
 
 TABLES = sorted(path.stem for path in _FIXTURES.glob("*.txt"))
 
@@ -25,7 +24,7 @@ TABLES = sorted(path.stem for path in _FIXTURES.glob("*.txt"))
 def key_table(name: str) -> dict[str, tuple[int, ...]]:
     """The table's shapes by key."""
     return {
-        key: () if shape in _NUMBERS else tuple(int(size) for size in shape.split(","))
+        key: () if shape in _SCALARS else tuple(int(size) for size in shape.split(","))
         for key, shape in _lines(name).items()
     }
 
@@ -37,11 +36,11 @@ def sources(name: str) -> str:
 
 
 def write_table(path: Path, name: str) -> None:
-    """Write a file of the table's tensors: float16 zeros, and the numbers that it has."""
+    """Write a file with the table's tensors: float16 zeros, and its scalars."""
     shapes = key_table(name)
     tensors = {
-        key: _NUMBERS[shape].clone()
-        if shape in _NUMBERS
+        key: _SCALARS[shape].clone()
+        if shape in _SCALARS
         else torch.zeros(shapes[key], dtype=torch.float16)
         for key, shape in _lines(name).items()
     }

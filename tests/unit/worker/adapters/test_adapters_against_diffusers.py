@@ -1,4 +1,4 @@
-"""Files as diffusers writes them, on small real models, against what diffusers makes of them."""
+"""Files written by diffusers, merged into small models, give the same outputs as in diffusers."""
 
 import os
 from pathlib import Path
@@ -30,11 +30,11 @@ ENCODERS: dict[Family, list[Component]] = {
     "sdxl": ["text_encoder", "text_encoder_2"],
 }
 
-# Neither diffusers' pipelines nor PEFT have types that say what is used here.
+# The types of diffusers' pipelines and PEFT do not cover what is used here.
 Pipeline = Any
 
 
-def fresh(models: Path, family: Family) -> Pipeline:
+def load_pipeline(models: Path, family: Family) -> Pipeline:
     path = models / "checkpoints" / f"{CHECKPOINTS[family]}.safetensors"
     return load_single_file(path, torch.device("cpu"), torch.float32).pipeline
 
@@ -47,7 +47,7 @@ def components(pipeline: Pipeline, family: Family) -> dict[Component, nn.Module]
 def save_random(
     pipeline: Pipeline, family: Family, folder: Path, unet_targets: list[str], *, use_dora: bool
 ) -> Path:
-    """Train nothing, but save as diffusers' training scripts do, with an alpha that counts."""
+    """Save random LoRAs as diffusers' training scripts do, with an alpha that is not the rank."""
     layers: dict[str, object] = {}
     for part, module in components(pipeline, family).items():
         targets = unet_targets if part == "unet" else CLIP
@@ -80,18 +80,18 @@ def apply(pipeline: Pipeline, family: Family, path: Path) -> int:
 
 @torch.no_grad()
 def encoded(pipeline: Pipeline, family: Family) -> list[Tensor]:
-    """The text encoders' last states, and for SDXL the pooled one."""
+    """The last hidden states of the text encoders, and for SDXL the pooled embedding."""
     tokens = torch.arange(77).unsqueeze(0) * 600
-    answers = [
+    outputs = [
         getattr(pipeline, part)(tokens, output_hidden_states=True) for part in ENCODERS[family]
     ]
-    states = [answer.hidden_states[-1] for answer in answers]
-    return states if family == "sd1" else [*states, answers[-1].text_embeds]
+    states = [output.hidden_states[-1] for output in outputs]
+    return states if family == "sd1" else [*states, outputs[-1].text_embeds]
 
 
 @torch.no_grad()
 def noise(pipeline: Pipeline, family: Family, texts: list[Tensor]) -> list[Tensor]:
-    """The UNet's answer to texts that `encoded` gave."""
+    """The UNet's prediction for text embeddings from `encoded`."""
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     count = len(ENCODERS[family])
     sizes = torch.tensor([[128, 128, 0, 0, 128, 128]])
@@ -100,7 +100,7 @@ def noise(pipeline: Pipeline, family: Family, texts: list[Tensor]) -> list[Tenso
     return list(pipeline.unet(latents, 500, context, added_cond_kwargs=added, return_dict=False))
 
 
-def worst(ours: list[Tensor], theirs: list[Tensor]) -> float:
+def max_relative_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return max(
         float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)
     )
@@ -112,24 +112,24 @@ def worst(ours: list[Tensor], theirs: list[Tensor]) -> float:
     [(ATTENTION, False), (ATTENTION + CONVOLUTIONS, False), (ATTENTION + CONVOLUTIONS, True)],
     ids=["lora", "locon", "dora"],
 )
-def test_models_answer_as_they_did_in_training_and_do_with_load_lora_weights(
+def test_outputs_equal_those_in_training_and_with_load_lora_weights(
     demo_models: Path, tmp_path: Path, family: Family, unet_targets: list[str], use_dora: bool
 ) -> None:
-    trained, ours = fresh(demo_models, family), fresh(demo_models, family)
+    trained, ours = load_pipeline(demo_models, family), load_pipeline(demo_models, family)
     plain = noise(ours, family, encoded(ours, family))
     path = save_random(trained, family, tmp_path, unet_targets, use_dora=use_dora)
     merged = apply(ours, family, path)
     assert merged == len([key for key in load_file(path) if key.endswith("lora_A.weight")])
 
     texts = encoded(trained, family)
-    assert worst(encoded(ours, family), texts) <= TOLERANCE
-    pictured = noise(trained, family, texts)
-    assert worst(plain, pictured) > 100 * TOLERANCE, "the adapter does something"
-    assert worst(noise(ours, family, texts), pictured) <= TOLERANCE
+    assert max_relative_error(encoded(ours, family), texts) <= TOLERANCE
+    predicted = noise(trained, family, texts)
+    assert max_relative_error(plain, predicted) > 100 * TOLERANCE, "the adapter has an effect"
+    assert max_relative_error(noise(ours, family, texts), predicted) <= TOLERANCE
 
-    loaded = fresh(demo_models, family)
+    loaded = load_pipeline(demo_models, family)
     loaded.load_lora_weights(tmp_path)
-    assert worst(noise(ours, family, texts), noise(loaded, family, texts)) <= TOLERANCE
-    # transformers 5.23 leaves out DoRA's magnitudes of text encoders, and says so in a log line.
+    assert max_relative_error(noise(ours, family, texts), noise(loaded, family, texts)) <= TOLERANCE
+    # transformers 5.23 ignores DoRA's magnitudes of text encoders, and logs it.
     if not use_dora:
-        assert worst(encoded(ours, family), encoded(loaded, family)) <= TOLERANCE
+        assert max_relative_error(encoded(ours, family), encoded(loaded, family)) <= TOLERANCE

@@ -1,4 +1,4 @@
-"""Where parsed adapters are kept."""
+"""The two-tier cache of parsed adapters."""
 
 import torch
 
@@ -17,32 +17,34 @@ def cache(device: str) -> AdapterCache[str]:
     return AdapterCache(adapter, torch.device(device), host_bytes=1000, device_bytes=64)
 
 
-def tensors(held: Adapter) -> list[torch.Tensor]:
-    [delta] = held.deltas.values()
+def tensors(adapter: Adapter) -> list[torch.Tensor]:
+    [delta] = adapter.deltas.values()
     assert isinstance(delta, Full)
     return list(delta.tensors())
 
 
-def test_beside_the_cpu_there_is_one_place() -> None:
-    kept = cache("cpu")
-    assert kept.get("a") is kept.get("a")
-    assert (kept.stats.host.hits, kept.stats.host.misses) == (1, 1)
-    assert kept.stats.device.entries == 0
+def test_on_the_cpu_there_is_only_the_host_tier() -> None:
+    adapter_cache = cache("cpu")
+    assert adapter_cache.get("a") is adapter_cache.get("a")
+    assert (adapter_cache.stats.host.hits, adapter_cache.stats.host.misses) == (1, 1)
+    assert adapter_cache.stats.device.entries == 0
 
 
-def test_beside_another_device_adapters_are_kept_there_and_in_host_memory() -> None:
-    kept = cache("meta")
-    assert [tensor.device.type for tensor in tensors(kept.get("a"))] == ["meta"]
-    kept.get("a")
-    kept.get("b")
-    kept.get("a")
-    assert (kept.stats.device.hits, kept.stats.device.misses) == (1, 3), "room for one"
-    assert (kept.stats.host.hits, kept.stats.host.misses) == (1, 2), "both are still here"
+def test_on_another_device_adapters_are_cached_there_and_in_host_memory() -> None:
+    adapter_cache = cache("meta")
+    assert [tensor.device.type for tensor in tensors(adapter_cache.get("a"))] == ["meta"]
+    adapter_cache.get("a")
+    adapter_cache.get("b")
+    adapter_cache.get("a")
+    assert (adapter_cache.stats.device.hits, adapter_cache.stats.device.misses) == (1, 3), (
+        "fits one"
+    )
+    assert (adapter_cache.stats.host.hits, adapter_cache.stats.host.misses) == (1, 2), "fits both"
 
 
-def test_a_moved_adapter_is_the_same_adapter() -> None:
-    held = adapter("a")
-    moved = map_tensors(held, lambda tensor: tensor.to(torch.float16))
-    assert (moved.sha256, moved.deltas.keys()) == ("a", held.deltas.keys())
+def test_mapping_tensors_preserves_the_adapter() -> None:
+    original = adapter("a")
+    moved = map_tensors(original, lambda tensor: tensor.to(torch.float16))
+    assert (moved.sha256, moved.deltas.keys()) == ("a", original.deltas.keys())
     assert tensors(moved)[0].dtype == torch.float16
-    assert tensors(held)[0].dtype == torch.float32
+    assert tensors(original)[0].dtype == torch.float32

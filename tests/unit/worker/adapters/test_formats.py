@@ -1,4 +1,4 @@
-"""Adapter files: whole or refused."""
+"""Adapter files are loaded completely or refused."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def lora(name: str, outputs: int, inputs: int, rank: int = 2) -> dict[str, Tenso
     }
 
 
-def whole() -> dict[str, Tensor]:
+def complete_lora() -> dict[str, Tensor]:
     return {**lora(QUERY, 1280, 1280), **lora(MLP, 3072, 768)}
 
 
@@ -71,7 +71,7 @@ def weight_of(file: AdapterFile, target: Target = QUERY_TARGET) -> Tensor:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_real_file_is_used_to_its_last_tensor(tmp_path: Path, table: str) -> None:
+def test_every_tensor_of_a_real_file_is_used(tmp_path: Path, table: str) -> None:
     family: Family = "sd1" if table.startswith("sd1_") else "sdxl"
     path = tmp_path / "real.safetensors"
     write_table(path, table)
@@ -81,27 +81,27 @@ def test_a_real_file_is_used_to_its_last_tensor(tmp_path: Path, table: str) -> N
     for delta in adapter.deltas.values():
         assert isinstance(delta, Factors)
         used += sum(1 for _ in delta.tensors())
-    numbers = sum(shape == () for shape in key_table(table).values())
-    assert used + numbers == len(key_table(table))
+    scalars = sum(shape == () for shape in key_table(table).values())
+    assert used + scalars == len(key_table(table))
     assert adapter.size_bytes == sum(delta.size_bytes for delta in adapter.deltas.values())
 
 
 @pytest.mark.parametrize("table", ["sd1_kohya_locon", "sdxl_kohya_lora", "sdxl_lycoris_loha"])
-def test_a_file_for_another_family_says_which(tmp_path: Path, table: str) -> None:
+def test_a_file_for_another_family_is_refused_with_the_family(tmp_path: Path, table: str) -> None:
     family: Family = "sdxl" if table.startswith("sd1_") else "sd1"
     path = tmp_path / "real.safetensors"
     write_table(path, table)
-    named = {"sd1": "SD 1.x", "sdxl": "SDXL"}
-    own = named["sd1" if family == "sdxl" else "sdxl"]
+    display_names = {"sd1": "SD 1.x", "sdxl": "SDXL"}
+    detected = display_names["sd1" if family == "sdxl" else "sdxl"]
     with pytest.raises(IncompatibleAdapter) as caught:
         load(path, family)
-    start = f"real.safetensors does not fit the {named[family]} checkpoint and looks made for {own}"
-    assert str(caught.value).startswith(f"{start}: ")
+    mismatch = f"the {display_names[family]} checkpoint and looks made for {detected}"
+    assert str(caught.value).startswith(f"real.safetensors does not fit {mismatch}: ")
     assert f"of {len(key_table(table))} tensors are for no layer of it (" in str(caught.value)
 
 
 def test_a_lora_is_read_with_its_metadata(tmp_path: Path) -> None:
-    path = saved(tmp_path, whole(), {"ss_output_name": "style"})
+    path = saved(tmp_path, complete_lora(), {"ss_output_name": "style"})
     file = load(path)
     assert file.metadata == {"ss_output_name": "style"}
     assert not file.embeddings
@@ -109,7 +109,10 @@ def test_a_lora_is_read_with_its_metadata(tmp_path: Path) -> None:
         QUERY_TARGET,
         naming("sd1").target(MLP, "weight"),
     }
-    up, down = whole()[f"{QUERY}.lora_up.weight"], whole()[f"{QUERY}.lora_down.weight"]
+    up, down = (
+        complete_lora()[f"{QUERY}.lora_up.weight"],
+        complete_lora()[f"{QUERY}.lora_down.weight"],
+    )
     torch.testing.assert_close(weight_of(file), up @ down / 2)
     assert file.adapter.size_bytes == 4 * 2 * (1280 + 1280 + 3072 + 768)
 
@@ -117,19 +120,19 @@ def test_a_lora_is_read_with_its_metadata(tmp_path: Path) -> None:
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.randoms(use_true_random=False))
 def test_the_order_of_keys_changes_nothing(tmp_path: Path, order: random.Random) -> None:
-    tensors = {**whole(), "bundle_emb.cat.string_to_param.*": torch.ones(2, 768)}
+    tensors = {**complete_lora(), "bundle_emb.cat.string_to_param.*": torch.ones(2, 768)}
     tensors[f"{QUERY}.dora_scale"] = torch.ones(1, 1280)
     keys = list(tensors)
     order.shuffle(keys)
-    # A pickle keeps the order, which .safetensors does not.
+    # A pickle preserves the order, unlike .safetensors.
     path = tmp_path / "style.pt"
     torch.save({key: tensors[key] for key in keys}, path)
-    file, known = load(path), load(saved(tmp_path, tensors))
-    assert set(file.adapter.deltas) == set(known.adapter.deltas)
-    for target in known.adapter.deltas:
-        assert torch.equal(weight_of(file, target), weight_of(known, target))
-    assert file.embeddings.keys() == known.embeddings.keys() == {"cat"}
-    assert file.adapter.size_bytes == known.adapter.size_bytes
+    file, expected = load(path), load(saved(tmp_path, tensors))
+    assert set(file.adapter.deltas) == set(expected.adapter.deltas)
+    for target in expected.adapter.deltas:
+        assert torch.equal(weight_of(file, target), weight_of(expected, target))
+    assert file.embeddings.keys() == expected.embeddings.keys() == {"cat"}
+    assert file.adapter.size_bytes == expected.adapter.size_bytes
 
 
 def test_weight_and_bias_of_a_layer_are_two_deltas(tmp_path: Path) -> None:
@@ -146,9 +149,9 @@ def test_weight_and_bias_of_a_layer_are_two_deltas(tmp_path: Path) -> None:
     assert set(deltas) == {Target("unet", name) for name in names}
 
 
-def test_bundled_embeddings_come_apart(tmp_path: Path) -> None:
+def test_bundled_embeddings_are_separated(tmp_path: Path) -> None:
     tensors = {
-        **whole(),
+        **complete_lora(),
         "bundle_emb.cat.string_to_param.*": torch.ones(2, 768),
         "bundle_emb.dog.clip_l": torch.ones(1, 768),
         "bundle_emb.dog.clip_g": torch.zeros(1, 1280),
@@ -174,7 +177,7 @@ PEFT_LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
         ({"text_encoder.lora_alpha": 8}, 1.0),
     ],
 )
-def test_pefts_alpha_is_in_the_metadata(
+def test_pefts_alpha_is_read_from_the_metadata(
     tmp_path: Path, config: dict[str, object], scale: float
 ) -> None:
     up, down = torch.randn(1280, 2), torch.randn(2, 1280)
@@ -186,7 +189,7 @@ def test_pefts_alpha_is_in_the_metadata(
 
 def test_damaged_metadata_of_peft_is_an_error(tmp_path: Path) -> None:
     for text in ("{", "[1]", '{"unet.lora_alpha": "much"}'):
-        path = saved(tmp_path, whole(), {"lora_adapter_metadata": text})
+        path = saved(tmp_path, complete_lora(), {"lora_adapter_metadata": text})
         with pytest.raises(CorruptFile, match=r"style.safetensors has a damaged lora_adapter_m"):
             load(path)
 
@@ -194,59 +197,63 @@ def test_damaged_metadata_of_peft_is_an_error(tmp_path: Path) -> None:
 REFUSALS: list[tuple[str, dict[str, Tensor], type[Exception], str]] = [
     (
         "unknown kind",
-        {**whole(), f"{QUERY}.lora_sideways": torch.ones(1)},
+        {**complete_lora(), f"{QUERY}.lora_sideways": torch.ones(1)},
         IncompatibleAdapter,
         "style.safetensors does not fit the SD 1.x checkpoint: 1 of 7 tensors are of no kind "
         f"that is known here ({QUERY}.lora_sideways)",
     ),
     (
         "no layer",
-        {**whole(), **lora("lora_unet_down_blocks_9_proj_in", 4, 4)},
+        {**complete_lora(), **lora("lora_unet_down_blocks_9_proj_in", 4, 4)},
         IncompatibleAdapter,
         "style.safetensors does not fit the SD 1.x checkpoint: 3 of 9 tensors are for no layer of "
         "it (lora_unet_down_blocks_9_proj_in.",
     ),
     (
         "twice",
-        {**whole(), **lora(PEFT_LAYER, 1280, 1280)},
+        {**complete_lora(), **lora(PEFT_LAYER, 1280, 1280)},
         IncompatibleAdapter,
         "3 of 9 tensors are for a layer that has others (",
     ),
     (
         "one part twice",
-        {**whole(), f"{QUERY}.lora_A.weight": torch.ones(2, 1280)},
+        {**complete_lora(), f"{QUERY}.lora_A.weight": torch.ones(2, 1280)},
         IncompatibleAdapter,
         "1 of 7 tensors are for a layer that has others (",
     ),
     (
         "shape",
-        {**whole(), **lora(QUERY, 1280, 640)},
+        {**complete_lora(), **lora(QUERY, 1280, 640)},
         IncompatibleAdapter,
         "3 of 6 tensors have the wrong shape or type "
         f"({QUERY}.alpha: [1280, 640] for a weight of [1280, 1280])",
     ),
     (
         "type",
-        {**whole(), f"{QUERY}.lora_up.weight": torch.ones(1280, 2, dtype=torch.int8)},
+        {**complete_lora(), f"{QUERY}.lora_up.weight": torch.ones(1280, 2, dtype=torch.int8)},
         IncompatibleAdapter,
         "3 of 6 tensors have the wrong shape or type",
     ),
     (
         "bias of a layer without",
-        {**whole(), f"{QUERY}.diff_b": torch.ones(1280)},
+        {**complete_lora(), f"{QUERY}.diff_b": torch.ones(1280)},
         IncompatibleAdapter,
         f"1 of 7 tensors are for no layer of it ({QUERY}.diff_b)",
     ),
     (
         "nan",
-        {**whole(), f"{QUERY}.lora_up.weight": torch.full((1280, 2), float("nan"))},
+        {**complete_lora(), f"{QUERY}.lora_up.weight": torch.full((1280, 2), float("nan"))},
         CorruptFile,
         "style.safetensors is damaged: 1 of 6 tensors have values that are not finite "
         f"({QUERY}.lora_up.weight)",
     ),
     (
         "up without down",
-        {key: tensor for key, tensor in whole().items() if key != f"{QUERY}.lora_down.weight"},
+        {
+            key: tensor
+            for key, tensor in complete_lora().items()
+            if key != f"{QUERY}.lora_down.weight"
+        },
         CorruptFile,
         "style.safetensors is damaged: 2 of 5 tensors do not make a whole "
         f"({QUERY}.alpha: no lora_down, only alpha)",
@@ -259,7 +266,7 @@ REFUSALS: list[tuple[str, dict[str, Tensor], type[Exception], str]] = [
     ),
     (
         "two kinds",
-        {**whole(), f"{QUERY}.hada_w1_b": torch.ones(2, 1280)},
+        {**complete_lora(), f"{QUERY}.hada_w1_b": torch.ones(2, 1280)},
         CorruptFile,
         "4 of 7 tensors do not make a whole",
     ),
@@ -278,7 +285,7 @@ REFUSALS: list[tuple[str, dict[str, Tensor], type[Exception], str]] = [
     [case[1:] for case in REFUSALS],
     ids=[case[0] for case in REFUSALS],
 )
-def test_a_file_that_is_not_whole_is_refused(
+def test_an_incomplete_or_incompatible_file_is_refused(
     tmp_path: Path, tensors: dict[str, Tensor], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -290,7 +297,7 @@ def test_a_file_that_is_not_whole_is_refused(
 def test_only_the_first_keys_are_listed(tmp_path: Path) -> None:
     strange = {f"lora_unet_nowhere_{n}.diff": torch.ones(1) for n in range(9)}
     with pytest.raises(IncompatibleAdapter) as caught:
-        load(saved(tmp_path, {**whole(), **strange}))
+        load(saved(tmp_path, {**complete_lora(), **strange}))
     assert str(caught.value).endswith(
         ": 9 of 15 tensors are for no layer of it (lora_unet_nowhere_0.diff, "
         "lora_unet_nowhere_1.diff, lora_unet_nowhere_2.diff, …)"
@@ -300,16 +307,16 @@ def test_only_the_first_keys_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_pickle_of_tensors_is_read(tmp_path: Path, nested: bool) -> None:
     path = tmp_path / "style.bin"
-    torch.save({"state_dict": whole()} if nested else whole(), path)
+    torch.save({"state_dict": complete_lora()} if nested else complete_lora(), path)
     file = load(path)
     assert file.adapter.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert torch.equal(weight_of(file), weight_of(load(saved(tmp_path, whole()))))
+    assert torch.equal(weight_of(file), weight_of(load(saved(tmp_path, complete_lora()))))
 
 
-def test_the_first_bytes_decide_not_the_suffix(tmp_path: Path) -> None:
-    path = saved(tmp_path, whole()).rename(tmp_path / "style.pt")
+def test_the_first_bytes_determine_the_format_not_the_suffix(tmp_path: Path) -> None:
+    path = saved(tmp_path, complete_lora()).rename(tmp_path / "style.pt")
     assert load(path).adapter.deltas
-    torch.save(whole(), tmp_path / "pickle.safetensors")
+    torch.save(complete_lora(), tmp_path / "pickle.safetensors")
     assert load(tmp_path / "pickle.safetensors").adapter.deltas
 
 
@@ -336,7 +343,7 @@ def test_a_pickle_of_code_is_refused_and_not_run(tmp_path: Path) -> None:
 
 def test_a_pickle_of_other_things_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
-    torch.save({**whole(), "step": 3}, path)
+    torch.save({**complete_lora(), "step": 3}, path)
     with pytest.raises(CorruptFile, match=r"style.pt holds other things than tensors: step"):
         load(path)
     torch.save([torch.ones(1)], path)
@@ -344,32 +351,35 @@ def test_a_pickle_of_other_things_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
-def test_a_pickle_that_would_swell_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_that_expands_when_loaded_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
     torch.save({f"{QUERY}.diff": torch.zeros(1).expand(100_000, 100_000)}, path)
     with pytest.raises(CorruptFile, match=r"style.pt has tensors larger than the file itself"):
         load(path)
     torch.save({f"{QUERY}.diff": torch.zeros(1280, 1280)}, path)
-    packed = tmp_path / "packed.pt"
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as to:
+    compressed = tmp_path / "packed.pt"
+    with (
+        zipfile.ZipFile(path) as archive,
+        zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for entry in archive.infolist():
-            to.writestr(entry.filename, archive.read(entry))
+            target.writestr(entry.filename, archive.read(entry))
     with pytest.raises(CorruptFile, match=r"packed.pt .*its zip is compressed"):
-        load(packed)
+        load(compressed)
 
 
-def test_other_than_plain_tensors_of_a_pickle_are_refused(tmp_path: Path) -> None:
+def test_a_pickle_of_sparse_meta_or_complex_tensors_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
     for tensor in (torch.ones(2, 2).to_sparse(), torch.ones(2, device="meta")):
         torch.save({f"{QUERY}.diff": tensor}, path)
         with pytest.raises(CorruptFile, match=r"style.pt (holds other things|is neither)"):
             load(path)
-    torch.save({**whole(), f"{QUERY}.alpha": torch.ones((), dtype=torch.complex64)}, path)
+    torch.save({**complete_lora(), f"{QUERY}.alpha": torch.ones((), dtype=torch.complex64)}, path)
     with pytest.raises(IncompatibleAdapter, match=r"3 of 6 tensors have the wrong shape or type"):
         load(path)
 
 
-def test_a_checkpoint_in_the_wrong_folder_is_not_even_read(
+def test_a_checkpoint_in_the_wrong_folder_is_refused_by_its_header(
     demo_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Path, "read_bytes")
@@ -377,7 +387,7 @@ def test_a_checkpoint_in_the_wrong_folder_is_not_even_read(
         load(demo_models / "checkpoints/demo.safetensors")
 
 
-def test_a_huge_pickle_is_not_even_read(tmp_path: Path) -> None:
+def test_a_huge_pickle_is_refused_without_reading_it(tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
     with path.open("wb") as stream:
         stream.truncate(MAX_PICKLE_BYTES + 1)
@@ -385,8 +395,8 @@ def test_a_huge_pickle_is_not_even_read(tmp_path: Path) -> None:
         load(path)
 
 
-def test_a_damaged_file_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
-    path = saved(tmp_path, whole())
+def test_damaged_and_missing_files_raise_different_errors(tmp_path: Path) -> None:
+    path = saved(tmp_path, complete_lora())
     content = path.read_bytes()
     for cut in (0, 4, 30, len(content) - 1):
         path.write_bytes(content[:cut])
@@ -399,9 +409,9 @@ def test_a_damaged_file_is_told_from_one_that_is_not_there(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
 )
-def test_not_finite_values_are_seen_in_every_type(dtype: torch.dtype) -> None:
-    biggest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
-    assert is_finite(torch.tensor([0.0, -biggest, biggest]).to(dtype))
+def test_non_finite_values_are_detected_in_every_dtype(dtype: torch.dtype) -> None:
+    largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    assert is_finite(torch.tensor([0.0, -largest, largest]).to(dtype))
     assert is_finite(torch.empty(0, dtype=dtype))
     assert not is_finite(torch.tensor([0.0, float("nan")]).to(dtype))
     if dtype != torch.float8_e4m3fn:  # It has no infinity.
@@ -430,23 +440,23 @@ KINDS = {
     "sdxl_onetrainer_dora": ("dora", "lora"),
     "sdxl_onetrainer_omi": ("dora", "lora"),
 }
-"""All others are plain LoRAs."""
+"""All other tables are plain LoRAs."""
 # Middle and upper blocks in diffusers' names are the same in SD 1.x and SD 2.x.
-FAMILY_UNTOLD = {"sd1_peft_lokr"}
+AMBIGUOUS_FAMILY = {"sd1_peft_lokr"}
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_description_needs_the_header_alone(tmp_path: Path, table: str) -> None:
+def test_a_file_is_described_from_its_header(tmp_path: Path, table: str) -> None:
     path = tmp_path / "real.safetensors"
     write_table(path, table)
     description = describe_adapter(path)
-    assert description.family == (None if table in FAMILY_UNTOLD else table.split("_")[0])
+    assert description.family == (None if table in AMBIGUOUS_FAMILY else table.split("_")[0])
     assert description.kinds == KINDS.get(table, ("lora",))
     assert (description.trigger_words, description.bundles_embeddings) == ((), False)
 
 
-def test_a_description_tells_of_bundled_embeddings(tmp_path: Path) -> None:
-    tensors = {**whole(), "bundle_emb.cat.clip_l": torch.ones(1, 768)}
+def test_a_description_mentions_bundled_embeddings(tmp_path: Path) -> None:
+    tensors = {**complete_lora(), "bundle_emb.cat.clip_l": torch.ones(1, 768)}
     assert describe_adapter(saved(tmp_path, tensors)).bundles_embeddings
 
 
@@ -472,7 +482,7 @@ def test_a_description_tells_of_bundled_embeddings(tmp_path: Path) -> None:
 def test_trigger_words_come_from_the_metadata(
     tmp_path: Path, metadata: dict[str, str], words: list[str]
 ) -> None:
-    assert list(describe_adapter(saved(tmp_path, whole(), metadata)).trigger_words) == words
+    assert list(describe_adapter(saved(tmp_path, complete_lora(), metadata)).trigger_words) == words
 
 
 @pytest.mark.parametrize(
@@ -506,7 +516,7 @@ def test_trigger_words_come_from_the_metadata(
             "sdxl",
         ),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", {}, "sd1"),
-        # Other models' transformers have as many blocks as SDXL's, but no UNet round them.
+        # Transformers of other models have as many blocks as SDXL's, but no UNet around them.
         ("transformer.transformer_blocks.10.attn.to_q.lora_A.weight", {}, None),
         ("lycoris_transformer_blocks_3_attn_to_k.lora_down.weight", {}, None),
         ("unet.mid_block.attentions.0.transformer_blocks.9.attn1.to_q.lora_A.weight", {}, "sdxl"),
@@ -519,13 +529,13 @@ def test_trigger_words_come_from_the_metadata(
         ),
     ],
 )
-def test_the_family_is_told_as_far_as_the_file_tells_it(
+def test_the_family_is_detected_if_possible(
     tmp_path: Path, key: str, metadata: dict[str, str], family: Family | None
 ) -> None:
     assert describe_adapter(saved(tmp_path, {key: torch.ones(4, 1024)}, metadata)).family == family
 
 
 def test_a_pickle_is_described_too(tmp_path: Path) -> None:
-    torch.save(whole(), tmp_path / "style.pt")
+    torch.save(complete_lora(), tmp_path / "style.pt")
     description = describe_adapter(tmp_path / "style.pt")
     assert (description.kinds, description.family) == (("lora",), "sd1")

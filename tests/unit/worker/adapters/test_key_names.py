@@ -1,4 +1,4 @@
-"""Names that files have for modules, on the module trees of full-size SD 1.5 and SDXL."""
+"""Module names of adapter files resolve to parameters of full-size SD 1.5 and SDXL."""
 
 from functools import cache
 from typing import Any, cast
@@ -67,9 +67,9 @@ def family_of_table(name: str) -> Family:
 def module_names(table: str) -> set[str]:
     names: set[str] = set()
     for key in key_table(table):
-        named = split_key(key)
-        assert named is not None, key
-        names.add(named[0])
+        split = split_key(key)
+        assert split is not None, key
+        names.add(split[0])
     return names
 
 
@@ -78,12 +78,12 @@ def test_every_table_is_tested() -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_says_where_it_is_from(table: str) -> None:
+def test_every_table_cites_its_source(table: str) -> None:
     assert ("source: github.com/" in sources(table)) != ("no list of a real file" in sources(table))
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_module_of_a_real_file_has_a_weight_of_its_own(table: str) -> None:
+def test_every_module_of_a_real_file_resolves_to_a_distinct_weight(table: str) -> None:
     names = module_names(table)
     targets = {naming(family_of_table(table)).target(name, "weight") for name in names}
     assert None not in targets
@@ -100,7 +100,7 @@ def test_every_module_of_a_real_file_has_a_weight_of_its_own(table: str) -> None
         ("sdxl", "sdxl_kohya_oft", "sdxl_attention_processor"),
     ],
 )
-def test_the_same_layers_in_two_namings_are_the_same_weights(
+def test_the_same_layers_in_two_naming_schemes_resolve_to_the_same_weights(
     family: Family, first: str, second: str
 ) -> None:
     one, other = (
@@ -112,25 +112,25 @@ def test_the_same_layers_in_two_namings_are_the_same_weights(
 
 
 @pytest.mark.parametrize(
-    ("family", "larger", "smaller", "others"),
+    ("family", "larger", "smaller", "difference"),
     [
         ("sd1", "sd1_kohya_locon", "sd1_kohya_ldm_lora", SD1_RESNETS - 8 + CLIP_L),
         ("sdxl", "sdxl_lycoris_dora", "sdxl_lcm_lora", CLIP_L + BIG_G),
         ("sdxl", "sdxl_onetrainer_omi", "sdxl_kohya_lora", 1),
     ],
 )
-def test_the_layers_of_a_smaller_file_are_among_those_of_a_larger_one(
-    family: Family, larger: str, smaller: str, others: int
+def test_the_layers_of_a_smaller_file_are_a_subset_of_a_larger_ones(
+    family: Family, larger: str, smaller: str, difference: int
 ) -> None:
     one, other = (
         {naming(family).target(name, "weight") for name in module_names(table)}
         for table in (larger, smaller)
     )
     assert one >= other
-    assert len(one - other) == others
+    assert len(one - other) == difference
 
 
-def test_ldm_block_names_mean_what_diffusers_takes_them_for() -> None:
+def test_ldm_block_names_resolve_as_in_diffusers() -> None:
     unet = cast(UNet2DConditionModel, components("sdxl")["unet"])
     convert = cast(Any, lora_conversion_utils)
     keys = [
@@ -140,7 +140,7 @@ def test_ldm_block_names_mean_what_diffusers_takes_them_for() -> None:
     ]
     assert len(keys) == SDXL_ATTENTION + SDXL_RESNETS
     for key in keys:
-        # One at a time, because the conversion does not keep the order.
+        # One at a time, because the conversion does not preserve the order.
         mapped = convert._maybe_map_sgm_blocks_to_diffusers({key: 0}, unet.config)
         theirs = convert._convert_unet_lora_key(next(iter(mapped)))
         path = theirs.replace("_lora.down", ".lora.down").replace(".processor", "")
@@ -193,7 +193,7 @@ PATHS: list[tuple[Family, str, Component, str]] = [
 
 
 @pytest.mark.parametrize(("family", "name", "component", "path"), PATHS)
-def test_a_name_is_the_module_that_it_means(
+def test_a_name_resolves_to_its_module(
     family: Family, name: str, component: Component, path: str
 ) -> None:
     path = _as_installed(components(family)[component], path)
@@ -201,7 +201,7 @@ def test_a_name_is_the_module_that_it_means(
 
 
 def _as_installed(module: torch.nn.Module, path: str) -> str:
-    """With the level that transformers 5.6 took out of CLIPTextModel, where it still is."""
+    """Insert the level that transformers 5.6 removed from CLIPTextModel, where it still exists."""
     names = dict(module.named_modules())
     return path if path in names else f"text_model.{path}"
 
@@ -219,11 +219,11 @@ def _as_installed(module: torch.nn.Module, path: str) -> str:
         ("sdxl", "lora_unet_double_blocks_0_img_attn_proj"),
     ],
 )
-def test_a_name_of_no_module_or_of_two_is_none(family: Family, name: str) -> None:
+def test_an_unknown_or_ambiguous_name_resolves_to_none(family: Family, name: str) -> None:
     assert naming(family).target(name, "weight") is None
 
 
-def test_a_bias_is_only_where_the_module_has_one() -> None:
+def test_a_bias_resolves_only_if_the_module_has_one() -> None:
     sd1 = naming("sd1")
     block = "down_blocks.0.attentions.0.transformer_blocks.0"
     assert sd1.target(f"unet.{block}.attn1.to_q", "bias") is None
@@ -232,7 +232,7 @@ def test_a_bias_is_only_where_the_module_has_one() -> None:
     assert sd1.shape(bias) == (320,)
 
 
-def test_two_modules_with_one_flat_name_are_refused() -> None:
+def test_two_modules_with_the_same_flat_name_are_refused() -> None:
     encoder = torch.nn.Module()
     encoder.add_module("mlp_fc1", torch.nn.Linear(1, 1))
     encoder.add_module("mlp", torch.nn.ModuleDict({"fc1": torch.nn.Linear(1, 1)}))

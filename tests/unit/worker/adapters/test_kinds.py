@@ -1,4 +1,4 @@
-"""Every kind of delta against its formula, written out in float64, and against LyCORIS."""
+"""Every kind of delta equals its formula, written out in float64."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from imagefleet_worker.adapters.kinds.build import AnyDelta, weight_delta
 from imagefleet_worker.adapters.kinds.factors import ShapeMismatch
 from imagefleet_worker.adapters.kinds.low_rank import RowwiseLoRADelta
 from imagefleet_worker.adapters.kinds.product import Product
-from imagefleet_worker.adapters.kinds.tensors import Incomplete, StatedAlpha
+from imagefleet_worker.adapters.kinds.tensors import Incomplete, MetadataAlpha
 
 MATRIX = (24, 40)
 KERNEL = (24, 40, 3, 3)
@@ -31,12 +31,12 @@ def build(shape: tuple[int, ...], parts: Mapping[str, Tensor]) -> AnyDelta:
 
 
 def error_of(shape: tuple[int, ...], parts: Mapping[str, Tensor], reference: Tensor) -> float:
-    """Relative error of the delta as a whole; checks what `Delta.of` promises on the way."""
+    """Relative error of the delta; also checks the contract of `Delta.of`."""
     original = original_of(shape)
     before = original.clone()
     delta = build(shape, parts).of(original)
     assert (delta.shape, delta.dtype) == (original.shape, torch.float32)
-    assert torch.equal(original, before), "the original is only read"
+    assert torch.equal(original, before), "the original is not modified"
     assert reference.dtype == torch.float64
     return float((delta.double() - reference).norm() / reference.norm())
 
@@ -54,16 +54,18 @@ def test_lora_without_an_alpha_has_scale_one() -> None:
     assert error_of(MATRIX, {"lora_up": up, "lora_down": down}, reference) <= TOLERANCE
 
 
-def test_lora_takes_its_alpha_from_the_metadata_if_there_is_no_tensor() -> None:
+def test_lora_uses_alpha_from_the_metadata_if_there_is_no_tensor() -> None:
     up, down = randn(24, 4), randn(4, 40)
     parts = {"lora_up": up, "lora_down": down}
     product = (up.double() @ down.double()).float()
-    for by_root, scale in ((False, 2 / 4), (True, 2 / 2)):
-        delta = weight_delta(parts, MATRIX, StatedAlpha(2.0, by_root)).of(original_of(MATRIX))
+    for rank_stabilized, scale in ((False, 2 / 4), (True, 2 / 2)):
+        delta = weight_delta(parts, MATRIX, MetadataAlpha(2.0, rank_stabilized)).of(
+            original_of(MATRIX)
+        )
         torch.testing.assert_close(delta, product * scale)
 
 
-def test_a_stated_scale_goes_before_alpha_over_rank() -> None:
+def test_a_scale_tensor_overrides_alpha_over_rank() -> None:
     up, down = randn(24, 4), randn(4, 40)
     parts = {
         "lora_up": up,
@@ -74,7 +76,7 @@ def test_a_stated_scale_goes_before_alpha_over_rank() -> None:
     assert error_of(MATRIX, parts, up.double() @ down.double() * 0.25) <= TOLERANCE
 
 
-def test_factors_of_a_convolution_fit_the_matrix_that_they_are() -> None:
+def test_pointwise_convolution_factors_fit_a_matrix_and_vice_versa() -> None:
     up, down = randn(24, 4, 1, 1), randn(4, 40, 1, 1)
     reference = up.double()[:, :, 0, 0] @ down.double()[:, :, 0, 0]
     assert error_of(MATRIX, {"lora_up": up, "lora_down": down}, reference) <= TOLERANCE
@@ -90,7 +92,7 @@ def test_half_precision_factors_are_multiplied_in_float32() -> None:
     assert error_of(MATRIX, {"lora_up": up, "lora_down": down}, reference) <= TOLERANCE
 
 
-def test_locon_is_a_convolution_after_another() -> None:
+def test_locon_is_a_convolution_and_a_pointwise_convolution() -> None:
     up, down = randn(24, 4, 1, 1), randn(4, 40, 3, 3)
     parts = {"lora_up": up, "lora_down": down, "alpha": torch.tensor(1.0)}
     reference = torch.zeros(KERNEL, dtype=torch.float64)
@@ -100,7 +102,7 @@ def test_locon_is_a_convolution_after_another() -> None:
     assert error_of(KERNEL, parts, reference) <= TOLERANCE
 
 
-def test_locon_with_a_core_is_tuckers_decomposition() -> None:
+def test_locon_with_a_core_is_a_tucker_decomposition() -> None:
     up, mid, down = randn(24, 4, 1, 1), randn(4, 4, 3, 3), randn(4, 40, 1, 1)
     parts = {"lora_up": up, "lora_down": down, "lora_mid": mid, "alpha": torch.tensor(2.0)}
     reference = torch.empty(KERNEL, dtype=torch.float64)
@@ -122,14 +124,14 @@ def loha_parts(inputs: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("shape", [MATRIX, KERNEL])
-def test_loha_is_two_products_elementwise(shape: tuple[int, ...]) -> None:
+def test_loha_is_the_elementwise_product_of_two_products(shape: tuple[int, ...]) -> None:
     parts = loha_parts(torch.Size(shape[1:]).numel())
     w1a, w1b, w2a, w2b = (parts[name].double() for name in list(parts)[:4])
     reference = ((w1a @ w1b) * (w2a @ w2b) / 4).reshape(shape)
     assert error_of(shape, parts, reference) <= TOLERANCE
 
 
-def test_loha_with_cores_is_two_tucker_decompositions_elementwise() -> None:
+def test_loha_with_cores_is_the_elementwise_product_of_two_tucker_decompositions() -> None:
     parts = {f"hada_w{n}_a": randn(4, 24, seed=n) for n in (1, 2)}
     parts |= {f"hada_w{n}_b": randn(4, 40, seed=10 + n) for n in (1, 2)}
     parts |= {f"hada_t{n}": randn(4, 4, 3, 3, seed=20 + n) for n in (1, 2)}
@@ -143,7 +145,7 @@ def test_loha_with_cores_is_two_tucker_decompositions_elementwise() -> None:
 
 
 def kron(first: Tensor, second: Tensor) -> Tensor:
-    """Kronecker's product of the first two axes by its definition."""
+    """The Kronecker product of the first two axes, by definition."""
     (a, c), (b, d) = first.shape, second.shape[:2]
     result = torch.empty(a * b, c * d, *second.shape[2:], dtype=torch.float64)
     for i in range(a):
@@ -153,17 +155,17 @@ def kron(first: Tensor, second: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kernel", [(), (3, 3)])
-def test_lokr_whole_has_no_alpha(kernel: tuple[int, ...]) -> None:
+def test_dense_lokr_ignores_alpha(kernel: tuple[int, ...]) -> None:
     w1, w2 = randn(4, 5), randn(6, 8, *kernel)
     parts = {"lokr_w1": w1, "lokr_w2": w2, "alpha": torch.tensor(3.0)}
     assert error_of((24, 40, *kernel), parts, kron(w1.double(), w2.double())) <= TOLERANCE
 
 
-def test_lokr_in_factors_is_divided_by_their_rank() -> None:
+def test_factorized_lokr_is_divided_by_its_rank() -> None:
     w1a, w1b, w2a, w2b = randn(4, 2), randn(2, 5), randn(6, 3), randn(3, 8)
     second = w2a.double() @ w2b.double()
-    whole_first = {"lokr_w1": randn(4, 5), "lokr_w2_a": w2a, "lokr_w2_b": w2b}
-    parts = {**whole_first, "alpha": torch.tensor(2.0)}
+    dense_first = {"lokr_w1": randn(4, 5), "lokr_w2_a": w2a, "lokr_w2_b": w2b}
+    parts = {**dense_first, "alpha": torch.tensor(2.0)}
     reference = kron(randn(4, 5).double(), second) * (2 / 3)
     assert error_of(MATRIX, parts, reference) <= TOLERANCE
 
@@ -171,12 +173,12 @@ def test_lokr_in_factors_is_divided_by_their_rank() -> None:
     reference = kron(w1a.double() @ w1b.double(), second)
     assert error_of(MATRIX, both, reference) <= TOLERANCE
 
-    whole_second = {"lokr_w1_a": w1a, "lokr_w1_b": w1b, "lokr_w2": randn(6, 8)}
+    dense_second = {"lokr_w1_a": w1a, "lokr_w1_b": w1b, "lokr_w2": randn(6, 8)}
     reference = kron(w1a.double() @ w1b.double(), randn(6, 8).double()) * (1 / 2)
-    assert error_of(MATRIX, {**whole_second, "alpha": torch.tensor(1.0)}, reference) <= TOLERANCE
+    assert error_of(MATRIX, {**dense_second, "alpha": torch.tensor(1.0)}, reference) <= TOLERANCE
 
 
-def test_lokr_of_a_convolution_has_its_kernel_flattened_or_in_a_core() -> None:
+def test_lokr_of_a_convolution_has_a_flattened_kernel_or_a_core() -> None:
     w1, w2a, w2b = randn(4, 5), randn(6, 3), randn(3, 8 * 9)
     parts = {"lokr_w1": w1, "lokr_w2_a": w2a, "lokr_w2_b": w2b, "alpha": torch.tensor(1.0)}
     second = (w2a.double() @ w2b.double()).reshape(6, 8, 3, 3)
@@ -208,19 +210,19 @@ def test_dora_gives_each_output_or_each_input_its_magnitude(
     assert float(error) <= TOLERANCE
 
 
-@pytest.mark.parametrize("form", [(24,), (1, 24, 1, 1)])
-def test_pefts_magnitude_is_by_output_whatever_its_form(form: tuple[int, ...]) -> None:
-    """PEFT writes a convolution's as `(1, out, 1, 1)`, which elsewhere is one for each input."""
+@pytest.mark.parametrize("stored_shape", [(24,), (1, 24, 1, 1)])
+def test_pefts_magnitude_is_per_output_whatever_its_shape(stored_shape: tuple[int, ...]) -> None:
+    """PEFT writes a convolution's as `(1, out, 1, 1)`, which in other files means one per input."""
     magnitude = randn(24).abs() + 0.5
     factors = {"lora_up": randn(24, 4, 1, 1), "lora_down": randn(4, 24, 3, 3)}
     shape = (24, 24, 3, 3)
-    stated = build(shape, {**factors, "magnitude": magnitude.reshape(form)})
-    known = build(shape, {**factors, "dora_scale": magnitude.reshape(24, 1, 1, 1)})
+    peft = build(shape, {**factors, "magnitude": magnitude.reshape(stored_shape)})
+    kohya = build(shape, {**factors, "dora_scale": magnitude.reshape(24, 1, 1, 1)})
     original = original_of(shape)
-    assert torch.equal(stated.of(original), known.of(original))
+    assert torch.equal(peft.of(original), kohya.of(original))
 
 
-def test_dora_goes_on_top_of_loha_and_lokr() -> None:
+def test_dora_combines_with_loha_and_lokr() -> None:
     magnitude = randn(24, 1).abs() + 0.5
     lokr = {"lokr_w1": randn(4, 5), "lokr_w2": randn(6, 8)}
     for parts in (loha_parts(40), lokr):
@@ -249,29 +251,29 @@ def test_ia3_scales_outputs_or_inputs(shape: tuple[int, ...]) -> None:
     assert error_of(shape, {"ia3": inputs, "on_input": torch.tensor(1)}, reference) <= TOLERANCE
 
 
-def test_a_full_delta_is_copied_for_the_caller() -> None:
+def test_a_full_delta_returns_a_copy() -> None:
     tensor = randn(*KERNEL)
     delta = build(KERNEL, {"diff": tensor})
-    given = delta.of(original_of(KERNEL))
-    assert torch.equal(given, tensor)
-    given.zero_()
+    value = delta.of(original_of(KERNEL))
+    assert torch.equal(value, tensor)
+    value.zero_()
     assert torch.equal(delta.of(original_of(KERNEL)), randn(*KERNEL))
 
 
-def test_a_norm_has_a_full_delta() -> None:
+def test_a_norm_uses_a_full_delta() -> None:
     assert error_of((24,), {"w_norm": randn(24)}, randn(24).double()) <= TOLERANCE
 
 
 @pytest.mark.parametrize("shape", [MATRIX, KERNEL])
 @pytest.mark.parametrize("older", [False, True])
-def test_glora_reads_the_weight(shape: tuple[int, ...], older: bool) -> None:
+def test_glora_depends_on_the_weight(shape: tuple[int, ...], older: bool) -> None:
     ones = [1] * (len(shape) - 2)
     a1, a2 = randn(40, 4, *ones), randn(4, 40, *ones)
     b1, b2 = randn(24, 4, *ones), randn(4, *shape[1:])
     original = original_of(shape).double()
-    read = a1.double().flatten(1) @ a2.double().flatten(1)
+    on_weight = a1.double().flatten(1) @ a2.double().flatten(1)
     reference = (b1.double().flatten(1) @ b2.double().flatten(1)).reshape(shape)
-    reference = (reference + torch.einsum("oi...,ij->oj...", original, read)) * (2 / 4)
+    reference = (reference + torch.einsum("oi...,ij->oj...", original, on_weight)) * (2 / 4)
     swapped = {"a1": a2, "a2": a1, "b1": b2, "b2": b1}
     parts = swapped if older else {"a1": a1, "a2": a2, "b1": b1, "b2": b2}
     assert error_of(shape, {**parts, "alpha": torch.tensor(2.0)}, reference) <= TOLERANCE
@@ -314,7 +316,7 @@ def test_lycoris_first_oft_has_the_rotation_itself() -> None:
 
 @pytest.mark.parametrize("shape", [(24, 40), (24, 8, 3, 3)])
 def test_boft_rotates_in_butterflies(shape: tuple[int, ...]) -> None:
-    """Stage i rotates within groups of outputs that lie ``2^i size / 2`` apart, pair by pair."""
+    """Stage i rotates within groups of outputs at distance ``2^i size / 2``, pair by pair."""
     stages, count, size = 3, 4, 6
     blocks = randn(stages, count, size, size) * 0.1
     rescale = 1 + randn(24, *[1] * (len(shape) - 1)) * 0.1
@@ -322,11 +324,11 @@ def test_boft_rotates_in_butterflies(shape: tuple[int, ...]) -> None:
     original = original_of(shape).double()
     weight = original.flatten(1)
     for stage in range(stages):
-        apart = 2**stage * size // 2
+        distance = 2**stage * size // 2
         order = [
-            chunk * 2 * apart + half * apart + place
-            for chunk in range(24 // (2 * apart))
-            for place in range(apart)
+            chunk * 2 * distance + half * distance + offset
+            for chunk in range(24 // (2 * distance))
+            for offset in range(distance)
             for half in (0, 1)
         ]
         turned = torch.block_diag(*rotations[stage]) @ weight[order]
@@ -337,25 +339,25 @@ def test_boft_rotates_in_butterflies(shape: tuple[int, ...]) -> None:
     assert error_of(shape, parts, reference) <= TOLERANCE
 
 
-def test_a_sparse_rest_is_added_where_it_lies() -> None:
+def test_a_sparse_residual_is_added_at_its_indices() -> None:
     up, down = randn(24, 4, 1, 1), randn(4, 40, 3, 3)
-    places = torch.tensor([[0, 5, 23], [0, 17, 359]], dtype=torch.int16)
+    indices = torch.tensor([[0, 5, 23], [0, 17, 359]], dtype=torch.int16)
     values = randn(3, dtype=torch.float16)
     parts = {
         "lora_up": up,
         "lora_down": down,
         "alpha": torch.tensor([4.0]),
-        "bias_indices": places,
+        "bias_indices": indices,
         "bias_values": values,
         "bias_size": torch.tensor([24, 360], dtype=torch.int16),
     }
     reference = up.double().flatten(1) @ down.double().flatten(1)
-    for row, column, value in zip(*places.tolist(), values.tolist(), strict=True):
+    for row, column, value in zip(*indices.tolist(), values.tolist(), strict=True):
         reference[row, column] += value
     assert error_of(KERNEL, parts, reference.reshape(KERNEL)) <= TOLERANCE
 
 
-def test_factors_can_be_moved_without_changing_what_they_make() -> None:
+def test_mapping_tensors_preserves_the_delta() -> None:
     parts = {**loha_parts(40), "dora_scale": randn(24, 1).abs()}
     delta = build(MATRIX, parts)
     halved = delta.mapped(Tensor.half)
@@ -408,7 +410,7 @@ WRONG_SHAPES: list[tuple[str, dict[str, Tensor], str]] = [
     [case[1:] for case in WRONG_SHAPES],
     ids=[case[0] for case in WRONG_SHAPES],
 )
-def test_shapes_that_do_not_go_together_are_told(parts: dict[str, Tensor], message: str) -> None:
+def test_mismatched_shapes_raise_an_error(parts: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ShapeMismatch, match=message):
         build(MATRIX, parts)
 
@@ -426,13 +428,13 @@ def test_shapes_that_do_not_go_together_are_told(parts: dict[str, Tensor], messa
         ({"diff": randn(24, 40), "alpha": randn(1)}, "alpha beside diff"),
     ],
 )
-def test_parts_that_make_no_whole_are_told(parts: dict[str, Tensor], message: str) -> None:
+def test_missing_or_unused_tensors_raise_an_error(parts: dict[str, Tensor], message: str) -> None:
     with pytest.raises(Incomplete, match=message):
         build(MATRIX, parts)
 
 
 @pytest.mark.parametrize("shape", [(10, 6), (10, 6, 3, 3)])
-def test_a_loras_factors_make_the_lora_as_a_whole(shape: tuple[int, ...]) -> None:
+def test_the_product_of_a_loras_factors_equals_its_delta(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     up = torch.randn(shape[0], 4, *[1] * (len(shape) - 2), generator=generator)
     down = torch.randn(4, *shape[1:], generator=generator)

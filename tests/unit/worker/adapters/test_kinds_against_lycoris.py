@@ -1,4 +1,4 @@
-"""Every kind of delta as LyCORIS itself saves and computes it."""
+"""Every kind of delta is computed as LyCORIS does, from what LyCORIS saves."""
 
 import os
 from collections.abc import Callable
@@ -18,8 +18,8 @@ else:
 
 TOLERANCE = 1e-6
 
-# LyCORIS has no types: a module of it, from the layer that it adapts.
-Make = Callable[[nn.Module], Any]
+# LyCORIS has no types: creates one of its modules for a layer.
+MakeModule = Callable[[nn.Module], Any]
 
 
 def linear() -> nn.Module:
@@ -34,14 +34,14 @@ def pointwise() -> nn.Module:
     return nn.Conv2d(40, 24, 1)
 
 
-def make(name: str, **options: object) -> Make:
+def make(name: str, **options: object) -> MakeModule:
     return lambda layer: getattr(lycoris, name)(
         "x", layer, 1.0, **{"lora_dim": 4, "alpha": 2, **options}
     )
 
 
 PER_INPUT = {"weight_decompose": True, "wd_on_out": False}
-CASES: list[tuple[str, Callable[[], nn.Module], Make]] = [
+CASES: list[tuple[str, Callable[[], nn.Module], MakeModule]] = [
     ("lora", linear, make("LoConModule")),
     ("rslora", linear, make("LoConModule", rs_lora=True)),
     ("locon", convolution, make("LoConModule")),
@@ -74,7 +74,7 @@ CASES: list[tuple[str, Callable[[], nn.Module], Make]] = [
         make("ButterflyOFTModule", lora_dim=6, constraint=1e-3, rescaled=True),
     ),
     ("full", convolution, make("FullModule")),
-    # LyCORIS' own choice until it had another; LoHa and LoKr flatten a kernel into the inputs.
+    # LyCORIS' only option in old versions; LoHa and LoKr flatten a kernel into the inputs.
     *(
         (f"{name} {layer.__name__} in", layer, make(module, **PER_INPUT, **options))
         for layer in (linear, convolution, pointwise)
@@ -90,22 +90,22 @@ CASES: list[tuple[str, Callable[[], nn.Module], Make]] = [
 ]
 
 
-def parts_of(module: nn.Module) -> dict[str, Tensor]:
-    """What LyCORIS would save for the layer, without its bias."""
-    parts: dict[str, Tensor] = {}
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that LyCORIS would save for the layer by role, without its bias."""
+    tensors: dict[str, Tensor] = {}
     for key, tensor in module.state_dict().items():
-        named = split_key(f"lora_unet_layer.{key}")
-        assert named is not None, key
-        if named[1] != "diff_b":
-            parts[named[1]] = tensor.detach().clone()
-    return parts
+        split = split_key(f"lora_unet_layer.{key}")
+        assert split is not None, key
+        if split[1] != "diff_b":
+            tensors[split[1]] = tensor.detach().clone()
+    return tensors
 
 
 def merged_by(adapted: nn.Module, original: Tensor) -> Tensor:
     module = cast(Any, adapted)
     if not isinstance(module, lycoris.LohaModule | lycoris.LokrModule):
         return module.get_merged_weight(1.0)[0].detach()
-    # LyCORIS' own merge of these applies alpha / rank twice; what it trains with, once.
+    # LyCORIS' merge of these applies alpha / rank twice, but its training applies it once.
     merged = original + module.get_weight(original.shape)
     return module.apply_weight_decompose(merged) if module.wd else merged
 
@@ -113,8 +113,8 @@ def merged_by(adapted: nn.Module, original: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("layer", "make_module"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_the_merged_weight_is_lycoris_own(
-    layer: Callable[[], nn.Module], make_module: Make
+def test_the_merged_weight_equals_lycoris(
+    layer: Callable[[], nn.Module], make_module: MakeModule
 ) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -124,9 +124,9 @@ def test_the_merged_weight_is_lycoris_own(
             parameter.add_(torch.randn_like(parameter) * 0.1)
         original = adapted.get_parameter("weight").detach()
         if isinstance(module, lycoris.FullModule):
-            module.apply_to()  # Before that its weights are neither the layer's nor the delta.
+            module.apply_to()  # Only then are its weights deltas.
         reference = merged_by(module, original)
-        delta = weight_delta(parts_of(module), tuple(original.shape), None).of(original)
+        delta = weight_delta(tensors_of(module), tuple(original.shape), None).of(original)
     assert not torch.equal(reference, original)
     error = (original.double() + delta.double() - reference.double()).norm()
     assert float(error / reference.double().norm()) <= TOLERANCE

@@ -1,6 +1,6 @@
-"""Adapters are merged as the formula says, in place, and leave no trace."""
+"""Adapters are merged by formula, in place, and unmerged without a trace."""
 
-# A tensor's version counts the writes to it.
+# A tensor's private `_version` counts the writes to it.
 # pyright: reportPrivateUsage=false
 
 import gc
@@ -16,11 +16,11 @@ from torch._dynamo.utils import counters
 from imagefleet_shared.errors import IncompatibleAdapter
 from imagefleet_worker.adapters.delta import Adapter, Component, Target
 from imagefleet_worker.adapters.merge import MergedState, applied
-from imagefleet_worker.adapters.merge_kernels import grouped, write_merged
+from imagefleet_worker.adapters.merge_kernels import group_targets, write_merged
 from imagefleet_worker.adapters.originals import Originals, StateCorrupted
 from imagefleet_worker.adapters.scaled import ScaledAdapter, Terms
 from tests.random_adapters import (
-    Fuse,
+    FailAfter,
     LowRank,
     Whole,
     adapter_of,
@@ -29,7 +29,7 @@ from tests.random_adapters import (
     random_mixture,
     targets_of,
 )
-from tests.weights import Modules, differing, layout, off, small_modules, tensors_of
+from tests.weights import Modules, differing, layout, small_modules, tensors_of, wrongly_merged
 
 _QUERY = Target("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight")
 _KEY = Target("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_k.weight")
@@ -52,7 +52,9 @@ def state(modules: Modules) -> MergedState:
 
 
 def _state(modules: Modules, verify_every: int = 1) -> MergedState:
-    return MergedState(modules, device_budget_bytes=0, copies_bytes=0, verify_every=verify_every)
+    return MergedState(
+        modules, device_budget_bytes=0, merged_cache_bytes=0, verify_every=verify_every
+    )
 
 
 def _copies(modules: Modules) -> dict[Target, Tensor]:
@@ -75,45 +77,45 @@ def _writes(modules: Modules) -> dict[Target, int]:
 def test_merged_weights_are_the_sum_in_float32_rounded_once(
     modules: Modules, pristine: dict[Target, Tensor], state: MergedState
 ) -> None:
-    one = random_mixture("one", modules, targets_of(modules), seed=1, fuse=Fuse())
-    two = random_mixture("two", modules, targets_of(modules)[::2], seed=2, fuse=Fuse())
-    wanted = [_at(two, -0.3), _at(one, 0.7, 1.2)]
+    one = random_mixture("one", modules, targets_of(modules), seed=1, fail_after=FailAfter())
+    two = random_mixture("two", modules, targets_of(modules)[::2], seed=2, fail_after=FailAfter())
+    adapters = [_at(two, -0.3), _at(one, 0.7, 1.2)]
 
     before = layout(modules)
-    state.switch(wanted)
+    state.switch(adapters)
 
-    assert not off(modules, pristine, wanted)
+    assert not wrongly_merged(modules, pristine, adapters)
     assert layout(modules) == before
     state.switch(())
     assert not differing(modules, pristine)
     assert state.verify()
 
 
-def test_a_matrix_merged_in_rows_has_the_same_bits() -> None:
-    """Whole numbers, so that no kernel's order of summation shows."""
+def test_a_matrix_merged_rowwise_has_the_same_bits() -> None:
+    """Uses integers, so that the order of summation does not matter."""
     modules: dict[Component, nn.Module] = {"unet": nn.Linear(700, 1000).half()}
     pristine = _copies(modules)
     generator = torch.Generator().manual_seed(0)
     up = torch.randint(-9, 9, (1000, 4), generator=generator).float()
     down = torch.randint(-9, 9, (4, 700), generator=generator).float()
-    wanted = [
-        _at(adapter_of(name, {Target("unet", "weight"): LowRank(up, down, Fuse())}), scale)
+    adapters = [
+        _at(adapter_of(name, {Target("unet", "weight"): LowRank(up, down, FailAfter())}), scale)
         for name, scale in (("one", 0.5), ("two", -0.125))
     ]
 
-    _state(modules).switch(wanted)
+    _state(modules).switch(adapters)
 
-    assert not off(modules, pristine, wanted)
+    assert not wrongly_merged(modules, pristine, adapters)
 
 
-def test_parameters_merged_in_one_call_are_as_merged_alone(modules: Modules) -> None:
-    """A GPU takes them in groups, a CPU does not."""
+def test_parameters_merged_in_a_group_equal_those_merged_one_by_one(modules: Modules) -> None:
+    """They are grouped on a GPU, but not on a CPU."""
     lora = _lora("one", modules, _QUERY, _KEY)
     terms: dict[Target, Terms] = {_QUERY: (("one", 0.5),), _KEY: (("one", 2.0), ("one", 1.0))}
     together, alone = [
         {target: tensors_of(modules)[target].clone() for target in terms} for _ in range(2)
     ]
-    assert [len(group) for group in grouped(together, terms)] == [1, 1]
+    assert [len(group) for group in group_targets(together, terms)] == [1, 1]
     terms[_QUERY] = (("one", 0.5), ("one", -1.0))
     originals = [tensor.float() for tensor in together.values()]
 
@@ -136,7 +138,7 @@ def test_the_same_set_in_any_order_writes_nothing(modules: Modules, state: Merge
     assert (report.rewritten, report.restored, report.unchanged) == (0, 0, 3)
 
 
-def test_order_of_the_request_does_not_matter_to_a_bit(modules: Modules) -> None:
+def test_the_order_of_adapters_does_not_change_a_bit(modules: Modules) -> None:
     loras = [_lora(name, modules, _QUERY, _CLIP, seed=len(name)) for name in ("a", "bb", "ccc")]
     forward = [_at(lora, scale) for lora, scale in zip(loras, (0.1, 0.7, 1.3), strict=True)]
     _state(modules).switch(forward)
@@ -162,7 +164,7 @@ def test_only_parameters_whose_terms_change_are_written(
     assert changed == {_KEY, _CLIP}
 
 
-def test_a_change_of_one_components_scale_leaves_the_other_component(
+def test_changing_one_components_scale_does_not_write_the_other(
     modules: Modules, state: MergedState
 ) -> None:
     lora = _lora("one", modules, _QUERY, _CLIP)
@@ -175,7 +177,7 @@ def test_a_change_of_one_components_scale_leaves_the_other_component(
     assert _writes(modules)[_QUERY] == before[_QUERY]
 
 
-def test_scale_zero_is_as_without(
+def test_scale_zero_equals_no_adapter(
     modules: Modules, pristine: dict[Target, Tensor], state: MergedState
 ) -> None:
     before = _writes(modules)
@@ -187,7 +189,7 @@ def test_scale_zero_is_as_without(
     assert not differing(modules, pristine)
 
 
-def test_an_adapter_is_known_by_its_hash(modules: Modules, state: MergedState) -> None:
+def test_an_adapter_is_identified_by_its_hash(modules: Modules, state: MergedState) -> None:
     state.switch([_at(_lora("old", modules, _QUERY, seed=1), 1)])
 
     assert state.switch([_at(_lora("old", modules, _QUERY, seed=1), 1)]).rewritten == 0
@@ -201,31 +203,31 @@ def test_an_adapter_given_twice_counts_twice(
 
     state.switch([_at(lora, 0.5), _at(lora, 0.5)])
 
-    assert not off(modules, pristine, [_at(lora, 0.5), _at(lora, 0.5)])
+    assert not wrongly_merged(modules, pristine, [_at(lora, 0.5), _at(lora, 0.5)])
 
 
-def test_a_target_that_the_pipeline_lacks_is_an_error_that_names_it(
-    modules: Modules, state: MergedState
-) -> None:
+def test_an_unknown_target_is_an_error_that_names_it(modules: Modules, state: MergedState) -> None:
     xl = Target("text_encoder_2", "encoder.layers.0.self_attn.q_proj.weight")
     tensor = torch.zeros(1)
-    strange = adapter_of("x", {xl: Whole(tensor, Fuse()), _QUERY: Whole(tensor, Fuse())})
-    kept = [_at(_lora("one", modules, _QUERY), 1)]
-    state.switch(kept)
+    incompatible = adapter_of(
+        "x", {xl: Whole(tensor, FailAfter()), _QUERY: Whole(tensor, FailAfter())}
+    )
+    previous = [_at(_lora("one", modules, _QUERY), 1)]
+    state.switch(previous)
     before = _writes(modules)
 
     with pytest.raises(IncompatibleAdapter, match=r"text_encoder_2\.encoder\.layers\.0"):
-        state.switch([_at(strange, 0)])
+        state.switch([_at(incompatible, 0)])
 
     assert _writes(modules) == before
-    assert state.switch(kept).unchanged == 1
+    assert state.switch(previous).unchanged == 1
 
 
-def test_a_delta_of_the_wrong_shape_is_an_error_and_leaves_no_adapter_on(
+def test_a_delta_of_the_wrong_shape_is_an_error_and_leaves_no_adapter_merged(
     modules: Modules, pristine: dict[Target, Tensor], state: MergedState
 ) -> None:
     good = _lora("good", modules, _KEY, _CLIP)
-    bad = adapter_of("bad", {_QUERY: Whole(torch.zeros(3, 3), Fuse())})
+    bad = adapter_of("bad", {_QUERY: Whole(torch.zeros(3, 3), FailAfter())})
 
     with pytest.raises(IncompatibleAdapter, match=r"attn1\.to_q\.weight is .* adds \[3, 3\]"):
         state.switch([_at(good, 1), _at(bad, 1)])
@@ -240,7 +242,7 @@ def test_a_merged_weight_that_is_not_finite_is_an_error(
 ) -> None:
     tensor = torch.zeros(pristine[_QUERY].shape)
     tensor[0, 0] = value
-    bad = adapter_of("bad", {_QUERY: Whole(tensor, Fuse())})
+    bad = adapter_of("bad", {_QUERY: Whole(tensor, FailAfter())})
     good = _lora("good", modules, _KEY)
 
     with pytest.raises(IncompatibleAdapter, match=r"not finite: unet\.mid_block.*to_q\.weight$"):
@@ -254,27 +256,27 @@ def test_a_large_but_finite_weight_is_no_error(
 ) -> None:
     tensor = torch.full(pristine[_QUERY].shape, 65_000.0)
 
-    assert state.switch([_at(adapter_of("big", {_QUERY: Whole(tensor, Fuse())}), 1)]).rewritten
+    assert state.switch([_at(adapter_of("big", {_QUERY: Whole(tensor, FailAfter())}), 1)]).rewritten
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), KeyboardInterrupt(), ValueError()])
-def test_a_switch_that_fails_half_way_leaves_no_adapter_on(
+def test_a_switch_that_fails_halfway_leaves_no_adapter_merged(
     modules: Modules, pristine: dict[Target, Tensor], state: MergedState, error: BaseException
 ) -> None:
-    fuse = Fuse()
+    fail_after = FailAfter()
     state.switch([_at(_lora("old", modules, _QUERY, _CLIP), 1)])
-    new = random_mixture("new", modules, targets_of(modules), seed=3, fuse=fuse)
-    fuse.left, fuse.error = 100, error
+    new = random_mixture("new", modules, targets_of(modules), seed=3, fail_after=fail_after)
+    fail_after.remaining, fail_after.error = 100, error
 
     with pytest.raises(type(error)):
         state.switch([_at(new, 1)])
 
     assert not differing(modules, pristine)
     state.switch([_at(new, 1)])
-    assert not off(modules, pristine, [_at(new, 1)])
+    assert not wrongly_merged(modules, pristine, [_at(new, 1)])
 
 
-def test_a_restore_that_is_cut_short_is_finished_by_the_next_switch(
+def test_an_interrupted_restore_is_finished_by_the_next_switch(
     modules: Modules,
     pristine: dict[Target, Tensor],
     state: MergedState,
@@ -304,7 +306,7 @@ def test_applied_restores_whatever_the_body_does(
     def render() -> None:
         with applied(state, [_at(lora, 1)]) as report:
             assert (report.rewritten, report.restored) == (2, 1)
-            assert not off(modules, pristine, [_at(lora, 1)])
+            assert not wrongly_merged(modules, pristine, [_at(lora, 1)])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -314,7 +316,7 @@ def test_applied_restores_whatever_the_body_does(
 
 
 @pytest.mark.parametrize(("original", "changed"), [(0.0, -0.0), (float("nan"), float("inf"))])
-def test_a_restored_weight_that_somebody_changed_is_found(
+def test_corruption_of_a_restored_weight_is_detected(
     modules: Modules, state: MergedState, original: float, changed: float
 ) -> None:
     weight = modules["unet"].get_parameter(_QUERY.parameter).detach()
@@ -332,7 +334,7 @@ def test_a_restored_weight_that_somebody_changed_is_found(
         state.switch(())
 
 
-def test_restores_are_verified_each_so_many_times(modules: Modules) -> None:
+def test_weights_are_verified_after_every_nth_restore(modules: Modules) -> None:
     state = _state(modules, verify_every=2)
     one, two = _lora("one", modules, _QUERY), _lora("two", modules, _KEY)
     state.switch([_at(one, 1)])
@@ -344,7 +346,7 @@ def test_restores_are_verified_each_so_many_times(modules: Modules) -> None:
         state.switch(())
 
 
-def test_originals_are_counted_once(modules: Modules, state: MergedState) -> None:
+def test_originals_are_saved_once(modules: Modules, state: MergedState) -> None:
     for scale in (1, 0.5, 0):
         state.switch([_at(_lora("one", modules, _QUERY), scale)])
 
@@ -353,7 +355,7 @@ def test_originals_are_counted_once(modules: Modules, state: MergedState) -> Non
 
 
 def test_compiled_code_follows_the_weights_without_compiling_again() -> None:
-    """Only writes in place do that: compiled code holds on to the storage it saw."""
+    """Requires in-place writes: compiled code refers to the storage it was traced with."""
     torch._dynamo.reset()
     network = nn.Sequential(nn.Linear(8, 8), nn.SiLU(), nn.Conv1d(8, 4, 1)).requires_grad_(False)
     modules: dict[Component, nn.Module] = {"unet": network}

@@ -1,4 +1,4 @@
-"""Whatever jobs want and however they fail: weights are what they should be, bit for bit."""
+"""After any sequence of switches and failures, weights are as expected, bit for bit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from imagefleet_worker.adapters.delta import Adapter, Component, Target
 from imagefleet_worker.adapters.merge import MergedState, applied
 from imagefleet_worker.adapters.scaled import ScaledAdapter
 from imagefleet_worker.weights.families import Family
-from tests.random_adapters import Fuse, linear_targets, random_mixture, targets_of
-from tests.weights import differing, layout, off, small_modules, tensors_of
+from tests.random_adapters import FailAfter, linear_targets, random_mixture, targets_of
+from tests.weights import differing, layout, small_modules, tensors_of, wrongly_merged
 
 _ADAPTERS = 4
 _TARGETS = 24
@@ -33,55 +33,55 @@ class _MergeError(Exception):
 @dataclass(frozen=True)
 class _Step:
     kind: Literal["switch", "body raises", "merge fails"]
-    uses: Sequence[tuple[int, float, float]]
+    loras: Sequence[tuple[int, float, float]]
     """Index of the adapter, UNet scale, text encoder scale."""
     deltas: int
-    """Computed before the merge fails."""
+    """Number of deltas computed before the merge fails."""
 
 
 _scales = st.sampled_from([0.0, 1.0, -1.0]) | st.floats(-2, 2)
-_uses = st.tuples(st.integers(0, _ADAPTERS - 1), _scales, _scales)
+_loras = st.tuples(st.integers(0, _ADAPTERS - 1), _scales, _scales)
 _steps = st.builds(
     _Step,
     kind=st.sampled_from(["switch", "switch", "body raises", "merge fails"]),
-    uses=st.lists(_uses, max_size=3),
+    loras=st.lists(_loras, max_size=3),
     deltas=st.integers(0, 2 * _TARGETS),
 )
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """Modules that every example leaves as it found them, and adapters that overlap on them."""
+class _Setup:
+    """Modules that every example must leave unchanged, and adapters with overlapping targets."""
 
     modules: dict[Component, nn.Module]
     pristine: dict[Target, Tensor]
     adapters: list[Adapter]
-    fuse: Fuse
+    fail_after: FailAfter
 
-    def wanted(self, step: _Step) -> list[ScaledAdapter]:
+    def adapters_of(self, step: _Step) -> list[ScaledAdapter]:
         return [
             ScaledAdapter(
                 adapter=self.adapters[index], unet_scale=unet, text_encoder_scale=text_encoder
             )
-            for index, unet, text_encoder in step.uses
+            for index, unet, text_encoder in step.loras
         ]
 
 
 @cache
-def _bench(family: Family, dtype: torch.dtype) -> _Bench:
+def _setup(family: Family, dtype: torch.dtype) -> _Setup:
     modules = small_modules(family, dtype)
     pristine = {target: tensor.clone() for target, tensor in tensors_of(modules).items()}
-    fuse = Fuse(error=_MergeError())
-    # Not the vocabulary: large, and no adapter has it.
+    fail_after = FailAfter(error=_MergeError())
+    # Without token embeddings: they are large, and no adapter changes them.
     some = [target for target in targets_of(modules)[::11] if "token_" not in target.parameter]
     every = [*some, *linear_targets("unet", modules["unet"])]
     adapters = [
         random_mixture(
-            str(seed), modules, every[seed::_ADAPTERS][:_TARGETS] + every[:4], seed, fuse
+            str(seed), modules, every[seed::_ADAPTERS][:_TARGETS] + every[:4], seed, fail_after
         )
         for seed in range(_ADAPTERS)
     ]
-    return _Bench(modules, pristine, adapters, fuse)
+    return _Setup(modules, pristine, adapters, fail_after)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -91,36 +91,38 @@ def _bench(family: Family, dtype: torch.dtype) -> _Bench:
 def test_any_sequence_of_sets_and_failures_leaves_no_trace(
     family: Family, dtype: torch.dtype, steps: Sequence[_Step]
 ) -> None:
-    bench = _bench(family, dtype)
-    before = layout(bench.modules)
-    # Room for the copies of some sets, not of all.
-    state = MergedState(bench.modules, device_budget_bytes=0, copies_bytes=2**22, verify_every=1)
+    setup = _setup(family, dtype)
+    before = layout(setup.modules)
+    # The cache fits some sets, but not all.
+    state = MergedState(
+        setup.modules, device_budget_bytes=0, merged_cache_bytes=2**22, verify_every=1
+    )
 
     for step in steps:
-        on = _take(step, state, bench)
-        assert not off(bench.modules, bench.pristine, on)
+        merged = _run_step(step, state, setup)
+        assert not wrongly_merged(setup.modules, setup.pristine, merged)
     state.switch(())
 
-    assert not differing(bench.modules, bench.pristine)
-    assert layout(bench.modules) == before
+    assert not differing(setup.modules, setup.pristine)
+    assert layout(setup.modules) == before
     assert state.verify()
 
 
-def _take(step: _Step, state: MergedState, bench: _Bench) -> list[ScaledAdapter]:
-    """Do it; what is on afterwards."""
-    wanted = bench.wanted(step)
+def _run_step(step: _Step, state: MergedState, setup: _Setup) -> list[ScaledAdapter]:
+    """Run a step; returns the adapters that should be merged afterwards."""
+    adapters = setup.adapters_of(step)
     if step.kind == "body raises":
         try:
-            with applied(state, wanted):
-                assert not off(bench.modules, bench.pristine, wanted)
+            with applied(state, adapters):
+                assert not wrongly_merged(setup.modules, setup.pristine, adapters)
                 raise _BodyError
         except _BodyError:
             return []
-    bench.fuse.left = step.deltas if step.kind == "merge fails" else None
+    setup.fail_after.remaining = step.deltas if step.kind == "merge fails" else None
     try:
-        state.switch(wanted)
+        state.switch(adapters)
     except _MergeError:
         return []
     finally:
-        bench.fuse.left = None
-    return wanted
+        setup.fail_after.remaining = None
+    return adapters

@@ -1,4 +1,4 @@
-"""Textual inversion files: every layout that people have, and what is refused."""
+"""Textual inversion files load in every known layout, and invalid files are refused."""
 
 import hashlib
 import io
@@ -17,8 +17,8 @@ from imagefleet_worker.adapters.textual_inversion import (
     Embedding,
     TextEncoder,
     bundled_embeddings,
-    check_fit,
     load_embedding,
+    require_compatible,
 )
 
 L = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
@@ -26,7 +26,7 @@ G = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
 
 
 def webui(vectors: object) -> dict[str, object]:
-    """What A1111 saves."""
+    """The dict that A1111 saves."""
     return {
         "string_to_token": {"*": 265},
         "string_to_param": vectors,
@@ -71,12 +71,12 @@ def assert_vectors(embedding: Embedding, expected: Mapping[str, Tensor]) -> None
         ("suffix_lies.pt", save({"emb_params": L})),
     ],
 )
-def test_every_layout_gives_the_vectors(tmp_path: Path, name: str, content: bytes) -> None:
+def test_every_layout_loads_the_same_vectors(tmp_path: Path, name: str, content: bytes) -> None:
     embedding = load_embedding(written(tmp_path, content, name))
 
     assert embedding.name == name.rpartition(".")[0]
     assert embedding.sha256 == hashlib.sha256(content).hexdigest()
-    assert embedding.length == 3
+    assert embedding.num_tokens == 3
     assert_vectors(embedding, {"text_encoder": L})
 
 
@@ -102,7 +102,7 @@ REAL: list[tuple[str, dict[str, tuple[int, ...]], dict[TextEncoder, int]]] = [
         {"text_encoders_0": (2, 768), "text_encoders_1": (2, 1280)},
         {"text_encoder": 768, "text_encoder_2": 1280},
     ),
-    # The same, issue 8854 (unaestheticXL_Jug6), and pull request 6977 (web_y2k_emb): keys.
+    # diffusers issue 8854 (unaestheticXL_Jug6) and pull request 6977 (web_y2k_emb): keys.
     (
         "A1111's for SDXL",
         {"clip_g": (8, 1280), "clip_l": (8, 768)},
@@ -119,8 +119,8 @@ def test_a_real_file_fits_its_checkpoint(
 ) -> None:
     content = save({key: torch.zeros(shape) for key, shape in shapes.items()})
     embedding = load_embedding(written(tmp_path, content))
-    check_fit(embedding, widths)
-    assert embedding.length == next(iter(shapes.values()))[0]
+    require_compatible(embedding, widths)
+    assert embedding.num_tokens == next(iter(shapes.values()))[0]
 
 
 def test_a_single_vector_may_lack_its_first_dimension(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_vectors_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     assert_vectors(embedding, {"text_encoder": stored.float()})
 
 
-def test_a_header_of_128_bytes_is_no_pickle(tmp_path: Path) -> None:
+def test_a_header_of_128_bytes_is_not_mistaken_for_a_pickle(tmp_path: Path) -> None:
     """Such a .safetensors file starts with 0x80, as pickles do."""
     for length in range(1, 120):
         content = save({"t" * length: L[:1]})
@@ -190,7 +190,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(
         save({"clip_l": L, "clip_g": G, "more": L + 1}),
         save({"clip_l": L, "clip_g": G[:2]}),
         save({"clip_l": L, "text_encoders_0": L + 1}),
-        # SD 3's and Flux's third encoder, and vectors put in behind the encoder (OneTrainer).
+        # SD 3's and Flux's third encoder, and vectors inserted after the encoder (OneTrainer).
         save({"clip_l": L, "clip_g": G, "t5xxl": L + 1}),
         save({"clip_l": L, "t5": L + 1}),
         save({"emb_params": L, "emb_params_out": L + 1}),
@@ -209,18 +209,18 @@ def test_a_pickle_with_code_is_refused_and_not_run(
         pickled({"a": torch.ones(1, 1).expand(1, 10**12)}),
     ],
 )
-def test_what_is_no_sound_textual_inversion_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_textual_inversion_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(CorruptFile, match=r"style\.pt"):
         load_embedding(written(tmp_path, content))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_damage_anywhere_is_noticed_or_harmless(tmp_path: Path, zipped: bool) -> None:
-    """Whatever a broken byte makes of the file, it is a sound embedding or a `CorruptFile`."""
-    whole = pickled(webui({"*": L[:1, :4].clone()}), zipped=zipped)
-    for place in range(0, len(whole), 3):
-        content = bytearray(whole)
-        content[place] ^= 0xFF
+def test_damage_at_any_byte_is_detected_or_harmless(tmp_path: Path, zipped: bool) -> None:
+    """With any byte inverted, the file loads as a valid embedding or raises `CorruptFile`."""
+    valid = pickled(webui({"*": L[:1, :4].clone()}), zipped=zipped)
+    for index in range(0, len(valid), 3):
+        content = bytearray(valid)
+        content[index] ^= 0xFF
         try:
             embedding = load_embedding(written(tmp_path, bytes(content)))
         except CorruptFile:
@@ -228,7 +228,7 @@ def test_damage_anywhere_is_noticed_or_harmless(tmp_path: Path, zipped: bool) ->
         assert all(vectors.isfinite().all() for vectors in embedding.vectors.values())
 
 
-def test_a_file_of_another_order_of_size_is_not_read(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     with path.open("wb") as stream:
         stream.truncate(2**30)
@@ -236,7 +236,7 @@ def test_a_file_of_another_order_of_size_is_not_read(tmp_path: Path) -> None:
         load_embedding(path)
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_unavailable(tmp_path: Path) -> None:
     with pytest.raises(FileUnavailable, match=r"gone\.pt"):
         load_embedding(tmp_path / "gone.pt")
 
@@ -256,19 +256,19 @@ def test_an_embedding_must_fit_every_text_encoder() -> None:
     sdxl = Embedding(
         "c", "0", {"text_encoder_2": torch.zeros(1, 1280), "text_encoder": torch.zeros(1, 768)}
     )
-    check_fit(sd1, {"text_encoder": 768})
-    check_fit(sdxl, {"text_encoder": 768, "text_encoder_2": 1280})
+    require_compatible(sd1, {"text_encoder": 768})
+    require_compatible(sdxl, {"text_encoder": 768, "text_encoder_2": 1280})
     with pytest.raises(IncompatibleAdapter) as caught:
-        check_fit(sd2, {"text_encoder": 768})
+        require_compatible(sd2, {"text_encoder": 768})
     assert str(caught.value) == (
         "embedding 'b' is for text_encoder of width 1024; "
         "the checkpoint has text_encoder of width 768"
     )
     for embedding in (sd1, sd2):
         with pytest.raises(IncompatibleAdapter):
-            check_fit(embedding, {"text_encoder": 768, "text_encoder_2": 1280})
+            require_compatible(embedding, {"text_encoder": 768, "text_encoder_2": 1280})
     with pytest.raises(IncompatibleAdapter):
-        check_fit(sdxl, {"text_encoder": 768})
+        require_compatible(sdxl, {"text_encoder": 768})
 
 
 def test_embeddings_bundled_in_a_lora_are_found_by_name() -> None:

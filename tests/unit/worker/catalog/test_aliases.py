@@ -1,4 +1,4 @@
-"""LoRAs by the name that they were trained under, as A1111 finds them."""
+"""LoRAs are found by alias, the name they were trained under, as in A1111."""
 
 from pathlib import Path
 
@@ -34,18 +34,20 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 def test_a_renamed_lora_is_found_by_its_alias(store: ModelStore) -> None:
-    """A1111's pages of cards insert the alias, so prompts and infotexts carry it."""
+    """A1111's extra networks page inserts the alias, so prompts and infotexts contain it."""
     assert store.find("lora", "as trained").name == "renamed"
 
 
-def test_a_files_own_name_comes_before_anothers_alias(store: ModelStore, tmp_path: Path) -> None:
+def test_a_files_name_takes_precedence_over_anothers_alias(
+    store: ModelStore, tmp_path: Path
+) -> None:
     put_lora(tmp_path / "loras" / "as trained.safetensors", "something else")
 
     assert store.find("lora", "as trained").name == "as trained"
     assert store.find("lora", "renamed").name == "renamed"
 
 
-def test_an_alias_of_two_files_is_unknown_and_their_names_are_told(
+def test_an_alias_of_two_files_is_unknown_and_their_names_are_listed(
     store: ModelStore, tmp_path: Path
 ) -> None:
     put_lora(tmp_path / "loras" / "copy.safetensors", "as trained")
@@ -55,14 +57,14 @@ def test_an_alias_of_two_files_is_unknown_and_their_names_are_told(
 
 
 @pytest.mark.parametrize("alias", ["None", "addams", ""])
-def test_what_is_no_alias_in_a1111_is_none_here(alias: str, tmp_path: Path) -> None:
+def test_aliases_that_a1111_ignores_are_ignored(alias: str, tmp_path: Path) -> None:
     put_lora(tmp_path / "loras" / "style.safetensors", alias)
 
     with pytest.raises(UnknownLora):
         ModelStore(tmp_path).find("lora", alias)
 
 
-def test_a_lora_that_is_asked_for_by_both_its_names_is_one(store: ModelStore) -> None:
+def test_a_lora_requested_by_name_and_by_alias_is_one_lora(store: ModelStore) -> None:
     checkpoint = store.find("checkpoint", "demo")
     both = "<lora:renamed:0.5> <lora:as trained:0.5>"
 

@@ -1,4 +1,4 @@
-"""Checkpoints are read and hashed by jobs that wait, and only those that are not loaded."""
+"""Queued jobs read and hash checkpoints that are not loaded."""
 
 import hashlib
 from pathlib import Path
@@ -28,24 +28,24 @@ def file(store: ModelStore) -> ModelFile:
     return store.find("checkpoint", "a")
 
 
-def test_the_hash_of_a_checkpoint_that_is_not_loaded_is_taken(
+def test_a_checkpoint_that_is_not_loaded_is_hashed(store: ModelStore, file: ModelFile) -> None:
+    store.read_ahead.read([file])
+    assert store.cached_sha256(file) == hashlib.sha256(file.path.read_bytes()).hexdigest()
+
+
+def test_a_loaded_checkpoint_is_not_read_until_it_is_dropped(
     store: ModelStore, file: ModelFile
 ) -> None:
+    store.read_ahead.mark_loaded(file)
     store.read_ahead.read([file])
-    assert store.known_sha256(file) == hashlib.sha256(file.path.read_bytes()).hexdigest()
+    assert store.cached_sha256(file) is None
 
-
-def test_what_is_loaded_is_not_read_until_it_is_dropped(store: ModelStore, file: ModelFile) -> None:
-    store.read_ahead.loaded(file)
+    store.read_ahead.mark_unloaded(file)
     store.read_ahead.read([file])
-    assert store.known_sha256(file) is None
-
-    store.read_ahead.unloaded(file)
-    store.read_ahead.read([file])
-    assert store.known_sha256(file) is not None
+    assert store.cached_sha256(file) is not None
 
 
-def test_a_file_that_is_gone_is_left_to_whoever_loads_it(
+def test_a_missing_file_is_only_logged(
     store: ModelStore, file: ModelFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     file.path.unlink()

@@ -1,4 +1,4 @@
-"""The model store: names to files, and nothing outside its folder."""
+"""The model store finds files by name, and nothing outside its folder."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ SDXL_KEYS = (SD1_KEYS[0], "conditioner.embedders.1.model.ln_final.weight")
 
 
 def put_checkpoint(path: Path, keys: tuple[str, ...] = SD1_KEYS) -> Path:
-    """A file whose header passes for a checkpoint's; the store reads no more of it."""
+    """Write a file with a checkpoint's header, which is all that the store reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: torch.zeros(1, 4, 1, 1) for key in keys}, path)
     return path
@@ -38,7 +38,7 @@ def put_file(path: Path, content: bytes = b"weights") -> Path:
     return path
 
 
-def test_both_our_folder_names_and_those_of_a1111_are_read(tmp_path: Path) -> None:
+def test_our_folder_names_and_a1111s_are_searched(tmp_path: Path) -> None:
     put_checkpoint(tmp_path / "checkpoints" / "ours.safetensors")
     put_checkpoint(tmp_path / "Stable-diffusion" / "anime" / "theirs.safetensors", SDXL_KEYS)
     for number, folder in enumerate(["upscalers", "SwinIR", "ESRGAN", "RealESRGAN"]):
@@ -46,11 +46,11 @@ def test_both_our_folder_names_and_those_of_a1111_are_read(tmp_path: Path) -> No
     put_file(tmp_path / "Lora" / "style.safetensors")
     store = ModelStore(tmp_path)
 
-    assert [(file.name, file.family) for file in store.listed("checkpoint")] == [
+    assert [(file.name, file.family) for file in store.list_models("checkpoint")] == [
         ("ours", "sd1"),
         ("theirs", "sdxl"),
     ]
-    assert [file.name for file in store.listed("upscaler")] == ["up0", "up1", "up2", "up3"]
+    assert [file.name for file in store.list_models("upscaler")] == ["up0", "up1", "up2", "up3"]
 
 
 def test_a_model_is_found_by_its_name(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:
         ".",
     ],
 )
-def test_a_name_that_could_be_a_path_is_no_known_name(name: str, tmp_path: Path) -> None:
+def test_a_name_that_could_be_a_path_is_unknown(name: str, tmp_path: Path) -> None:
     put_checkpoint(tmp_path / "secret.safetensors")
     put_checkpoint(tmp_path / "models" / "checkpoints" / "sub" / "model.safetensors")
     store = ModelStore(tmp_path / "models")
@@ -107,7 +107,7 @@ def test_links_that_lead_out_of_the_folder_are_ignored(tmp_path: Path) -> None:
     (root / "checkpoints" / "again.safetensors").symlink_to(inside)
     (root / "Stable-diffusion").symlink_to(outside.parent)
 
-    assert [file.path for file in ModelStore(root).listed("checkpoint")] == [inside.resolve()]
+    assert [file.path for file in ModelStore(root).list_models("checkpoint")] == [inside.resolve()]
 
 
 def test_two_files_of_one_name_are_an_error_that_names_both(tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ def test_two_files_of_one_name_are_an_error_that_names_both(tmp_path: Path) -> N
         WorkerFailure, match=r"Stable-diffusion/x/a\.safetensors and checkpoints/a\."
     ):
         store.find("checkpoint", "a")
-    assert [file.name for file in store.listed("checkpoint")] == ["b"]
+    assert [file.name for file in store.list_models("checkpoint")] == ["b"]
 
 
-def test_a_pickled_checkpoint_is_refused_by_name_with_the_way_to_convert_it(
+def test_a_pickled_checkpoint_is_refused_with_conversion_instructions(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "checkpoints" / "old.ckpt"
@@ -131,19 +131,19 @@ def test_a_pickled_checkpoint_is_refused_by_name_with_the_way_to_convert_it(
     torch.save({"state_dict": {}}, path)
     store = ModelStore(tmp_path)
 
-    assert store.listed("checkpoint") == ()
+    assert store.list_models("checkpoint") == ()
     with pytest.raises(CorruptFile, match=r"(?s)old\.ckpt is a pickle.*save_file"):
         store.find("checkpoint", "old")
 
 
-def test_a_converted_checkpoint_may_lie_beside_its_pickle(tmp_path: Path) -> None:
+def test_a_converted_checkpoint_may_be_beside_its_pickle(tmp_path: Path) -> None:
     converted = put_checkpoint(tmp_path / "checkpoints" / "model.safetensors")
     put_file(tmp_path / "checkpoints" / "model.ckpt", b"PK\x03\x04 and so on")
 
     assert ModelStore(tmp_path).find("checkpoint", "model").path == converted.resolve()
 
 
-def test_the_format_is_told_by_the_first_bytes_not_the_suffix(tmp_path: Path) -> None:
+def test_the_first_bytes_determine_the_format_not_the_suffix(tmp_path: Path) -> None:
     put_checkpoint(tmp_path / "checkpoints" / "renamed.ckpt")
     put_file(tmp_path / "checkpoints" / "fake.safetensors", b"PK\x03\x04 and so on")
     store = ModelStore(tmp_path)
@@ -157,7 +157,7 @@ def test_a_lora_among_the_checkpoints_is_left_out_and_refused(tmp_path: Path) ->
     put_checkpoint(tmp_path / "checkpoints" / "style.safetensors", ("lora_unet_x.lora_up.weight",))
     store = ModelStore(tmp_path)
 
-    assert store.listed("checkpoint") == ()
+    assert store.list_models("checkpoint") == ()
     with pytest.raises(CorruptFile, match="looks like a LoRA"):
         store.find("checkpoint", "style")
 
@@ -197,15 +197,15 @@ def test_hidden_files_and_half_copied_ones_are_left_out(tmp_path: Path) -> None:
     put_checkpoint(tmp_path / "checkpoints" / ".cache" / "model.safetensors")
     put_file(tmp_path / "checkpoints" / "copying.safetensors.part")
 
-    assert ModelStore(tmp_path).listed("checkpoint") == ()
+    assert ModelStore(tmp_path).list_models("checkpoint") == ()
 
 
-def test_a_folder_that_is_not_there_is_the_operators_to_see_to(tmp_path: Path) -> None:
+def test_a_missing_folder_raises_file_unavailable(tmp_path: Path) -> None:
     with pytest.raises(FileUnavailable, match=r"the model folder .*gone cannot be read"):
-        ModelStore(tmp_path / "gone").listed("checkpoint")
+        ModelStore(tmp_path / "gone").list_models("checkpoint")
 
 
-def test_the_hash_is_read_once_until_the_file_changes(tmp_path: Path) -> None:
+def test_the_hash_is_cached_until_the_file_changes(tmp_path: Path) -> None:
     path = put_file(tmp_path / "upscalers" / "a.pth", b"first")
     store = ModelStore(tmp_path)
     file = store.find("upscaler", "a")

@@ -1,4 +1,4 @@
-"""A pipeline runs as the options say, and its weights stay where merges expect them."""
+"""Options are applied to a pipeline without replacing weights that adapters merge into."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.weights import differing, layout, tensors_of
 CPU = torch.device("cpu")
 
 
-def tuned(demo_models: Path, options: Options) -> Pipeline:
+def configured(demo_models: Path, options: Options) -> Pipeline:
     path = demo_models / "checkpoints/demo.safetensors"
     pipeline = load_single_file(path, CPU, torch.float32).pipeline
     apply_options(pipeline, options, CPU)
@@ -34,37 +34,35 @@ def tuned(demo_models: Path, options: Options) -> Pipeline:
     ("options", "processor"),
     [(PLAIN, AttnProcessor2_0), (replace(PLAIN, attention="sliced"), SlicedAttnProcessor)],
 )
-def test_unet_and_vae_attend_by_the_backend(
+def test_unet_and_vae_use_the_attention_backend(
     demo_models: Path, options: Options, processor: type
 ) -> None:
-    pipeline = tuned(demo_models, options)
+    pipeline = configured(demo_models, options)
 
     for module in (pipeline.unet, pipeline.vae):
         assert {type(part) for part in module.attn_processors.values()} == {processor}
 
 
 @pytest.mark.parametrize("tiling", [True, False])
-def test_the_vae_decodes_in_tiles_where_it_is_told_to(demo_models: Path, tiling: bool) -> None:
-    assert tuned(demo_models, replace(PLAIN, vae_tiling=tiling)).vae.use_tiling is tiling
+def test_vae_tiling_is_enabled_as_set(demo_models: Path, tiling: bool) -> None:
+    assert configured(demo_models, replace(PLAIN, vae_tiling=tiling)).vae.use_tiling is tiling
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_convolutions_have_their_channels_last_where_they_are_told_to(
-    demo_models: Path, wanted: bool
-) -> None:
-    pipeline = tuned(demo_models, replace(PLAIN, channels_last=wanted))
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_convolutions_use_channels_last_as_set(demo_models: Path, channels_last: bool) -> None:
+    pipeline = configured(demo_models, replace(PLAIN, channels_last=channels_last))
 
     for module, name in (
         (pipeline.unet, "down_blocks.0.resnets.0.conv1.weight"),
         (pipeline.vae, "decoder.mid_block.resnets.0.conv1.weight"),
     ):
         weight = module.get_parameter(name)
-        assert weight.is_contiguous(memory_format=torch.channels_last) is wanted
-        assert weight.is_contiguous() is not wanted
+        assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+        assert weight.is_contiguous() is not channels_last
 
 
-def test_compiling_is_for_the_blocks_of_unet_and_decoder_alone(demo_models: Path) -> None:
-    pipeline = tuned(demo_models, replace(PLAIN, compile=True))
+def test_only_blocks_of_unet_and_decoder_are_compiled(demo_models: Path) -> None:
+    pipeline = configured(demo_models, replace(PLAIN, compile=True))
 
     def compiled(module: torch.nn.Module) -> set[type]:
         parts = module.modules()
@@ -76,25 +74,25 @@ def test_compiling_is_for_the_blocks_of_unet_and_decoder_alone(demo_models: Path
     assert compiled(pipeline.text_encoder) == set()
 
 
-def test_adapters_leave_weights_with_channels_last_as_and_where_they_were(
+def test_unmerging_restores_values_and_memory_of_channels_last_weights(
     demo_models: Path, tmp_path: Path
 ) -> None:
     settings = WorkerSettings(channels_last=True, verify_every=1)
     renderer = open_renderer(demo_models, tmp_path, settings)
-    before = renderer.draw().tobytes()
+    before = renderer.render().tobytes()
     pipeline = renderer.warm("demo").pipeline
     modules: dict[Component, nn.Module] = {
         "unet": pipeline.unet,
         "text_encoder": pipeline.text_encoder,
     }
     pristine = {target: tensor.clone() for target, tensor in tensors_of(modules).items()}
-    places = layout(modules)
+    layout_before = layout(modules)
 
-    changed = renderer.draw("a red fox <lora:demo-one:0.8>").tobytes()
+    changed = renderer.render("a red fox <lora:demo-one:0.8>").tobytes()
     assert differing(modules, pristine)
-    assert layout(modules) == places
+    assert layout(modules) == layout_before
     assert changed != before
 
-    assert renderer.draw().tobytes() == before
+    assert renderer.render().tobytes() == before
     assert not differing(modules, pristine)
-    assert layout(modules) == places
+    assert layout(modules) == layout_before

@@ -1,4 +1,4 @@
-"""Pipelines that leave the device rest in host memory and come back with the same bits."""
+"""Evicted pipelines move to host memory and return to the device with the same bits."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from imagefleet_worker.checkpoints.memory_tiers import MemoryTiers
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
 from imagefleet_worker.device.cuda_graphs import GraphedForward
-from imagefleet_worker.device.errors import NoRoomForWeights
+from imagefleet_worker.device.errors import ModelDoesNotFit
 from imagefleet_worker.device.graph_memory import GRAPH_MEMORY
 from imagefleet_worker.device.transfer import move
 from tests.options import PLAIN
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def load(folder: Path) -> Load:
-    """Loads a checkpoint anew with every call."""
+    """Loads a checkpoint again on every call."""
 
     def load(name: str) -> WarmPipeline:
         store = ModelStore(folder)
@@ -57,12 +57,12 @@ def dropped() -> list[str]:
 
 
 def tiers_of(dropped: list[str], device_bytes: int, host_bytes: int) -> MemoryTiers:
-    """The CPU stands for both; what moves is copied all the same."""
+    """Tiers with the CPU as both device and host; moves still copy."""
 
-    def hear(file: ModelFile) -> None:
+    def on_drop(file: ModelFile) -> None:
         dropped.append(file.name)
 
-    return MemoryTiers(CPU, CPU, device_bytes=device_bytes, host_bytes=host_bytes, on_drop=hear)
+    return MemoryTiers(CPU, CPU, device_bytes=device_bytes, host_bytes=host_bytes, on_drop=on_drop)
 
 
 def lora(warm: WarmPipeline) -> list[ScaledAdapter]:
@@ -82,7 +82,7 @@ def same(warm: WarmPipeline, expected: list[Tensor]) -> bool:
     )
 
 
-def test_a_pipeline_comes_back_with_the_checkpoints_bits_in_the_same_tensors(
+def test_a_pipeline_returns_with_the_checkpoints_bits_in_the_same_tensors(
     load: Load, dropped: list[str]
 ) -> None:
     first, second = load("a"), load("b")
@@ -96,7 +96,7 @@ def test_a_pipeline_comes_back_with_the_checkpoints_bits_in_the_same_tensors(
 
     tiers.add(second)
     assert same(first, base)
-    assert first.merged.saved_bytes.device == first.merged.copied_bytes == 0
+    assert first.merged.saved_bytes.device == first.merged.cached_bytes == 0
     assert not addresses & {tensor.data_ptr() for tensor in first.tensors()}
     assert tiers.get(first.file) is first
     assert same(first, base)
@@ -105,7 +105,7 @@ def test_a_pipeline_comes_back_with_the_checkpoints_bits_in_the_same_tensors(
     assert dropped == []
 
 
-def test_adapters_go_on_and_off_a_pipeline_that_came_back_as_before(
+def test_adapters_merge_and_unmerge_in_a_pipeline_that_returned(
     load: Load, dropped: list[str]
 ) -> None:
     first = load("a")
@@ -123,9 +123,7 @@ def test_adapters_go_on_and_off_a_pipeline_that_came_back_as_before(
     assert same(first, base)
 
 
-def test_host_memory_keeps_the_last_used_and_drops_the_others(
-    load: Load, dropped: list[str]
-) -> None:
+def test_the_host_tier_drops_the_least_recently_used(load: Load, dropped: list[str]) -> None:
     first, second, third = load("a"), load("b"), load("c")
     size_bytes = first.size_bytes
     tiers = tiers_of(dropped, device_bytes=size_bytes, host_bytes=size_bytes)
@@ -138,7 +136,9 @@ def test_host_memory_keeps_the_last_used_and_drops_the_others(
     assert tiers.get(third.file) is third
 
 
-def test_what_host_memory_has_no_room_for_is_freed(load: Load, dropped: list[str]) -> None:
+def test_a_pipeline_that_does_not_fit_the_host_tier_is_freed(
+    load: Load, dropped: list[str]
+) -> None:
     warm = load("a")
     tiers = tiers_of(dropped, device_bytes=1, host_bytes=warm.size_bytes - 1)
     tiers.add(warm)
@@ -150,9 +150,7 @@ def test_what_host_memory_has_no_room_for_is_freed(load: Load, dropped: list[str
     assert unet() is None
 
 
-def test_weights_that_do_not_come_back_from_an_adapter_are_not_kept(
-    load: Load, dropped: list[str]
-) -> None:
+def test_a_pipeline_with_corrupted_weights_is_dropped(load: Load, dropped: list[str]) -> None:
     warm = load("a")
     tiers = tiers_of(dropped, device_bytes=1, host_bytes=PLENTY)
     tiers.add(warm)
@@ -167,78 +165,78 @@ def test_weights_that_do_not_come_back_from_an_adapter_are_not_kept(
     assert tiers.get(warm.file) is None
 
 
-def on_a_card_for_one(monkeypatch: pytest.MonkeyPatch, dropped: list[str]) -> MemoryTiers:
-    """Tiers whose device has room for one pipeline, though they do not know it."""
+def tiers_on_full_device(monkeypatch: pytest.MonkeyPatch, dropped: list[str]) -> MemoryTiers:
+    """Tiers whose device fits a single pipeline, although their limit is higher."""
     device = torch.device("cpu", 0)
     tiers = MemoryTiers(device, CPU, device_bytes=PLENTY, host_bytes=PLENTY, on_drop=lambda _: None)
 
-    def card(tensors: Iterable[Tensor], target: torch.device) -> None:
-        if target == device and tiers.on_device():
+    def move_or_run_out(tensors: Iterable[Tensor], target: torch.device) -> None:
+        if target == device and tiers.pipelines_on_device():
             raise torch.OutOfMemoryError("CUDA out of memory")
         move(tensors, target)
 
-    monkeypatch.setattr(tiers_module, "move", card)
+    monkeypatch.setattr(tiers_module, "move", move_or_run_out)
     return tiers
 
 
-def test_a_pipeline_that_comes_back_to_a_full_device_has_others_leave(
+def test_a_pipeline_that_returns_to_a_full_device_evicts_others(
     load: Load, dropped: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They stayed, idle, and each job of the pipeline failed."""
+    """Idle pipelines used to stay, and each job of the returning one failed."""
     first, second = load("a"), load("b")
-    tiers = on_a_card_for_one(monkeypatch, dropped)
+    tiers = tiers_on_full_device(monkeypatch, dropped)
     tiers.add(first)
     tiers.add(second)
     assert tiers.evict_idle()
-    assert tiers.on_device() == [second]
+    assert tiers.pipelines_on_device() == [second]
 
     assert tiers.get(first.file) is first
-    assert tiers.on_device() == [first]
+    assert tiers.pipelines_on_device() == [first]
     assert tiers.get(second.file) is second
     assert dropped == []
 
 
-def test_what_ran_out_of_memory_is_freed_before_the_next_try(
+def test_memory_of_a_failed_attempt_is_freed_before_the_retry(
     load: Load, dropped: list[str]
 ) -> None:
     first = load("a")
     tiers = tiers_of(dropped, device_bytes=PLENTY, host_bytes=0)
     tiers.add(first)
-    tried: list[weakref.ref[Tensor]] = []
+    attempts: list[weakref.ref[Tensor]] = []
 
-    def take() -> None:
-        assert [one() for one in tried] == [None] * len(tried)
+    def allocate() -> None:
+        assert [one() for one in attempts] == [None] * len(attempts)
         half = torch.empty(1)
-        tried.append(weakref.ref(half))
+        attempts.append(weakref.ref(half))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(NoRoomForWeights, match=f"cpu has no room for {first.file.name}"):
-        tiers.evict_until_it_fits(first.file, take)
-    assert len(tried) == 2, "once beside the other, once alone"
+    with pytest.raises(ModelDoesNotFit, match=f"cpu has no room for {first.file.name}"):
+        tiers.evict_until_it_fits(first.file, allocate)
+    assert len(attempts) == 2, "once beside the other, once alone"
     assert dropped == ["a"]
 
 
-@pytest.mark.parametrize("leaves", [True, False])
-def test_graphs_are_forgotten_where_weights_leave_or_memory_runs_out(
-    load: Load, dropped: list[str], leaves: bool
+@pytest.mark.parametrize("evicted", [True, False])
+def test_graphs_are_discarded_on_eviction_and_when_memory_runs_out(
+    load: Load, dropped: list[str], evicted: bool
 ) -> None:
-    """They kept gigabytes on the device for weights that were no longer there."""
+    """They used to occupy gigabytes on the device for weights that were no longer there."""
     warm = load("a")
     graphed = GraphedForward(warm.pipeline.unet)
     vars(warm.pipeline.unet)["forward"] = graphed
-    recordings: dict[str, object] = graphed._recordings  # pyright: ignore  — CUDA alone records
-    recordings["shape"] = object()
-    GRAPH_MEMORY.keep(graphed, 1000)
+    graphs: dict[str, object] = graphed._graphs  # pyright: ignore  — capturing needs CUDA
+    graphs["shape"] = object()
+    GRAPH_MEMORY.set_pool_bytes(graphed, 1000)
     tiers = tiers_of(dropped, device_bytes=1, host_bytes=PLENTY)
     tiers.add(warm)
 
-    if leaves:
+    if evicted:
         tiers.add(load("b"))
     else:
         assert tiers.evict_idle()
-        assert not tiers.evict_idle(), "there is nothing more"
-    assert graphed.recordings == 0
-    assert GRAPH_MEMORY.kept_bytes == 0
+        assert not tiers.evict_idle(), "nothing is left to evict"
+    assert graphed.num_graphs == 0
+    assert GRAPH_MEMORY.pool_bytes == 0
 
 
 def test_a_dropped_pipeline_is_in_neither_tier(load: Load, dropped: list[str]) -> None:

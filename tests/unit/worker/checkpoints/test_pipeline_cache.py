@@ -1,4 +1,4 @@
-"""Warm pipelines: loaded once, evicted by bytes, set up as the options say."""
+"""Pipelines are loaded once and evicted by bytes."""
 
 import gc
 import os
@@ -12,7 +12,7 @@ import torch
 
 from imagefleet_shared.errors import CorruptFile
 from imagefleet_worker.catalog.store import ModelStore
-from imagefleet_worker.checkpoints import pipeline_cache as pipelines
+from imagefleet_worker.checkpoints import pipeline_cache as pipeline_cache_module
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.single_file import LoadedCheckpoint, load_single_file
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
@@ -58,7 +58,7 @@ def test_a_pipeline_is_loaded_once_and_then_warm(models: Path) -> None:
     assert weights < warm.size_bytes < 3 * weights
 
 
-def test_the_least_recently_used_pipeline_makes_room(models: Path) -> None:
+def test_the_least_recently_used_pipeline_is_evicted(models: Path) -> None:
     size_bytes = get(cache_of(models), models, "a").size_bytes
     cache = cache_of(models, budget_bytes=int(2.5 * size_bytes))
     first, second = get(cache, models, "a"), get(cache, models, "b")
@@ -83,7 +83,7 @@ def test_a_pipeline_larger_than_the_budget_is_still_returned_warm(models: Path) 
     assert get(cache, models, "a") is get(cache, models, "a")
 
 
-def test_a_file_that_was_replaced_is_loaded_anew(models: Path) -> None:
+def test_a_replaced_file_is_loaded_again(models: Path) -> None:
     cache = cache_of(models)
     before = get(cache, models, "a")
     path = models / "checkpoints" / "a.safetensors"
@@ -98,19 +98,19 @@ def test_a_file_that_was_replaced_is_loaded_anew(models: Path) -> None:
     assert get(cache, models, "a") is after
 
 
-def test_a_checkpoint_that_finds_the_device_full_has_others_leave_it(
+def test_loading_onto_a_full_device_evicts_others(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within the budget none was moved, and all jobs of the second checkpoint failed."""
+    """Within the limit nothing used to be evicted, and all jobs of the second checkpoint failed."""
     cache = cache_of(models)
     unet = weakref.ref(get(cache, models, "a").pipeline.unet)
 
-    def card(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedCheckpoint:
+    def load_or_run_out(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedCheckpoint:
         if unet() is not None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return load_single_file(path, device, dtype)
 
-    monkeypatch.setattr(pipelines, "load_single_file", card)
+    monkeypatch.setattr(pipeline_cache_module, "load_single_file", load_or_run_out)
     assert get(cache, models, "b").file.name == "b"
 
 
@@ -154,11 +154,11 @@ def test_a_diffusers_folder_without_safetensors_is_refused(models: Path) -> None
         get(cache_of(models), models, "pickled")
 
 
-def test_the_demo_checkpoint_draws_a_picture_that_follows_seed_and_prompt(models: Path) -> None:
+def test_the_demo_checkpoint_renders_an_image_that_depends_on_seed_and_prompt(models: Path) -> None:
     pipeline = get(cache_of(models), models, "a").pipeline
 
-    def draw(prompt: str, seed: int) -> torch.Tensor:
-        # Any: diffusers declares pictures only, though it returns tensors for "pt".
+    def render(prompt: str, seed: int) -> torch.Tensor:
+        # Any: diffusers declares PIL images only, though it returns tensors for "pt".
         output: Any = pipeline(
             prompt,
             num_inference_steps=5,
@@ -169,10 +169,10 @@ def test_the_demo_checkpoint_draws_a_picture_that_follows_seed_and_prompt(models
         )
         return output.images
 
-    picture = draw("a cat", 1)
-    assert picture.shape == (1, 3, 128, 128)
-    assert picture.isfinite().all()
-    assert picture.std() > 0.1
-    assert torch.equal(picture, draw("a cat", 1))
-    assert not torch.allclose(picture, draw("a cat", 2), atol=0.1)
-    assert not torch.allclose(picture, draw("a red car", 1), atol=0.1)
+    image = render("a cat", 1)
+    assert image.shape == (1, 3, 128, 128)
+    assert image.isfinite().all()
+    assert image.std() > 0.1
+    assert torch.equal(image, render("a cat", 1))
+    assert not torch.allclose(image, render("a cat", 2), atol=0.1)
+    assert not torch.allclose(image, render("a red car", 1), atol=0.1)

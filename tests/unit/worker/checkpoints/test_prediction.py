@@ -1,4 +1,4 @@
-"""What the UNet predicts and on which schedule: checkpoints say it, the scheduler is told."""
+"""The prediction type and zero terminal SNR of checkpoints reach the scheduler's config."""
 
 import json
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def header(markers: tuple[str, ...], metadata: Mapping[str, str]) -> Header:
         (("ztsnr",), {TYPE: "v"}, "v_prediction", True),
     ],
 )
-def test_markers_and_metadata_say_what_is_predicted(
+def test_markers_and_metadata_determine_the_prediction_type(
     markers: tuple[str, ...], metadata: dict[str, str], prediction: str, zero_snr: bool
 ) -> None:
     assert prediction_config(header(markers, metadata)) == {
@@ -68,7 +68,7 @@ def test_markers_and_metadata_say_what_is_predicted(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_single_file_with_the_markers_loads_and_its_scheduler_knows(
+def test_a_single_file_with_markers_configures_the_scheduler(
     family: Family, checkpoints: dict[Family, Path], tmp_path: Path
 ) -> None:
     """Empty tensors, as ComfyUI and NoobAI write them."""
@@ -85,7 +85,7 @@ def test_a_single_file_with_the_markers_loads_and_its_scheduler_knows(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_single_file_that_says_nothing_predicts_the_noise(
+def test_a_single_file_without_markers_predicts_epsilon(
     family: Family, checkpoints: dict[Family, Path]
 ) -> None:
     config = load_single_file(checkpoints[family], CPU, torch.float32).pipeline.scheduler.config
@@ -94,15 +94,15 @@ def test_a_single_file_that_says_nothing_predicts_the_noise(
 
 
 def configure(folder: Path, scheduler: str, change: Mapping[str, object]) -> None:
-    """Make the folder's scheduler one of that class; settings of None are left out."""
+    """Set the folder's scheduler class and settings; settings of None are removed."""
     change_json(folder / "model_index.json", {"scheduler": ["diffusers", scheduler]})
     change_json(folder / "scheduler/scheduler_config.json", {"_class_name": scheduler, **change})
 
 
 def change_json(path: Path, change: Mapping[str, object]) -> None:
     content = {**json.loads(path.read_text(encoding="utf-8")), **change}
-    kept = {key: value for key, value in content.items() if value is not None}
-    path.write_text(json.dumps(kept), encoding="utf-8")
+    content = {key: value for key, value in content.items() if value is not None}
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def change_json(path: Path, change: Mapping[str, object]) -> None:
             {"prediction_type": None, "rescale_betas_zero_snr": None},
             ("epsilon", False),
         ),
-        # It knows no such setting as the second.
+        # It has no rescale_betas_zero_snr.
         (
             "PNDMScheduler",
             {"prediction_type": "v_prediction", "rescale_betas_zero_snr": None},
@@ -135,7 +135,7 @@ def test_a_folders_scheduler_config_is_read_and_completed(
     assert (config["prediction_type"], config["rescale_betas_zero_snr"]) == expected
 
 
-def test_a_folder_for_another_kind_of_noise_is_refused(folder: Path) -> None:
+def test_a_folder_with_an_unsupported_noise_schedule_is_refused(folder: Path) -> None:
     configure(folder, "EulerDiscreteScheduler", {"prediction_type": "sample"})
     with pytest.raises(CorruptFile, match="predicts 'sample'; supported are schedules of betas"):
         load_diffusers_folder(folder, CPU, torch.float32)

@@ -1,4 +1,4 @@
-"""Single-file checkpoints: what loads, equal to its source bit for bit, and what is refused."""
+"""Single-file checkpoints load bit for bit, and invalid ones are refused."""
 
 import json
 import pickle
@@ -48,7 +48,7 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def sources() -> dict[Family, dict[LdmComponent, torch.nn.Module]]:
-    """The modules that the checkpoints are written from, rounded to float16 as the files are."""
+    """The modules that the checkpoints are written from, rounded to float16 like the files."""
     sources: dict[Family, dict[LdmComponent, torch.nn.Module]] = {
         family: demo_models(family, seed=3) for family in FAMILIES
     }
@@ -83,7 +83,7 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_is_that_of_the_source_bit_for_bit(
+def test_every_weight_equals_the_source_bit_for_bit(
     family: Family,
     checkpoints: dict[Family, Path],
     sources: dict[Family, dict[LdmComponent, torch.nn.Module]],
@@ -137,7 +137,7 @@ def test_outputs_equal_those_of_the_source_modules(
 def test_diffusers_reads_the_same_weights_from_the_file(
     family: Family, checkpoints: dict[Family, Path], tmp_path: Path
 ) -> None:
-    """An independent reader: our table of names wrote the file, so it alone proves nothing."""
+    """An independent reader: reading the file back with our own key mapping proves little."""
     ours = load(checkpoints[family]).pipeline
     ours.save_pretrained(tmp_path)
     theirs = READERS[family].from_single_file(
@@ -153,7 +153,7 @@ def test_diffusers_reads_the_same_weights_from_the_file(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_is_cast_the_vaes_too(
+def test_every_weight_is_cast_including_the_vaes(
     family: Family, dtype: torch.dtype, checkpoints: dict[Family, Path]
 ) -> None:
     parts = load(checkpoints[family], dtype).pipeline.components.values()
@@ -196,7 +196,7 @@ def test_training_state_and_constants_in_the_file_are_ignored(
     assert load(saved(tensors, tmp_path)).native_size_px == 512
 
 
-def test_a_vae_with_matrices_for_its_attention_loads_too(
+def test_a_vae_with_matrices_for_its_attention_loads(
     checkpoints: dict[Family, Path], tmp_path: Path
 ) -> None:
     tensors = load_file(checkpoints["sd1"])
@@ -210,10 +210,10 @@ def test_a_vae_with_matrices_for_its_attention_loads_too(
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_a_clip_without_the_level_text_model_loads_too(
+def test_a_clip_without_the_text_model_level_loads(
     family: Family, checkpoints: dict[Family, Path], tmp_path: Path
 ) -> None:
-    """NovelAI's checkpoint and its merges were refused, and diffusers' from newer transformers."""
+    """NovelAI's checkpoint and its merges used to be refused, and files of newer transformers."""
     tensors = {
         key.replace("transformer.text_model.", "transformer."): tensor
         for key, tensor in load_file(checkpoints[family]).items()
@@ -226,10 +226,10 @@ def test_a_clip_without_the_level_text_model_loads_too(
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sdxl_refiner"])
-def test_a_projection_written_as_a_linear_layers_weight_loads_too(
+def test_a_projection_stored_as_a_linear_weight_loads(
     family: Family, checkpoints: dict[Family, Path], tmp_path: Path
 ) -> None:
-    """SDXL checkpoints of diffusers' own converter were refused."""
+    """SDXL checkpoints of diffusers' own converter used to be refused."""
     tensors = load_file(checkpoints[family])
     [key] = [key for key in tensors if key.endswith("text_projection")]
     tensors[f"{key}.weight"] = tensors.pop(key).T.contiguous()
@@ -243,7 +243,7 @@ def test_a_projection_written_as_a_linear_layers_weight_loads_too(
     assert torch.equal(ours, usual)
 
 
-def test_the_tokenizer_is_clips() -> None:
+def test_the_tokenizer_matches_clip() -> None:
     tokenizer = clip_tokenizer("<|endoftext|>")
 
     assert len(tokenizer) == 49_408
@@ -254,7 +254,7 @@ def test_the_tokenizer_is_clips() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_sizes_of_the_released_models_are_read_off_their_shapes(family: Family) -> None:
+def test_configs_of_the_released_models_are_derived_from_their_shapes(family: Family) -> None:
     modules = full_size_modules(family)
     shapes = ldm_state_dict(family, modules, torch.float16)
     header = Header(
@@ -273,7 +273,7 @@ def test_the_sizes_of_the_released_models_are_read_off_their_shapes(family: Fami
         built, released = getattr(pipeline, component).config, cast(Any, module).config
         if component.startswith("text_encoder"):
             built, released = built.to_dict(), released.to_dict()
-        # Compared as JSON, where a list is a tuple; sizes of pictures are no sizes of models.
+        # Compared as JSON, where lists equal tuples; image sizes are not part of the architecture.
         differing = {
             key
             for key in released.keys() | built.keys()
@@ -287,7 +287,7 @@ def test_the_sizes_of_the_released_models_are_read_off_their_shapes(family: Fami
     ("family", "released_bytes"),
     [("sd1", 2_132_625_894), ("sdxl", 6_938_078_334), ("sdxl_refiner", 6_075_981_930)],
 )
-def test_the_released_files_hold_what_our_tables_name_and_a_header(
+def test_the_released_files_have_the_size_of_our_tensors_and_a_header(
     family: Family, released_bytes: int
 ) -> None:
     """v1-5-pruned-emaonly-fp16, sd_xl_base_1.0 and sd_xl_refiner_1.0, by their published sizes."""
@@ -333,7 +333,7 @@ VAE = "first_stage_model."
         (put(f"{UNET}input_blocks.0.0.weight"), "unknown kind of input"),
     ],
 )
-def test_a_checkpoint_that_is_not_whole_is_refused_with_its_keys(
+def test_an_incomplete_checkpoint_is_refused_with_the_keys(
     change: Callable[[Tensors], None],
     message: str,
     checkpoints: dict[Family, Path],
@@ -366,7 +366,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_with_its_keys(
         ("something.else", "no model that is known here"),
     ],
 )
-def test_another_kind_of_file_is_refused_by_what_it_looks_like(
+def test_another_kind_of_model_is_refused_and_identified(
     key: str, looks_like: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CorruptFile, match=looks_like) as refusal:
@@ -411,7 +411,7 @@ def test_a_damaged_file_is_refused(content: bytes, message: str, tmp_path: Path)
         load(path)
 
 
-def test_no_zip_and_no_pickled_table_starts_with_a_headers_length() -> None:
+def test_zips_and_pickled_dicts_never_start_with_a_valid_header_length() -> None:
     starts = [b"PK\x03\x04\0\0\0\0"]
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         starts += [pickle.dumps(table, protocol)[:8] for table in ({"": 0}, {"a": "b"}, [{"": 0}])]
@@ -442,7 +442,7 @@ def test_offsets_that_contradict_the_shapes_are_refused(
         load(path)
 
 
-def test_a_pickle_is_refused_whatever_its_suffix_with_the_way_to_convert_it(
+def test_a_pickle_is_refused_whatever_its_suffix_with_conversion_instructions(
     tmp_path: Path,
 ) -> None:
     new, old = tmp_path / "new.safetensors", tmp_path / "old.safetensors"
@@ -456,6 +456,6 @@ def test_a_pickle_is_refused_whatever_its_suffix_with_the_way_to_convert_it(
         assert path.name in str(refusal.value)
 
 
-def test_a_file_that_is_not_there_is_the_operators_to_see_to(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_unavailable(tmp_path: Path) -> None:
     with pytest.raises(FileUnavailable, match=r"gone\.safetensors cannot be read: No such file"):
         load(tmp_path / "gone.safetensors")

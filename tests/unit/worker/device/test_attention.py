@@ -1,4 +1,4 @@
-"""The attention backend: chosen by trying it, the same picture whichever it is."""
+"""The attention backend is chosen by trying it, and all backends give the same output."""
 
 import pytest
 import torch
@@ -34,13 +34,13 @@ def test_auto_prefers_sdpa_where_it_works() -> None:
 
 @pytest.mark.parametrize("backend", ["sdpa", "sliced"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_backend_that_works_is_taken_as_asked(
+def test_a_requested_backend_that_works_is_chosen(
     backend: AttentionBackend, dtype: torch.dtype
 ) -> None:
     assert choose_attention(backend, CPU, dtype) == backend
 
 
-# The package complains, when imported, that it was built for another torch; that is the point here.
+# The package warns on import that it was built for another torch, which is the point here.
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_xformers_on_a_cpu_is_refused_with_its_reason_though_it_imports() -> None:
     with pytest.raises(WorkerFailure, match=r"no attention on cpu in torch\.float32: xformers: .+"):

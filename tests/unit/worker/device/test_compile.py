@@ -1,6 +1,6 @@
-"""Compiled blocks draw what uncompiled ones draw, and nothing is compiled once jobs are taken."""
+"""Compiled blocks render as eager ones do, and after warm-up nothing is compiled."""
 
-# Dynamo's counters have no public name.
+# Dynamo's counters are not public.
 # pyright: reportPrivateUsage=false
 
 from collections.abc import Iterator
@@ -35,10 +35,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "four windows": {"prompt": _LONG},
     "long negative": {"negative_prompt": _LONG},
     "parts": {"prompt": "a fox AND snow :0.5"},
-    "two pictures": {"num_images": 2},
-    "three pictures": {"num_images": 3},
-    "four pictures": {"num_images": 4},
-    "nine pictures": {"num_images": 9, "num_inference_steps": 1},
+    "two images": {"num_images": 2},
+    "three images": {"num_images": 3},
+    "four images": {"num_images": 4},
+    "nine images": {"num_images": 9, "num_inference_steps": 1},
     "unguided": {"guidance_scale": 1.0},
     "two unguided": {"guidance_scale": 1.0, "num_images": 2},
     "wide": {"width": 128},
@@ -77,7 +77,7 @@ def settings(cache_dir: Path) -> WorkerSettings:
 def compiled(
     tiny_models: Path, tmp_path_factory: pytest.TempPathFactory, settings: WorkerSettings
 ) -> Iterator[LocalRenderer]:
-    """A studio that is warmed up; whatever it compiles from then on fails the test."""
+    """A warmed-up renderer; any further compilation fails the test."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
             patch.setenv(name, "")
@@ -95,58 +95,58 @@ def eager(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalR
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_compiled_picture_is_the_eager_one_and_nothing_is_compiled_for_it(
+def test_compiled_images_equal_eager_ones_without_recompilation(
     compiled: LocalRenderer, eager: LocalRenderer, name: str
 ) -> None:
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 0
 
-    drawn = compiled.draw_all(**REQUESTS[name])
+    images = compiled.render_all(**REQUESTS[name])
 
     assert counters["stats"]["unique_graphs"] == graphs
-    wanted = eager.draw_all(**REQUESTS[name])
-    assert len(drawn) == len(wanted)
-    for picture, other in zip(drawn, wanted, strict=True):
-        difference = np.asarray(picture, dtype=np.int16) - np.asarray(other, dtype=np.int16)
+    expected = eager.render_all(**REQUESTS[name])
+    assert len(images) == len(expected)
+    for image, other in zip(images, expected, strict=True):
+        difference = np.asarray(image, dtype=np.int16) - np.asarray(other, dtype=np.int16)
         assert abs(difference).max() <= 1
 
 
-def test_pictures_that_start_from_one_compile_nothing_either(compiled: LocalRenderer) -> None:
+def test_img2img_and_inpainting_compile_nothing(compiled: LocalRenderer) -> None:
     graphs = counters["stats"]["unique_graphs"]
-    image, masked = compiled.put(photo()), compiled.put(mask())
+    image, masked = compiled.upload(photo()), compiled.upload(mask())
 
-    compiled.draw(image=image, strength=0.5)
-    compiled.draw(image=image, inpaint={"mask_image": masked}, strength=0.5)
+    compiled.render(image=image, strength=0.5)
+    compiled.render(image=image, inpaint={"mask_image": masked}, strength=0.5)
 
     assert counters["stats"]["unique_graphs"] == graphs
 
 
-def test_adapters_change_compiled_pictures_and_leave_no_trace(compiled: LocalRenderer) -> None:
-    before = compiled.draw().tobytes()
+def test_adapters_change_compiled_images_and_leave_no_trace(compiled: LocalRenderer) -> None:
+    before = compiled.render().tobytes()
 
-    assert compiled.draw("a red fox <lora:demo-one:0.8>").tobytes() != before
-    assert compiled.draw().tobytes() == before
+    assert compiled.render("a red fox <lora:demo-one:0.8>").tobytes() != before
+    assert compiled.render().tobytes() == before
 
 
-def test_compiled_modules_keep_the_names_and_places_of_their_weights(
+def test_compiled_modules_keep_the_names_and_addresses_of_their_weights(
     compiled: LocalRenderer, eager: LocalRenderer
 ) -> None:
     def weights_of(renderer: LocalRenderer) -> dict[str, torch.nn.Parameter]:
         return dict(warm(renderer).pipeline.unet.named_parameters())
 
-    places = {name: weight.data_ptr() for name, weight in weights_of(compiled).items()}
-    assert list(places) == list(weights_of(eager))
+    addresses = {name: weight.data_ptr() for name, weight in weights_of(compiled).items()}
+    assert list(addresses) == list(weights_of(eager))
 
-    compiled.draw("a red fox <lora:demo-one:0.8>")
+    compiled.render("a red fox <lora:demo-one:0.8>")
 
-    assert {name: weight.data_ptr() for name, weight in weights_of(compiled).items()} == places
+    assert {name: weight.data_ptr() for name, weight in weights_of(compiled).items()} == addresses
 
 
-def test_a_worker_that_starts_again_finds_what_it_compiled(
+def test_a_restarted_worker_loads_compiled_code_from_the_cache(
     compiled: LocalRenderer, tiny_models: Path, settings: WorkerSettings, tmp_path: Path
 ) -> None:
-    assert compiled.draw()
-    # What a new process does not have.
+    assert compiled.render()
+    # Simulates a new process.
     torch._dynamo.reset()
     counters.clear()
 
@@ -155,9 +155,9 @@ def test_a_worker_that_starts_again_finds_what_it_compiled(
 
     assert counters["inductor"]["fxgraph_cache_hit"] > 0
     assert counters["inductor"]["fxgraph_cache_miss"] == 0
-    assert again.draw().tobytes() == compiled.draw().tobytes()
+    assert again.render().tobytes() == compiled.render().tobytes()
 
 
 def warm(renderer: LocalRenderer) -> WarmPipeline:
-    renderer.draw()
+    renderer.render()
     return renderer.warm("demo")

@@ -1,6 +1,6 @@
-"""With `offload` as `sequential` each layer's weights visit the device, and stay what they are.
+"""With sequential offload, weights are copied to the device per layer and never change.
 
-Torch's `meta` device stands for the GPU, or the CPU itself, to which they are copied all the same.
+Torch's `meta` device stands in for the GPU, or the CPU itself, to which weights are copied too.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 SEQUENTIAL = replace(PLAIN, offload="sequential")
 
 
-def places(network: Module) -> dict[str, int]:
+def addresses(network: Module) -> dict[str, int]:
     return {name: tensor.data_ptr() for name, tensor in network.state_dict().items()}
 
 
@@ -38,37 +38,37 @@ def equal(network: Module, before: Mapping[str, Tensor]) -> bool:
 
 
 @torch.no_grad()
-def test_each_layer_is_there_only_while_it_runs() -> None:
+def test_each_layer_is_on_the_device_only_while_it_runs() -> None:
     unet = random_models("sd1", seed=0)["unet"]
-    at_home, bits = places(unet), copied(unet)
+    before, bits = addresses(unet), copied(unet)
     offload_layers(unet, META)
-    most = list[int]()
+    on_device = list[int]()
 
-    def inputs(layer: Module, given: object, made: object) -> None:
-        own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-        assert all(tensor.is_meta for tensor in own)
-        most.append(sum(tensor.is_meta for tensor in unet.parameters()))
+    def count(layer: Module, args: object, output: object) -> None:
+        tensors = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+        assert all(tensor.is_meta for tensor in tensors)
+        on_device.append(sum(tensor.is_meta for tensor in unet.parameters()))
 
     for layer in unet.modules():
         if isinstance(layer, Linear):
-            layer.register_forward_hook(inputs, prepend=True)
+            layer.register_forward_hook(count, prepend=True)
     latents, hidden = torch.empty(2, 4, 16, 16), torch.empty(2, 77, 96)
-    made = unet(latents.to(META), torch.tensor(1.0, device=META), hidden.to(META))
+    output = unet(latents.to(META), torch.tensor(1.0, device=META), hidden.to(META))
 
-    assert made.sample.is_meta
-    assert max(most) == 2, "a weight and a bias"
-    assert places(unet) == at_home
+    assert output.sample.is_meta
+    assert max(on_device) == 2, "a weight and a bias"
+    assert addresses(unet) == before
     assert equal(unet, bits)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("error", [ValueError, torch.OutOfMemoryError])
-def test_weights_come_home_from_a_layer_that_fails(error: type[Exception]) -> None:
-    def fail(layer: Module, given: object) -> None:
+def test_weights_are_restored_after_a_layer_fails(error: type[Exception]) -> None:
+    def fail(layer: Module, args: object) -> None:
         raise error("not today")
 
     network = Sequential(Linear(4, 4), Linear(4, 4), LayerNorm(4))
-    at_home, bits = places(network), copied(network)
+    before, bits = addresses(network), copied(network)
     offload_layers(network, META)
     failing = network[1].register_forward_pre_hook(fail)
     with pytest.raises(error):
@@ -76,19 +76,19 @@ def test_weights_come_home_from_a_layer_that_fails(error: type[Exception]) -> No
     failing.remove()
 
     network(torch.empty(1, 4, device=META))
-    assert places(network) == at_home
+    assert addresses(network) == before
     assert equal(network, bits)
 
 
 @torch.no_grad()
-def test_weights_that_change_at_home_are_those_that_visit() -> None:
+def test_changes_of_weights_in_host_memory_take_effect() -> None:
     layer = Linear(4, 4)
     offload_layers(layer, CPU)
-    given = torch.randn(1, 4)
-    before = layer(given)
+    x = torch.randn(1, 4)
+    before = layer(x)
     layer.weight.mul_(2)
     layer.bias.mul_(2)
-    assert torch.equal(layer(given), before * 2)
+    assert torch.equal(layer(x), before * 2)
 
 
 @pytest.fixture(scope="module", name="plain")
@@ -99,7 +99,7 @@ def _plain(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Local
 @pytest.fixture(scope="module", name="offloaded")
 def _offloaded(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalRenderer:
     renderer = opened(demo_models, tmp_path_factory.mktemp("offloaded"))
-    # A worker takes it beside a GPU only.
+    # Set directly, because settings allow it only with a GPU.
     renderer.pipelines._options = SEQUENTIAL  # pyright: ignore[reportPrivateUsage]
     return renderer
 
@@ -118,25 +118,25 @@ def opened(models: Path, folder: Path) -> LocalRenderer:
     ],
     ids=["plain", "lora", "sdxl", "hires"],
 )
-def test_pictures_are_the_same(
+def test_images_are_the_same(
     plain: LocalRenderer, offloaded: LocalRenderer, fields: dict[str, Any]
 ) -> None:
-    drawn, wanted = (renderer.draw_all(**fields) for renderer in (offloaded, plain))
-    assert [one.tobytes() for one in drawn] == [one.tobytes() for one in wanted]
+    actual, expected = (renderer.render_all(**fields) for renderer in (offloaded, plain))
+    assert [image.tobytes() for image in actual] == [image.tobytes() for image in expected]
 
 
-def test_the_encoder_of_initial_pictures_is_there_too(
-    plain: LocalRenderer, offloaded: LocalRenderer
-) -> None:
-    drawn, wanted = (
-        renderer.draw(image=renderer.put(photo()), inpaint={"mask_image": renderer.put(mask())})
+def test_the_vae_encoder_is_offloaded_too(plain: LocalRenderer, offloaded: LocalRenderer) -> None:
+    actual, expected = (
+        renderer.render(
+            image=renderer.upload(photo()), inpaint={"mask_image": renderer.upload(mask())}
+        )
         for renderer in (offloaded, plain)
     )
-    assert drawn.tobytes() == wanted.tobytes()
+    assert actual.tobytes() == expected.tobytes()
 
 
-def test_the_whole_pipeline_visits(demo_models: Path) -> None:
-    """No weight is left to run on the CPU."""
+def test_the_whole_pipeline_runs_on_the_device(demo_models: Path) -> None:
+    """No layer runs on the CPU."""
     pipelines = PipelineCache(
         ModelStore(demo_models), META, torch.float32, SEQUENTIAL, 2**40, 2**40, 0, 1
     )

@@ -1,4 +1,4 @@
-"""Presets are chosen by the card, and each option is as set before it is as chosen."""
+"""Presets are chosen by GPU memory, and individual settings override them."""
 
 import logging
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from imagefleet_shared.errors import WorkerFailure
 from imagefleet_worker.device.compile import set_up_compiler
-from imagefleet_worker.device.options import options_on
+from imagefleet_worker.device.options import options_for
 from imagefleet_worker.device.presets import (
     Machine,
     Options,
@@ -33,16 +33,16 @@ def options(on: Machine, preset: Preset, **settings: bool | str) -> Options:
 
 
 @pytest.mark.parametrize(
-    ("asked", "card", "kept"),
+    ("cache_gb", "gpu_gb", "expected_gb"),
     [(None, 80, 16), (None, 12, 8), (None, None, 16), (40.0, 80, 40), (1.0, None, 1)],
 )
-def test_checkpoints_are_kept_as_set_or_as_the_card_has_room_for(
-    asked: float | None, card: int | None, kept: int
+def test_the_pipeline_cache_is_limited_as_set_or_by_the_gpu(
+    cache_gb: float | None, gpu_gb: int | None, expected_gb: int
 ) -> None:
-    """Two of SDXL were to stay on a card with 12 GB, as the budget of 16 allows."""
-    settings = WorkerSettings(pipeline_cache_gb=asked)
-    card_bytes = None if card is None else card * GIGABYTE
-    assert pipeline_cache_bytes(settings, card_bytes) == kept * GIGABYTE
+    """With 12 GB of GPU memory the limit used to be 16 GB, enough for two SDXL checkpoints."""
+    settings = WorkerSettings(pipeline_cache_gb=cache_gb)
+    gpu_bytes = None if gpu_gb is None else gpu_gb * GIGABYTE
+    assert pipeline_cache_bytes(settings, gpu_bytes) == expected_gb * GIGABYTE
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_checkpoints_are_kept_as_set_or_as_the_card_has_room_for(
         (None, "balanced"),
     ],
 )
-def test_the_card_decides_the_preset_and_the_reason_says_so(
+def test_gpu_memory_determines_the_preset_and_is_the_reason(
     gigabytes: float | None, preset: Preset
 ) -> None:
     choice = choose_preset("auto", machine(gigabytes))
@@ -66,25 +66,25 @@ def test_the_card_decides_the_preset_and_the_reason_says_so(
 
 
 @pytest.mark.parametrize("preset", ["fast", "balanced", "low_vram"])
-def test_a_preset_that_is_set_is_not_chosen(preset: Preset) -> None:
+def test_a_preset_that_is_set_is_used(preset: Preset) -> None:
     assert choose_preset(preset, machine(150)).preset == preset
 
 
-def test_fast_compiles_and_records_and_keeps_all_on_the_gpu() -> None:
+def test_fast_compiles_and_uses_graphs_without_offload() -> None:
     fast = options(machine(24), "fast")
 
     assert (fast.channels_last, fast.compile, fast.cuda_graphs) == (True, True, True)
     assert (fast.vae_tiling, fast.offload) == (False, "none")
 
 
-def test_balanced_tiles_the_vae_and_low_vram_keeps_weights_on_the_host_too() -> None:
+def test_balanced_tiles_the_vae_and_low_vram_also_offloads() -> None:
     balanced, low = (options(machine(12), preset) for preset in ("balanced", "low_vram"))
 
     assert (balanced.vae_tiling, balanced.offload, balanced.compile) == (True, "none", False)
     assert (low.vae_tiling, low.offload, low.cuda_graphs) == (True, "model", False)
 
 
-def test_the_cpu_has_no_graphs_and_nowhere_to_offload_from_and_its_own_layout() -> None:
+def test_the_cpu_has_no_graphs_no_offload_and_no_channels_last() -> None:
     for preset in ("fast", "balanced", "low_vram"):
         chosen = options(machine(None), preset)
         assert (chosen.cuda_graphs, chosen.offload, chosen.channels_last) == (False, "none", False)
@@ -94,29 +94,29 @@ def test_the_cpu_has_no_graphs_and_nowhere_to_offload_from_and_its_own_layout() 
     ("gigabytes", "preset", "backend"),
     [(None, "low_vram", "sliced"), (6, "low_vram", "auto"), (None, "balanced", "auto")],
 )
-def test_attention_is_sliced_where_nothing_else_saves_memory(
+def test_attention_is_sliced_if_nothing_else_saves_memory(
     gigabytes: float | None, preset: Preset, backend: str
 ) -> None:
     assert requested_attention(WorkerSettings(), preset, machine(gigabytes)) == backend
 
 
-def test_attention_that_is_set_is_what_is_tried() -> None:
+def test_attention_that_is_set_is_requested() -> None:
     settings = WorkerSettings(attention="sdpa")
     assert requested_attention(settings, "low_vram", machine(None)) == "sdpa"
 
 
 @pytest.mark.parametrize("name", ["channels_last", "compile", "cuda_graphs", "vae_tiling"])
-@pytest.mark.parametrize("wanted", [True, False])
-def test_a_setting_overrules_the_preset(name: str, wanted: bool) -> None:
+@pytest.mark.parametrize("value", [True, False])
+def test_a_setting_overrides_the_preset(name: str, value: bool) -> None:
     for preset in ("fast", "balanced"):
-        assert getattr(options(machine(24), preset, **{name: wanted}), name) is wanted
+        assert getattr(options(machine(24), preset, **{name: value}), name) is value
 
 
-def test_fast_without_a_compiler_does_without() -> None:
+def test_fast_without_a_compiler_does_not_compile() -> None:
     assert not options(machine(24, "there is no compiler"), "fast").compile
 
 
-def test_compiling_that_is_set_without_a_compiler_is_refused() -> None:
+def test_compile_without_a_compiler_is_refused() -> None:
     with pytest.raises(WorkerFailure, match=r"IMAGEFLEET_COMPILE=true, but there is no compiler"):
         options(machine(24, "there is no compiler"), "balanced", compile=True)
 
@@ -129,23 +129,25 @@ def test_compiling_that_is_set_without_a_compiler_is_refused() -> None:
         ("offload", "sequential", "sequential"),
     ],
 )
-def test_what_takes_a_gpu_is_refused_on_the_cpu(name: str, value: bool | str, shown: str) -> None:
+def test_options_that_need_a_gpu_are_refused_on_the_cpu(
+    name: str, value: bool | str, shown: str
+) -> None:
     with pytest.raises(WorkerFailure, match=f"IMAGEFLEET_{name.upper()}={shown} needs a GPU"):
         options(machine(None), "balanced", **{name: value})
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
-def test_graphs_of_weights_that_move_are_refused(offload: str) -> None:
+def test_graphs_with_offload_are_refused(offload: str) -> None:
     with pytest.raises(WorkerFailure, match=f"IMAGEFLEET_OFFLOAD={offload} exclude each other"):
         options(machine(24), "fast", offload=offload, cuda_graphs=True)
 
 
-def test_blocks_whose_layers_come_one_by_one_are_not_compiled() -> None:
+def test_compile_with_sequential_offload_is_refused() -> None:
     with pytest.raises(WorkerFailure, match=r"COMPILE=true and .* exclude each other"):
         options(machine(24), "balanced", offload="sequential", compile=True)
 
 
-def test_fast_that_offloads_does_without_what_that_excludes() -> None:
+def test_fast_with_offload_disables_what_offload_excludes() -> None:
     model, sequential = (
         options(machine(24), "fast", offload=offload) for offload in ("model", "sequential")
     )
@@ -153,16 +155,16 @@ def test_fast_that_offloads_does_without_what_that_excludes() -> None:
     assert (sequential.compile, sequential.cuda_graphs) == (False, False)
 
 
-def test_the_log_says_what_was_chosen_and_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_choice_and_its_reason_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        options_on(torch.device("cpu"), torch.float32, WorkerSettings(preset="low_vram"))
+        options_for(torch.device("cpu"), torch.float32, WorkerSettings(preset="low_vram"))
 
     assert "preset low_vram (as set)" in caplog.text
     assert "attention sliced" in caplog.text
     assert "vae_tiling True" in caplog.text
 
 
-def test_sizes_to_warm_up_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_up_sizes_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEFLEET_WARM_UP_SIZES", "512x768x4,1024x1024x1")
     monkeypatch.setenv("IMAGEFLEET_WARM_UP_CHECKPOINTS", "one,two")
     monkeypatch.setenv("IMAGEFLEET_COMPILE", "false")
@@ -174,7 +176,7 @@ def test_sizes_to_warm_up_are_read_from_the_environment(monkeypatch: pytest.Monk
     assert settings.channels_last is None
 
 
-def test_a_folder_that_inductor_cannot_name_is_refused_and_not_made(tmp_path: Path) -> None:
+def test_a_cache_folder_with_spaces_is_refused_and_not_created(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailure, match="must have no spaces"):
         set_up_compiler(tmp_path / "two words")
 

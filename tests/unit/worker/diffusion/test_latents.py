@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagefleet_shared.field_types import LATENT_MODES, LatentMode
-from imagefleet_worker.diffusion.latents import enlarge_latents
+from imagefleet_worker.diffusion.latents import resize_latents
 
 SIZES = [((8, 8), (12, 13)), ((7, 9), (14, 27)), ((8, 6), (5, 3)), ((4, 4), (4, 4))]
 Pair = tuple[int, int]
@@ -18,8 +18,8 @@ def latents(height: int, width: int) -> Tensor:
     return torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(5))
 
 
-def enlarged(values: Tensor, size: Pair, mode: LatentMode) -> NDArray[np.float32]:
-    return enlarge_latents(values, size[1] * 8, size[0] * 8, mode).numpy()
+def resized(values: Tensor, size: Pair, mode: LatentMode) -> NDArray[np.float32]:
+    return resize_latents(values, size[1] * 8, size[0] * 8, mode).numpy()
 
 
 def by_matrix(values: Tensor, size: Pair, reach: int, kernel: str) -> NDArray[np.float64]:
@@ -30,11 +30,11 @@ def by_matrix(values: Tensor, size: Pair, reach: int, kernel: str) -> NDArray[np
         weights = np.zeros((target, source))
         for line in range(target):
             centre = (line + 0.5) * source / target - 0.5
-            for place in range(
+            for position in range(
                 int(np.floor(centre)) - reach + 1, int(np.floor(centre)) + reach + 1
             ):
-                weight = weight_of(abs(centre - place), kernel)
-                weights[line, min(max(place, 0), source - 1)] += weight
+                weight = weight_of(abs(centre - position), kernel)
+                weights[line, min(max(position, 0), source - 1)] += weight
         result = np.moveaxis(np.tensordot(weights, result, axes=(1, axis)), 0, axis)
     return result
 
@@ -52,10 +52,10 @@ def weight_of(distance: float, kernel: str) -> float:
 def test_latent_is_bilinear_and_bicubic_is_pytorchs(source: Pair, target: Pair) -> None:
     values = latents(*source)
     np.testing.assert_allclose(
-        enlarged(values, target, "latent"), by_matrix(values, target, 1, "linear"), atol=2e-6
+        resized(values, target, "latent"), by_matrix(values, target, 1, "linear"), atol=2e-6
     )
     np.testing.assert_allclose(
-        enlarged(values, target, "latent_bicubic"), by_matrix(values, target, 2, "cubic"), atol=5e-6
+        resized(values, target, "latent_bicubic"), by_matrix(values, target, 2, "cubic"), atol=5e-6
     )
 
 
@@ -72,7 +72,7 @@ def test_antialiased_modes_filter_as_pillow_does(
 ) -> None:
     values = latents(*source)
     for mine, plane in zip(
-        enlarged(values, target, mode).reshape(-1, *target),
+        resized(values, target, mode).reshape(-1, *target),
         values.numpy().reshape(-1, *source),
         strict=True,
     ):
@@ -81,7 +81,7 @@ def test_antialiased_modes_filter_as_pillow_does(
 
 
 @pytest.mark.parametrize(("source", "target"), SIZES)
-def test_nearest_takes_the_left_end_of_a_pixel_and_nearest_exact_its_middle(
+def test_nearest_samples_at_the_left_edge_of_a_pixel_and_nearest_exact_at_its_centre(
     source: Pair, target: Pair
 ) -> None:
     values = latents(*source)
@@ -92,11 +92,11 @@ def test_nearest_takes_the_left_end_of_a_pixel_and_nearest_exact_its_middle(
             for s, t in zip(source, target, strict=True)
         )
         expected = values.numpy()[:, :, rows][:, :, :, columns]
-        np.testing.assert_array_equal(enlarged(values, target, mode), expected)
+        np.testing.assert_array_equal(resized(values, target, mode), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mode", LATENT_MODES)
-def test_every_mode_keeps_the_type_on_the_cpu(mode: LatentMode, dtype: torch.dtype) -> None:
-    result = enlarge_latents(latents(8, 8).to(dtype), 96, 128, mode)
+def test_every_mode_preserves_the_dtype_on_the_cpu(mode: LatentMode, dtype: torch.dtype) -> None:
+    result = resize_latents(latents(8, 8).to(dtype), 96, 128, mode)
     assert (result.dtype, result.shape) == (dtype, (2, 4, 16, 12))

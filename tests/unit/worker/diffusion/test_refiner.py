@@ -1,4 +1,4 @@
-"""The SDXL refiner: told by its file, loaded, conditioned and encoded as diffusers does."""
+"""The SDXL refiner: detected from its file, loaded, conditioned and encoded as in diffusers."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ from imagefleet_worker.catalog.store import ModelStore
 from imagefleet_worker.checkpoints.pipeline_cache import PipelineCache
 from imagefleet_worker.checkpoints.single_file import load_single_file
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.diffusion.added_cond import added_conditions
+from imagefleet_worker.diffusion.added_cond import added_cond_kwargs
 from imagefleet_worker.prompts.cache import PromptEncoder
-from imagefleet_worker.prompts.conditioning import Conditioning, PlannedPicture
+from imagefleet_worker.prompts.conditioning import Conditioning, PlannedPrompts
 from imagefleet_worker.prompts.encode import TextSettings
 from imagefleet_worker.prompts.plan import plan_negative, plan_prompt
 from imagefleet_worker.weights.diffusers_index import folder_family
@@ -71,7 +71,7 @@ def theirs(models: Path) -> Any:  # noqa: ANN401 diffusers' annotations forget t
 
 
 def test_the_store_knows_its_family_before_it_is_loaded(models: Path) -> None:
-    listed = ModelStore(models).listed("checkpoint")
+    listed = ModelStore(models).list_models("checkpoint")
 
     assert [(file.name, file.family, file.native_size_px) for file in listed] == [
         ("refiner", "sdxl_refiner", 128),
@@ -108,7 +108,7 @@ def test_prompts_are_encoded_as_diffusers_does(
         PROMPTS, negative_prompt=NEGATIVES, do_classifier_free_guidance=True
     )
 
-    # Each text has a run of its own here: the last bits are another batch's.
+    # Each text is encoded by itself here, so the last bits differ from those of a batch.
     torch.testing.assert_close(ours, torch.cat([negative_hidden, hidden]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         pooled_of_ours, torch.cat([negative_pooled, pooled]), rtol=1e-4, atol=1e-5
@@ -116,9 +116,9 @@ def test_prompts_are_encoded_as_diffusers_does(
 
 
 def test_an_empty_negative_prompt_is_zeros_and_no_other_is(warm: WarmPipeline) -> None:
-    """A1111 has it so, of base and refiner alike; it was encoded for the refiner."""
+    """As in A1111, for base and refiner; for the refiner it was once encoded."""
     pictures = [
-        PlannedPicture(plan_prompt("", 4), plan_negative(negative, 4)) for negative in ("", "bad")
+        PlannedPrompts(plan_prompt("", 4), plan_negative(negative, 4)) for negative in ("", "bad")
     ]
     conditioning = Conditioning(PromptEncoder(0), warm, pictures, 7.0, 1, TextSettings(None, LIMIT))
 
@@ -148,17 +148,17 @@ def evaluated(unet: Any, hidden: Tensor, added: dict[str, Tensor] | None) -> Ten
     return unet(latents, 150, hidden, added_cond_kwargs=added, return_dict=False)[0]
 
 
-def test_the_unet_is_told_and_says_what_diffusers_own_does(
+def test_the_unet_has_the_inputs_and_outputs_that_it_has_in_diffusers(
     warm: WarmPipeline,
     theirs: Any,  # noqa: ANN401 as above
 ) -> None:
-    """The pipeline's whole call is watched: sizes, scores and rows are decided inside it."""
+    """Hooks the UNet in a whole pipeline call, which decides sizes, scores and rows."""
     calls: list[tuple[Sequence[Any], dict[str, Any], Tensor]] = []
 
-    def watch(_: object, given: tuple[Any, ...], named: dict[str, Any], made: Any) -> None:  # noqa: ANN401
-        calls.append((given, named, made[0]))
+    def record(_: object, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ANN401
+        calls.append((args, kwargs, output[0]))
 
-    handle = theirs.unet.register_forward_hook(watch, with_kwargs=True)
+    handle = theirs.unet.register_forward_hook(record, with_kwargs=True)
     theirs.set_progress_bar_config(disable=True)
     theirs(
         PROMPTS,
@@ -171,27 +171,27 @@ def test_the_unet_is_told_and_says_what_diffusers_own_does(
         generator=torch.Generator().manual_seed(0),
     )
     handle.remove()
-    ((given, named, made),) = calls
+    ((args, kwargs, expected),) = calls
 
     hidden, pooled = conditioned(warm)
-    added = added_conditions(warm, pooled, width=128, height=96, negatives=2)
+    added = added_cond_kwargs(warm, pooled, width=128, height=96, negatives=2)
 
     assert added is not None
-    theirs_embeds = named["added_cond_kwargs"]["text_embeds"]
+    theirs_embeds = kwargs["added_cond_kwargs"]["text_embeds"]
     torch.testing.assert_close(added["text_embeds"], theirs_embeds, rtol=1e-4, atol=1e-5)
-    assert torch.equal(added["time_ids"], named["added_cond_kwargs"]["time_ids"])
+    assert torch.equal(added["time_ids"], kwargs["added_cond_kwargs"]["time_ids"])
     ours = warm.pipeline.unet(
-        *given,
+        *args,
         encoder_hidden_states=hidden,
         added_cond_kwargs=added,
         return_dict=False,
     )[0]
-    torch.testing.assert_close(ours, made, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_aesthetic_score_and_the_prompt_change_what_it_says(warm: WarmPipeline) -> None:
+def test_the_aesthetic_score_and_the_prompt_change_the_unets_output(warm: WarmPipeline) -> None:
     conditioning = encode(warm, [PROMPTS[0]] * 2 + [PROMPTS[1]], None, LIMIT)
-    added = added_conditions(warm, conditioning.pooled, width=128, height=96, negatives=1)
+    added = added_cond_kwargs(warm, conditioning.pooled, width=128, height=96, negatives=1)
 
     assert added is not None
     assert added["time_ids"].tolist() == [
@@ -220,7 +220,7 @@ def test_no_adapter_fits_a_refiner(warm: WarmPipeline, tmp_path: Path) -> None:
         load_adapter(path, warm.naming)
 
 
-def test_a_lora_for_a_refiner_is_told_by_the_width_of_its_context(tmp_path: Path) -> None:
+def test_a_lora_for_a_refiner_is_detected_by_the_width_of_its_context(tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     block = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     save_file(

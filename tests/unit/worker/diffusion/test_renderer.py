@@ -1,4 +1,4 @@
-"""The studio keeps a pipeline's weights true, whatever adapters come and go."""
+"""The renderer keeps pipeline weights intact across LoRA switches, and retries after evictions."""
 
 import weakref
 from collections.abc import Iterator
@@ -38,21 +38,21 @@ def renderer(models: ModelStore) -> DiffusionRenderer:
 
 @pytest.fixture
 def one_layer(demo_models: Path) -> Iterator[str]:
-    """A LoRA for one layer, another one than that which gets damaged."""
+    """A LoRA for one layer, which is not the damaged one."""
     tensors = load_file(demo_models / "loras/demo-one.safetensors")
     layer = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
-    own = {key: tensor for key, tensor in tensors.items() if key.startswith(layer)}
+    of_layer = {key: tensor for key, tensor in tensors.items() if key.startswith(layer)}
     path = demo_models / "loras/one-layer.safetensors"
-    save_file(own, path)
+    save_file(of_layer, path)
     yield path.stem
     path.unlink()
 
 
 def pipelines_of(renderer: DiffusionRenderer) -> PipelineCache:
-    return renderer._pipelines  # pyright: ignore[reportPrivateUsage] — to damage what it keeps
+    return renderer._pipelines  # pyright: ignore[reportPrivateUsage] — to damage its weights
 
 
-def draw(
+def render(
     renderer: DiffusionRenderer, models: ModelStore, *loras: str, checkpoint: str = "demo"
 ) -> Image.Image:
     job = resolved(
@@ -65,84 +65,84 @@ def draw(
         loras=[{"name": name} for name in loras],
     )
 
-    def quietly(stage: Stage, step: int, steps: int) -> None:
-        """Tell nobody."""
+    def ignore_progress(stage: Stage, step: int, steps: int) -> None:
+        """Report nothing."""
 
-    [[picture]] = renderer.render([job], BatchProgress([quietly]))
+    [[picture]] = renderer.render([job], BatchProgress([ignore_progress]))
     return picture
 
 
-def test_what_a_pass_tells_the_unet_beside_the_prompt_is_put_on_the_device_once(
+def test_added_conditioning_is_copied_to_the_device_once_per_pass(
     renderer: DiffusionRenderer, models: ModelStore
 ) -> None:
-    """A copy at each evaluation made a GPU wait for Python."""
+    """A copy at each evaluation synchronized with the GPU."""
     unet = pipelines_of(renderer).get(models.find("checkpoint", "demo-xl")).pipeline.unet
-    told: list[Tensor] = []
+    time_ids: list[Tensor] = []
 
-    def hear(_: torch.nn.Module, given: object, named: dict[str, dict[str, Tensor]]) -> None:
-        told.append(named["added_cond_kwargs"]["time_ids"])
+    def record(_: torch.nn.Module, args: object, kwargs: dict[str, dict[str, Tensor]]) -> None:
+        time_ids.append(kwargs["added_cond_kwargs"]["time_ids"])
 
-    unet.register_forward_pre_hook(hear, with_kwargs=True)
-    draw(renderer, models, checkpoint="demo-xl")
-    assert len(told) == 2
-    assert told[0] is told[1]
+    unet.register_forward_pre_hook(record, with_kwargs=True)
+    render(renderer, models, checkpoint="demo-xl")
+    assert len(time_ids) == 2
+    assert time_ids[0] is time_ids[1]
 
 
 def test_a_lora_changes_the_picture_and_leaves_no_trace(
     renderer: DiffusionRenderer, models: ModelStore
 ) -> None:
-    before = draw(renderer, models)
-    assert draw(renderer, models, "demo-one").tobytes() != before.tobytes()
-    assert draw(renderer, models).tobytes() == before.tobytes()
+    before = render(renderer, models)
+    assert render(renderer, models, "demo-one").tobytes() != before.tobytes()
+    assert render(renderer, models).tobytes() == before.tobytes()
 
 
-def test_a_job_that_runs_out_of_memory_is_begun_again_without_idle_checkpoints(
+def test_a_job_that_runs_out_of_memory_is_retried_after_evicting_idle_checkpoints(
     renderer: DiffusionRenderer, models: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipelines = pipelines_of(renderer)
     idle = weakref.ref(pipelines.get(models.find("checkpoint", "demo-xl")).pipeline.unet)
-    expected = draw(renderer, models)
+    expected = render(renderer, models)
 
-    def crowded(warm: WarmPipeline, latents: Tensor, progress: BatchProgress) -> Tensor:
+    def fail_until_evicted(warm: WarmPipeline, latents: Tensor, progress: BatchProgress) -> Tensor:
         if idle() is not None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode_latents(warm, latents, progress)
 
-    monkeypatch.setattr(renderer_module, "decode_latents", crowded)
-    assert draw(renderer, models).tobytes() == expected.tobytes()
+    monkeypatch.setattr(renderer_module, "decode_latents", fail_until_evicted)
+    assert render(renderer, models).tobytes() == expected.tobytes()
 
 
-def test_a_job_that_is_too_large_for_the_device_alone_is_not_begun_again(
+def test_a_job_that_runs_out_of_memory_with_nothing_to_evict_is_not_retried(
     renderer: DiffusionRenderer, models: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried: list[int] = []
+    attempts: list[int] = []
 
-    def full(warm: WarmPipeline, latents: Tensor, progress: BatchProgress) -> Tensor:
-        tried.append(len(latents))
+    def fail(warm: WarmPipeline, latents: Tensor, progress: BatchProgress) -> Tensor:
+        attempts.append(len(latents))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(renderer_module, "decode_latents", full)
+    monkeypatch.setattr(renderer_module, "decode_latents", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        draw(renderer, models)
-    assert tried == [1]
+        render(renderer, models)
+    assert attempts == [1]
 
 
-def test_weights_that_are_not_as_saved_are_found_and_the_checkpoint_is_loaded_anew(
+def test_corrupted_weights_are_detected_and_the_checkpoint_is_reloaded(
     renderer: DiffusionRenderer, models: ModelStore, one_layer: str
 ) -> None:
-    before = draw(renderer, models)
-    draw(renderer, models, "demo-one")
-    draw(renderer, models)
+    before = render(renderer, models)
+    render(renderer, models, "demo-one")
+    render(renderer, models)
     file = models.find("checkpoint", "demo")
     damaged = pipelines_of(renderer).get(file)
     weight = damaged.pipeline.unet.get_parameter(DAMAGED)
     with torch.no_grad():
         weight.view(-1)[0] += 1
-    assert draw(renderer, models).tobytes() != before.tobytes()
+    assert render(renderer, models).tobytes() != before.tobytes()
     found = metrics.CORRUPTED._value.get()  # pyright: ignore[reportPrivateUsage]
 
-    draw(renderer, models, one_layer)
-    after = draw(renderer, models)
+    render(renderer, models, one_layer)
+    after = render(renderer, models)
 
     assert after.tobytes() == before.tobytes()
     assert metrics.CORRUPTED._value.get() == found + 1  # pyright: ignore[reportPrivateUsage]

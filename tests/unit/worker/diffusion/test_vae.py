@@ -1,4 +1,4 @@
-"""The VAE in half precision: kept there while it is sane, float32 for good once it overflows."""
+"""The VAE in half precision: it stays there unless it overflows, then is upcast for good."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -35,10 +35,10 @@ def _no_grad() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SDXL checkpoints with one VAE that is sane and one with activations beyond float16's reach.
+    """SDXL checkpoints: a sane VAE, one whose activations overflow float16, and one of NaN weights.
 
-    In float32 the second is as sane as the first: what a convolution scales up, the norm behind it
-    scales down. SDXL's first release is like that, and the later fix made its weights smaller.
+    In float32 the second works like the first: what a convolution scales up, the norm after it
+    scales down. SDXL's first release is like that; the later fix made its weights smaller.
     """
     root = tmp_path_factory.mktemp("models")
     (root / "checkpoints").mkdir()
@@ -108,10 +108,10 @@ def test_a_sane_vae_stays_in_half_precision(
 
 
 @pytest.mark.parametrize("tiling", [False, True])
-def test_a_vae_that_overflows_goes_on_in_float32_for_good(
+def test_a_vae_that_overflows_is_upcast_to_float32_for_good(
     tiling: bool, models: Path, latents: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Given tiles ("balanced") the picture is larger than one: NaN in one tile is enough."""
+    """With tiling ("balanced") the picture is larger than one tile: NaN in one tile is enough."""
     if tiling:
         latents = torch.cat([latents, latents], dim=-1)
     hot = warm_from(models, "hot", torch.float16, tiling)
@@ -129,9 +129,7 @@ def test_a_vae_that_overflows_goes_on_in_float32_for_good(
     assert hot.size_bytes > size_bytes
     assert upcasts() == count + 1
     (record,) = caplog.records
-    assert record.getMessage() == (
-        "the VAE of hot overflows in torch.float16: it goes on in float32"
-    )
+    assert record.getMessage() == "the VAE of hot overflows in torch.float16: upcast to float32"
 
     decode_latents(hot, latents, progress())
     encode_images(hot, [picture(0)])
@@ -139,7 +137,7 @@ def test_a_vae_that_overflows_goes_on_in_float32_for_good(
     assert len(caplog.records) == 1
 
 
-def test_a_vae_that_overflows_when_it_encodes_goes_on_in_float32_too(models: Path) -> None:
+def test_a_vae_that_overflows_when_encoding_is_upcast_too(models: Path) -> None:
     hot = warm_from(models, "hot", torch.float16)
     exact = warm_from(models, "hot", torch.float32)
 
@@ -147,7 +145,7 @@ def test_a_vae_that_overflows_when_it_encodes_goes_on_in_float32_too(models: Pat
     assert vae_dtypes(hot) == {torch.float32}
 
 
-def test_bfloat16_has_float32s_reach_and_needs_no_change(models: Path, latents: Tensor) -> None:
+def test_bfloat16_has_float32s_range_and_needs_no_upcast(models: Path, latents: Tensor) -> None:
     hot = warm_from(models, "hot", torch.bfloat16)
 
     assert decode_latents(hot, latents, progress()).isfinite().all()
@@ -155,24 +153,22 @@ def test_bfloat16_has_float32s_reach_and_needs_no_change(models: Path, latents: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_a_vae_that_gives_no_numbers_in_float32_is_an_error_and_no_black_picture(
+def test_a_vae_that_produces_nan_in_float32_is_an_error_and_no_black_picture(
     dtype: torch.dtype, models: Path, latents: Tensor
 ) -> None:
     broken = warm_from(models, "broken", dtype)
 
-    with pytest.raises(CorruptFile, match="the VAE of 'broken' gives"):
+    with pytest.raises(CorruptFile, match="the VAE of 'broken' produces NaN"):
         decode_latents(broken, latents, progress())
-    with pytest.raises(CorruptFile, match="the VAE of 'broken' gives"):
+    with pytest.raises(CorruptFile, match="the VAE of 'broken' produces NaN"):
         encode_images(broken, [picture(0)])
 
 
-def test_latents_that_are_no_numbers_are_not_blamed_on_the_vae(
-    models: Path, latents: Tensor
-) -> None:
+def test_infinite_latents_are_not_blamed_on_the_vae(models: Path, latents: Tensor) -> None:
     sane = warm_from(models, "sane", torch.float16)
     latents[1, 0, 3, 3] = float("inf")
 
-    with pytest.raises(WorkerFailure, match=r"the UNet of 'sane' gave .* in torch\.float16"):
+    with pytest.raises(WorkerFailure, match=r"the UNet of 'sane' produced .* in torch\.float16"):
         decode_latents(sane, latents, progress())
     assert vae_dtypes(sane) == {torch.float16}
 
@@ -188,12 +184,14 @@ def test_a_picture_encodes_to_the_same_latents_in_every_batch(models: Path) -> N
         assert torch.equal(encode_images(warm, [one])[0], together[index])
 
 
-def test_every_picture_decodes_alone_and_counts_a_step(models: Path, latents: Tensor) -> None:
+def test_every_picture_is_decoded_by_itself_and_counts_as_a_step(
+    models: Path, latents: Tensor
+) -> None:
     warm = warm_from(models, "sane", torch.float32)
     steps: list[int] = []
-    told = BatchProgress([lambda _stage, step, _steps: steps.append(step)])
+    counting = BatchProgress([lambda _stage, step, _steps: steps.append(step)])
 
-    together = decode_latents(warm, latents, told)
+    together = decode_latents(warm, latents, counting)
 
     assert steps == [1, 2]
     assert torch.equal(decode_latents(warm, latents[1:], progress())[0], together[1])

@@ -1,4 +1,4 @@
-"""Files that restoring faces takes: listed, told apart, refused before the device."""
+"""Face model files: listing, detecting their architecture, refusing bad ones before the device."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ CODEFORMER = ("quantize.embedding.weight", "position_emb", "idx_pred_layer.1.wei
 
 
 def write(path: Path, names: tuple[str, ...] = GFPGAN, *, wrapped: bool = False) -> Path:
-    """A file with the names of a network's tensors, and nothing in them."""
+    """Write a file with the names of a network's tensors, all of them zeros."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: torch.zeros(1) for name in names}
     if path.suffix == ".safetensors":
@@ -37,7 +37,7 @@ def write(path: Path, names: tuple[str, ...] = GFPGAN, *, wrapped: bool = False)
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
-    """A1111's folders as it fills them."""
+    """A1111's folders and file names."""
     write(tmp_path / "GFPGAN/GFPGANv1.4.pth", wrapped=True)
     write(tmp_path / "Codeformer/codeformer-v0.1.0.pth", CODEFORMER, wrapped=True)
     for part in ("detection_Resnet50_Final.pth", "parsing_parsenet.pth"):
@@ -46,26 +46,28 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 def resolve(store: ModelStore, restorer: str, **fields: object) -> list[str]:
-    found = resolve_faces(FaceRestore.model_validate({"restorer": restorer, **fields}), store)
-    return [each.name for each in (found.restorer, found.detector, found.parser)]
+    resolved = resolve_faces(FaceRestore.model_validate({"restorer": restorer, **fields}), store)
+    return [each.name for each in (resolved.restorer, resolved.detector, resolved.parser)]
 
 
-def test_the_folders_of_a1111_serve_as_they_are(store: ModelStore) -> None:
+def test_a1111s_folders_are_read_as_they_are(store: ModelStore) -> None:
     parts = ["detection_Resnet50_Final", "parsing_parsenet"]
     assert resolve(store, "GFPGANv1.4") == ["GFPGANv1.4", *parts]
     assert resolve(store, "codeformer-v0.1.0", fidelity=0.7)[0] == "codeformer-v0.1.0"
 
 
-def test_restorers_are_listed_with_their_architecture_and_nothing_else_is(
+def test_only_restorers_are_listed_with_their_architecture(
     store: ModelStore,
 ) -> None:
-    listed = [(file.name, file.metadata and file.metadata.forms) for file in store.listed("face")]
+    listed = [
+        (file.name, file.metadata and file.metadata.forms) for file in store.list_models("face")
+    ]
     assert listed == [("GFPGANv1.4", ("GFPGAN",)), ("codeformer-v0.1.0", ("CodeFormer",))]
-    assert store.listed("upscaler") == ()
+    assert store.list_models("upscaler") == ()
 
 
 @pytest.mark.parametrize("name", ["detection_Resnet50_Final", "parsing_parsenet", "mona-lisa"])
-def test_detector_and_parser_are_no_restorers(store: ModelStore, name: str) -> None:
+def test_detector_and_parser_are_not_restorers(store: ModelStore, name: str) -> None:
     with pytest.raises(UnknownFaceRestorer) as caught:
         resolve(store, name)
     assert str(caught.value) == (
@@ -74,23 +76,23 @@ def test_detector_and_parser_are_no_restorers(store: ModelStore, name: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("gone", "message"),
+    ("missing", "message"),
     [
         ("detection_Resnet50_Final", "no face detector: put detection_Resnet50_Final.pth, once"),
         ("parsing_parsenet", "no face parser: put parsing_parsenet.pth, once"),
     ],
 )
-def test_a_missing_part_says_which_file_goes_where(
-    store: ModelStore, tmp_path: Path, gone: str, message: str
+def test_a_missing_detector_or_parser_names_the_file_and_its_folder(
+    store: ModelStore, tmp_path: Path, missing: str, message: str
 ) -> None:
-    (tmp_path / f"GFPGAN/{gone}.pth").unlink()
+    (tmp_path / f"GFPGAN/{missing}.pth").unlink()
     with pytest.raises(FileUnavailable, match=message) as caught:
         resolve(store, "GFPGANv1.4")
     assert "folder faces or GFPGAN" in str(caught.value)
     assert "facexlib" in str(caught.value)
 
 
-def test_the_detector_of_a1111_goes_before_the_others(store: ModelStore, tmp_path: Path) -> None:
+def test_a1111s_detector_is_preferred(store: ModelStore, tmp_path: Path) -> None:
     for name in ("detection_mobilenet0.25_demo", "detection_mobilenet0.25_Final"):
         write(tmp_path / f"faces/{name}.safetensors", ("body",))
     assert resolve(store, "GFPGANv1.4")[1] == "detection_Resnet50_Final"
@@ -98,7 +100,7 @@ def test_the_detector_of_a1111_goes_before_the_others(store: ModelStore, tmp_pat
     assert resolve(store, "GFPGANv1.4")[1] == "detection_mobilenet0.25_Final"
 
 
-def test_a_fidelity_is_for_codeformer_only(store: ModelStore) -> None:
+def test_fidelity_is_refused_for_other_networks_than_codeformer(store: ModelStore) -> None:
     with pytest.raises(InvalidRequest, match=r"fidelity 0\.7 .* 'GFPGANv1\.4' is GFPGAN"):
         resolve(store, "GFPGANv1.4", fidelity=0.7)
 
@@ -117,23 +119,23 @@ def test_codeformer_without_its_package_names_the_extra(
     ("names", "architecture"),
     [(GFPGAN, "GFPGAN"), (RESTOREFORMER, "RestoreFormer"), (CODEFORMER, "CodeFormer")],
 )
-def test_an_architecture_is_told_by_the_names_of_tensors(
+def test_the_architecture_is_detected_by_tensor_names(
     tmp_path: Path, names: tuple[str, ...], architecture: str, suffix: str
 ) -> None:
     assert read_architecture(write(tmp_path / f"a.{suffix}", names)) == architecture
 
 
-def test_pytorchs_older_format_is_read_too(tmp_path: Path) -> None:
+def test_pytorchs_legacy_format_is_read(tmp_path: Path) -> None:
     weights = {name: torch.zeros(1) for name in GFPGAN}
     torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert read_architecture(tmp_path / "old.pth") == "GFPGAN"
 
 
-def test_an_upscaler_among_the_faces_is_not_listed_and_says_why(
+def test_an_upscaler_in_the_faces_folder_is_not_listed_and_is_refused(
     store: ModelStore, tmp_path: Path
 ) -> None:
     write(tmp_path / "faces/swin.pth", ("conv_first.weight", "layers.0"))
-    assert "swin" not in [file.name for file in store.listed("face")]
+    assert "swin" not in [file.name for file in store.list_models("face")]
     with pytest.raises(CorruptFile, match=r"swin\.pth: none of GFPGAN, RestoreFormer, CodeFormer"):
         resolve(store, "swin")
 
@@ -146,15 +148,15 @@ def test_a_damaged_file_is_corrupt(tmp_path: Path, content: bytes) -> None:
         read_architecture(path)
 
 
-def test_a_pickle_that_asks_for_objects_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_with_python_objects_is_refused(tmp_path: Path) -> None:
     torch.save({"toRGB.0.weight": Path("x")}, tmp_path / "a.pth")
     with pytest.raises(CorruptFile, match=r"a\.pth"):
         read_architecture(tmp_path / "a.pth")
 
 
-def test_a_detector_that_is_none_is_corrupt(store: ModelStore) -> None:
+def test_a_detector_or_parser_with_other_weights_is_corrupt(store: ModelStore) -> None:
     networks = FaceNetworks(torch.device("cpu"), 10**9)
-    parts = {file.name: file for file in store.listed("face_part")}
+    parts = {file.name: file for file in store.list_models("face_part")}
     with pytest.raises(CorruptFile, match=r"detection_Resnet50_Final\.pth: not the network"):
         networks.detector(parts["detection_Resnet50_Final"])
     with pytest.raises(CorruptFile, match=r"parsing_parsenet\.pth: not the network"):

@@ -1,6 +1,6 @@
-"""Our networks against facexlib 0.3.0's: the names of its weight files, and what they compute.
+"""Our networks against facexlib 0.3.0's: parameter names, shapes and outputs.
 
-The digests and numbers are those of facexlib's own classes, filled with the same waves.
+The digests and numbers come from facexlib's own classes, filled with the same waves.
 """
 
 from hashlib import sha256
@@ -40,7 +40,7 @@ def picture(side_px: int) -> Tensor:
         ),
     ],
 )
-def test_retinaface_is_facexlibs(backbone: str, digest: str, expected: list[float]) -> None:
+def test_retinaface_matches_facexlib(backbone: str, digest: str, expected: list[float]) -> None:
     network = RetinaFace(backbone)
     assert names_and_shapes(network) == digest
     network.load_state_dict(filled_with_waves(network))
@@ -51,7 +51,7 @@ def test_retinaface_is_facexlibs(backbone: str, digest: str, expected: list[floa
 
 
 @torch.no_grad()
-def test_parsenet_is_facexlibs() -> None:
+def test_parsenet_matches_facexlib() -> None:
     network = ParseNet()
     digest = "6fbadcd48ddfdf6e71d91cbe10729c6335268a189309b46c083bb59f06a1f447"
     assert names_and_shapes(network) == digest

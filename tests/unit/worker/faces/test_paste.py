@@ -1,4 +1,4 @@
-"""Faces laid over each other and blended with a picture, against the same on floats of it all."""
+"""Pasting overlapping faces, compared with the same on the whole picture in floats."""
 
 from cmath import rect
 from random import Random
@@ -10,7 +10,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from imagefleet_worker.faces.align import FACE_PX, TEMPLATE, Alignment, align, to_face, to_picture
+from imagefleet_worker.faces.align import (
+    FACE_PX,
+    TEMPLATE,
+    Alignment,
+    align,
+    warp_to_face,
+    warp_to_picture,
+)
 from imagefleet_worker.faces.paste import Canvas
 from imagefleet_worker.faces.regions import merge_regions, overlap
 from imagefleet_worker.imaging.convert import from_unit_range, to_unit_range
@@ -24,7 +31,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def alignments(random: Random, width: int, height: int, sides_px: list[float]) -> list[Alignment]:
-    """Of faces anywhere, also across the picture's edges."""
+    """Alignments of random faces, some across the picture's edges."""
     found: list[Alignment] = []
     while len(found) < len(sides_px):
         turn = rect(sides_px[len(found)] / FACE_PX, random.uniform(-3, 3))
@@ -34,25 +41,25 @@ def alignments(random: Random, width: int, height: int, sides_px: list[float]) -
     return found
 
 
-def drawn(face: Tensor, seed: int) -> Tensor:
-    """Something new of a face, and a mask."""
+def fake_restored(face: Tensor, seed: int) -> Tensor:
+    """A random change of a face, with a random mask."""
     coarse = torch.rand(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
     layer = interpolate(coarse, FACE_PX, mode="bilinear")
     layer[:, :3] += face
     return layer / 2
 
 
-def at_once(
+def paste_on_whole_picture(
     picture: Image.Image, faces: list[tuple[Alignment, Tensor]], visibility: float
 ) -> Image.Image:
-    given = to_unit_range(picture)
-    result = given.clone()
+    original = to_unit_range(picture)
+    result = original.clone()
     for alignment, face in faces:
         left, top, right, bottom = alignment.region
-        layer = torch.cat([each for _, each in to_picture(face, alignment)], dim=2)
+        layer = torch.cat([each for _, each in warp_to_picture(face, alignment)], dim=2)
         under = result[..., top:bottom, left:right]
         under += layer[:, 3:] * (layer[:, :3] - under)
-    [blended] = from_unit_range((given + visibility * (result - given)).clamp(0, 1))
+    [blended] = from_unit_range((original + visibility * (result - original)).clamp(0, 1))
     return blended
 
 
@@ -61,13 +68,13 @@ def at_once(
     ("width", "height", "sides_px"),
     [(200, 150, [60, 20, 90, 150]), (150, 260, [9, 30, 12, 20, 400]), (1100, 700, [900, 90, 40])],
 )
-def test_faces_come_out_as_if_all_was_done_on_the_whole_picture(
+def test_pasting_in_regions_equals_pasting_on_the_whole_picture(
     width: int, height: int, sides_px: list[float], visibility: float
 ) -> None:
-    """Bit for bit, however they overlap, and whatever is worked on in bands."""
+    """Bit for bit, however faces overlap and regions are split into bands."""
     picture, random = noise(width, height), Random(f"{sides_px}")
     faces = [
-        (alignment, drawn(to_face(picture, alignment), seed))
+        (alignment, fake_restored(warp_to_face(picture, alignment), seed))
         for seed, alignment in enumerate(alignments(random, width, height, sides_px))
     ]
     restored = picture.copy()
@@ -75,7 +82,7 @@ def test_faces_come_out_as_if_all_was_done_on_the_whole_picture(
         canvas = Canvas(picture, box)
         for alignment, face in faces:
             if overlap(alignment.region, box):
-                canvas.lay(face, alignment)
-        canvas.blend(restored, visibility)
+                canvas.paste(face, alignment)
+        canvas.blend_into(restored, visibility)
     assert restored.tobytes() != picture.tobytes()
-    assert restored.tobytes() == at_once(picture, faces, visibility).tobytes()
+    assert restored.tobytes() == paste_on_whole_picture(picture, faces, visibility).tobytes()

@@ -1,4 +1,4 @@
-"""Rectangles of a picture, joined and taken apart."""
+"""Merging rectangles of a picture, and splitting them into bands."""
 
 from itertools import combinations
 from random import Random
@@ -19,21 +19,21 @@ def test_regions_overlap_where_they_share_a_pixel() -> None:
     assert not overlap(square, (20, 20, 30, 30))
 
 
-def test_regions_that_do_not_overlap_stay_as_they_are() -> None:
+def test_regions_that_do_not_overlap_are_not_merged() -> None:
     apart = [(0, 0, 10, 10), (10, 0, 20, 10), (0, 90, 10, 100)]
     assert merge_regions(apart) == apart
 
 
-def test_a_region_joins_those_that_it_bridges_and_those_that_their_rectangle_meets() -> None:
+def test_merging_repeats_until_the_bounding_box_overlaps_no_region() -> None:
     left, right, corner = (0, 0, 10, 10), (20, 0, 30, 10), (28, 38, 35, 45)
     bridge = (5, 5, 25, 40)
     assert merge_regions([left, right, corner]) == [left, right, corner]
-    # The bridge meets no corner, but the rectangle round it and what it joins does.
+    # The bridge does not overlap the corner, but the bounding box of the merged regions does.
     assert not overlap(bridge, corner)
     assert merge_regions([left, right, corner, bridge]) == [(0, 0, 35, 45)]
 
 
-def test_joined_regions_are_apart_and_hold_every_region() -> None:
+def test_merged_regions_do_not_overlap_and_contain_every_region() -> None:
     random = Random(0)
     for _ in range(200):
         corners = [(random.randrange(90), random.randrange(90)) for _ in range(6)]
@@ -47,7 +47,7 @@ def test_joined_regions_are_apart_and_hold_every_region() -> None:
             )
 
 
-def test_bands_cover_a_region_from_the_top_and_none_is_large() -> None:
+def test_bands_cover_a_region_from_the_top_and_are_small() -> None:
     for region in ((3, 5, 4, 6), (100, 7, 5100, 4321), (0, 0, 300_000, 2), (9, 9, 10, 600_000)):
         parts = list(bands(region))
         assert [part[1] for part in parts] == [region[1], *(part[3] for part in parts[:-1])]

@@ -1,4 +1,4 @@
-"""Pictures whose faces are drawn anew, by networks that are small but real."""
+"""Restoring the faces of pictures, by real networks of small size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,15 +25,17 @@ from tests.face_models import model_store, one_label, portrait
 CPU = torch.device("cpu")
 
 
-class Listener:
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.told: list[tuple[Stage, int, int]] = []
-        self._stop_at = stop_at
-        self.progress = BatchProgress([self._tell])
+class RecordedProgress:
+    """Records progress reports; optionally cancels the job at a step."""
 
-    def _tell(self, stage: Stage, step: int, steps: int) -> None:
-        self.told.append((stage, step, steps))
-        if step == self._stop_at:
+    def __init__(self, cancel_at: int | None = None) -> None:
+        self.reports: list[tuple[Stage, int, int]] = []
+        self._cancel_at = cancel_at
+        self.progress = BatchProgress([self._report])
+
+    def _report(self, stage: Stage, step: int, steps: int) -> None:
+        self.reports.append((stage, step, steps))
+        if step == self._cancel_at:
             raise JobCanceled("job")
 
 
@@ -49,12 +51,12 @@ def resolved(store: ModelStore, **fields: object) -> ResolvedFaces:
 def restore(
     restorer: FaceRestorer, picture: Image.Image, faces: ResolvedFaces
 ) -> NDArray[np.int16]:
-    [result] = restorer.restore([picture], faces, Listener().progress)
+    [result] = restorer.restore([picture], faces, RecordedProgress().progress)
     assert result.size == picture.size
     return np.asarray(result).astype(np.int16)
 
 
-def test_a_face_changes_and_what_lies_outside_of_it_is_bit_for_bit_as_before(
+def test_a_face_is_restored_and_pixels_outside_it_are_bitwise_unchanged(
     restorer: FaceRestorer, face_store: ModelStore
 ) -> None:
     picture, drawn = portrait()
@@ -68,16 +70,16 @@ def test_a_face_changes_and_what_lies_outside_of_it_is_bit_for_bit_as_before(
     alignment = align(face.landmarks, *picture.size)
     assert alignment is not None
     left, top, right, bottom = alignment.region
-    assert 0 < left < right < picture.width, "a face that leaves room"
+    assert 0 < left < right < picture.width, "the face does not fill the picture"
     outside = np.ones_like(changed)
     outside[top:bottom, left:right] = False
     assert outside.any()
     assert not changed[outside].any()
-    # The parser sees skin all over: the aligned square but for its rim.
+    # The parser labels all as skin: all of the aligned square but its border is restored.
     assert changed[top:bottom, left:right].mean() > 0.4
 
 
-def test_visibility_is_the_share_of_the_new_face(
+def test_visibility_is_the_share_of_the_restored_face(
     restorer: FaceRestorer, face_store: ModelStore
 ) -> None:
     picture, _ = portrait()
@@ -88,16 +90,16 @@ def test_visibility_is_the_share_of_the_new_face(
     assert np.abs(whole).max() > 40
 
 
-def test_faces_that_overlap_are_no_more_visible_than_one_alone(
+def test_overlapping_faces_are_blended_with_the_original_once(
     restorer: FaceRestorer, face_store: ModelStore
 ) -> None:
-    """Each was blended with the one before: of two at 0.5, three quarters were new."""
+    """Each used to be blended with the one before: two at 0.5 were three quarters visible."""
     single, drawn = portrait()
     left, _, right, _ = (round(side) for side in drawn.box)
     single = single.crop((left - 20, 0, right + 20, single.height))
     picture = Image.new("RGB", (2 * single.width, single.height))
-    for place in range(2):
-        picture.paste(single, (place * single.width, 0))
+    for index in range(2):
+        picture.paste(single, (index * single.width, 0))
     faces = resolved(face_store, visibility=0.5)
     found = detect(FaceNetworks(CPU, 10**9).detector(faces.detector), CPU, picture)
     regions = [
@@ -111,53 +113,55 @@ def test_faces_that_overlap_are_no_more_visible_than_one_alone(
     assert np.abs(half - 0.5 * whole).max() <= 1
 
 
-def test_pixels_that_the_parser_does_not_take_stay(restorer: FaceRestorer, tmp_path: Path) -> None:
-    """A parser that sees cloth everywhere leaves the picture as it was."""
+def test_pixels_outside_the_parsers_mask_are_unchanged(
+    restorer: FaceRestorer, tmp_path: Path
+) -> None:
+    """With a parser that labels everything as cloth, the picture is unchanged."""
     store = model_store(tmp_path)
     save_file(one_label(18), tmp_path / "faces/parsing_parsenet.safetensors")
     picture, _ = portrait()
     assert (restore(restorer, picture, resolved(store)) == np.asarray(picture)).all()
 
 
-def test_a_picture_without_faces_is_returned_itself(
+def test_a_picture_without_faces_is_returned_as_is(
     restorer: FaceRestorer, face_store: ModelStore
 ) -> None:
-    listener = Listener()
+    recorded = RecordedProgress()
     flat = Image.new("RGB", (200, 200), "teal")
     deep = Image.fromarray(np.full((200, 200), 30_000, dtype=np.uint16))
-    results = restorer.restore([flat, deep], resolved(face_store), listener.progress)
+    results = restorer.restore([flat, deep], resolved(face_store), recorded.progress)
     assert results[0] is flat
     assert results[1] is deep
-    assert listener.told == [("faces", 0, 0)]
+    assert recorded.reports == [("faces", 0, 0)]
 
 
-def test_faces_of_several_pictures_are_counted_as_one_course(
+def test_progress_counts_the_faces_of_all_pictures_together(
     restorer: FaceRestorer, face_store: ModelStore
 ) -> None:
-    listener = Listener()
+    recorded = RecordedProgress()
     flat = Image.new("RGB", (200, 200), "teal")
     pictures = [portrait(seed=1)[0], flat, portrait(seed=3)[0]]
-    results = restorer.restore(pictures, resolved(face_store), listener.progress)
+    results = restorer.restore(pictures, resolved(face_store), recorded.progress)
     assert [result is picture for result, picture in zip(results, pictures, strict=True)] == [
         *(False, True, False),
     ]
-    assert listener.told == [("faces", 0, 0), ("faces", 0, 2), ("faces", 1, 2), ("faces", 2, 2)]
+    assert recorded.reports == [("faces", 0, 0), ("faces", 0, 2), ("faces", 1, 2), ("faces", 2, 2)]
 
 
-def test_a_job_is_canceled_between_faces_and_the_next_one_is_right(
+def test_a_job_is_canceled_between_faces_and_the_next_one_is_correct(
     restorer: FaceRestorer, face_store: ModelStore
 ) -> None:
     pictures = [portrait(seed=1)[0], portrait(seed=3)[0]]
     faces = resolved(face_store)
     expected = restore(restorer, pictures[1], faces)
-    listener = Listener(stop_at=1)
+    recorded = RecordedProgress(cancel_at=1)
     with pytest.raises(BatchCanceled):
-        restorer.restore(pictures, faces, listener.progress)
-    assert listener.told[-1] == ("faces", 1, 2)
+        restorer.restore(pictures, faces, recorded.progress)
+    assert recorded.reports[-1] == ("faces", 1, 2)
     assert (restore(restorer, pictures[1], faces) == expected).all()
 
 
-def test_a_face_at_the_edge_is_restored_as_far_as_it_is_there(
+def test_the_visible_part_of_a_face_at_the_edge_is_restored(
     restorer: FaceRestorer, face_store: ModelStore
 ) -> None:
     picture, drawn = portrait()
@@ -168,7 +172,7 @@ def test_a_face_at_the_edge_is_restored_as_far_as_it_is_there(
     assert not changed[:, -1].any()
 
 
-def test_a_network_that_gives_nan_is_a_corrupt_file(tmp_path: Path) -> None:
+def test_a_network_that_outputs_nan_is_a_corrupt_file(tmp_path: Path) -> None:
     store = model_store(tmp_path)
     path = tmp_path / "faces/tiny.safetensors"
     weights = load_file(path)
@@ -178,7 +182,7 @@ def test_a_network_that_gives_nan_is_a_corrupt_file(tmp_path: Path) -> None:
         restore(FaceRestorer(FaceNetworks(CPU, 10**9)), portrait()[0], resolved(store))
 
 
-def test_networks_are_kept_until_their_file_changes(tmp_path: Path) -> None:
+def test_networks_are_cached_until_their_file_changes(tmp_path: Path) -> None:
     store = model_store(tmp_path)
     networks = FaceNetworks(CPU, 10**9)
     file = resolved(store).restorer

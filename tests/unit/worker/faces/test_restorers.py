@@ -1,6 +1,6 @@
-"""Each architecture as spandrel builds it, at its smallest, with random weights.
+"""Each restorer architecture, built by spandrel at its smallest size with random weights.
 
-GFPGAN and CodeFormer have one size only: 350 and 290 MB, written and deleted here.
+GFPGAN and CodeFormer have only one size: 350 and 290 MB, written and deleted here.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from imagefleet_worker.faces.restorer import Restorer, load_restorer
 
 pytestmark = pytest.mark.filterwarnings(
-    # spandrel_extra_arches, when it is imported
+    # spandrel_extra_arches, at import
     "ignore:`torch.jit.script` is deprecated:FutureWarning",
 )
 
 
 def _gfpgan() -> nn.Module:
     network = GFPGAN()
-    # As trained ones have it; at 0, where it begins, noise would have no effect.
+    # Nonzero, as in trained networks: at the initial 0, noise would have no effect.
     for name, each in network.named_parameters():
         if name.startswith("stylegan_decoder.style_conv") and each.numel() == 1:
             nn.init.constant_(each, 0.1)
@@ -45,10 +45,10 @@ def _codeformer() -> nn.Module:
     return network
 
 
-def loaded(make: Callable[[], nn.Module], folder: Path) -> Iterator[Restorer]:
+def save_and_load(build: Callable[[], nn.Module], folder: Path) -> Iterator[Restorer]:
     torch.manual_seed(0)
     path = folder / "face.pth"
-    torch.save({"params_ema": make().state_dict()}, path)
+    torch.save({"params_ema": build().state_dict()}, path)
     restorer = load_restorer(path)
     path.unlink()
     yield restorer
@@ -56,17 +56,17 @@ def loaded(make: Callable[[], nn.Module], folder: Path) -> Iterator[Restorer]:
 
 @pytest.fixture(scope="module")
 def gfpgan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restorer]:
-    yield from loaded(_gfpgan, Path(tmp_path_factory.mktemp("gfpgan")))
+    yield from save_and_load(_gfpgan, Path(tmp_path_factory.mktemp("gfpgan")))
 
 
 @pytest.fixture(scope="module")
 def restoreformer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restorer]:
-    yield from loaded(_restoreformer, Path(tmp_path_factory.mktemp("restoreformer")))
+    yield from save_and_load(_restoreformer, Path(tmp_path_factory.mktemp("restoreformer")))
 
 
 @pytest.fixture(scope="module")
 def codeformer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restorer]:
-    yield from loaded(_codeformer, Path(tmp_path_factory.mktemp("codeformer")))
+    yield from save_and_load(_codeformer, Path(tmp_path_factory.mktemp("codeformer")))
 
 
 @pytest.fixture
@@ -77,33 +77,31 @@ def face() -> Tensor:
 
 
 @torch.no_grad()
-def test_gfpgan_sees_and_gives_minus_one_to_one_and_the_same_each_time(
+def test_gfpgan_works_in_minus_one_to_one_and_is_deterministic(
     gfpgan: Restorer, face: Tensor
 ) -> None:
-    """spandrel's own call hands [0, 1] to it; noise drawn anew would differ each time."""
+    """spandrel's own call passes it [0, 1]; fresh noise would differ each time."""
     assert gfpgan.architecture == "GFPGAN"
-    drawn = gfpgan(face, 0.5)
-    assert drawn.shape == face.shape
+    restored = gfpgan(face, 0.5)
+    assert restored.shape == face.shape
     direct = gfpgan.network(face, randomize_noise=False)[0]
-    assert torch.equal(drawn, direct.clamp(-1, 1))
+    assert torch.equal(restored, direct.clamp(-1, 1))
     assert direct.min() < -0.1
-    assert torch.equal(gfpgan(face, 0.5), drawn)
+    assert torch.equal(gfpgan(face, 0.5), restored)
     assert not torch.equal(gfpgan.network(face)[0], direct)
 
 
 @torch.no_grad()
-def test_restoreformer_sees_and_gives_minus_one_to_one(
-    restoreformer: Restorer, face: Tensor
-) -> None:
+def test_restoreformer_works_in_minus_one_to_one(restoreformer: Restorer, face: Tensor) -> None:
     assert restoreformer.architecture == "RestoreFormer"
-    drawn = restoreformer(face, 0.5)
-    assert drawn.shape == face.shape
-    assert torch.equal(drawn, restoreformer.network(face)[0].clamp(-1, 1))
-    assert torch.equal(restoreformer(face, 1.0), drawn)
+    restored = restoreformer(face, 0.5)
+    assert restored.shape == face.shape
+    assert torch.equal(restored, restoreformer.network(face)[0].clamp(-1, 1))
+    assert torch.equal(restoreformer(face, 1.0), restored)
 
 
 @torch.no_grad()
-def test_codeformer_heeds_the_fidelity(codeformer: Restorer, face: Tensor) -> None:
+def test_codeformer_uses_the_fidelity(codeformer: Restorer, face: Tensor) -> None:
     assert codeformer.architecture == "CodeFormer"
     clean, true = codeformer(face, 0.0), codeformer(face, 1.0)
     assert clean.shape == face.shape

@@ -1,4 +1,4 @@
-"""Value ranges as in diffusers, and sizes."""
+"""Value ranges are converted as in diffusers, and images resized with Lanczos."""
 
 from typing import cast
 
@@ -33,7 +33,7 @@ def test_ranges_convert_as_in_diffusers() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_decoded_latents_become_the_pictures_that_diffusers_makes(dtype: torch.dtype) -> None:
+def test_decoded_latents_become_the_same_pictures_as_in_diffusers(dtype: torch.dtype) -> None:
     decoded = torch.randn(3, 3, 40, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
     theirs = cast("list[Image.Image]", VaeImageProcessor().postprocess(decoded, output_type="pil"))
     ours = from_vae_range(decoded)

@@ -1,4 +1,4 @@
-"""Decoding what callers send: upright RGB, or a refusal before any memory is spent."""
+"""Decoding input files: upright RGB, or an error before memory is allocated."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str, exif: Image.Exif | None = None) -> bytes:
-    """As some other program writes it."""
+    """The file as another program would write it."""
     buffer = io.BytesIO()
     image.save(buffer, kind, exif=exif or Image.Exif())
     return buffer.getvalue()
@@ -39,7 +39,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def bomb_png(width: int, height: int) -> bytes:
-    """A grey PNG whose few kilobytes unpack to width * height bytes."""
+    """A grey PNG whose few kilobytes decompress to width * height bytes."""
     packer = zlib.compressobj(9)
     row = bytes(1 + width)
     rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
@@ -54,14 +54,14 @@ def bomb_png(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
+def test_pictures_are_rotated_upright(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     decoded = decode_image(encoded(noise(24, 16), kind, exif), MAX_PIXELS)
     assert decoded.size == ((24, 16) if orientation < 5 else (16, 24))
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparent_pictures_are_composited_on_white() -> None:
     layer = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
     layer.putpixel((1, 0), (200, 0, 0, 0))
     decoded = decode_image(encoded(layer, "PNG"), MAX_PIXELS)
@@ -93,7 +93,7 @@ def test_every_mode_becomes_rgb() -> None:
         assert (image.mode, decoded.mode, pixel(decoded)) == (image.mode, "RGB", expected)
 
 
-def test_of_a_phones_jpeg_of_several_pictures_the_first_counts() -> None:
+def test_the_first_picture_of_a_phones_multi_picture_jpeg_is_used() -> None:
     small = Image.new("RGB", (4, 2), "red")
     buffer = io.BytesIO()
     Image.new("RGB", (16, 8), "white").save(buffer, "MPO", save_all=True, append_images=[small])
@@ -118,21 +118,21 @@ def test_the_limit_is_inclusive(format: Format) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
-def test_a_truncated_picture_is_refused(format: Format, kept: float) -> None:
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.9])
+def test_a_truncated_picture_is_refused(format: Format, fraction: float) -> None:
     data = encode_image(noise(64, 64), format, None)
     with pytest.raises(InvalidImage):
-        decode_image(data[: int(len(data) * kept)], MAX_PIXELS)
+        decode_image(data[: int(len(data) * fraction)], MAX_PIXELS)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "ICO", "PPM"])
-def test_other_formats_are_refused_with_those_allowed(kind: str) -> None:
+def test_other_formats_are_refused_with_a_list_of_allowed_ones(kind: str) -> None:
     with pytest.raises(InvalidImage, match="PNG, JPEG and WebP"):
         decode_image(encoded(noise(16, 16), kind), MAX_PIXELS)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello, this is no picture\n", b"RIFF\x04\0\0\0WAVE"])
-def test_what_is_no_picture_is_refused_with_its_size(data: bytes) -> None:
+def test_data_that_is_no_image_is_refused_with_its_size(data: bytes) -> None:
     with pytest.raises(InvalidImage, match=f"{len(data)} bytes"):
         decode_image(data, MAX_PIXELS)
 
@@ -153,19 +153,19 @@ def test_a_picture_without_pixels_is_refused(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_damaged_bytes_give_a_picture_or_invalid_image_and_nothing_else(format: Format) -> None:
+def test_damaged_files_are_decoded_or_raise_invalid_image_and_nothing_else(format: Format) -> None:
     data = bytearray(encode_image(noise(24, 24), format, "a cat"))
-    places = np.random.default_rng(1).integers(12, len(data), 300)
-    for place in places:
+    offsets = np.random.default_rng(1).integers(12, len(data), 300)
+    for offset in offsets:
         damaged = bytearray(data)
-        damaged[place] ^= 0xFF
+        damaged[offset] ^= 0xFF
         try:
             decode_image(bytes(damaged), MAX_PIXELS)
         except (InvalidImage, UnsupportedSize):
             continue
 
 
-def test_masks_keep_what_is_transparent() -> None:
+def test_masks_keep_their_alpha_channel() -> None:
     layer = Image.merge("RGBA", [*noise(2, 1).split(), Image.new("L", (2, 1), 7)])
     for kind in ("PNG", "WEBP"):
         decoded = decode_mask(encoded(layer, kind), MAX_PIXELS)
@@ -177,7 +177,7 @@ def test_masks_keep_what_is_transparent() -> None:
     assert decode_mask(buffer.getvalue(), MAX_PIXELS).getextrema()[-1] == (0, 0)
 
 
-def test_opaque_masks_keep_their_mode_and_are_turned_upright() -> None:
+def test_opaque_masks_keep_their_mode_and_are_rotated_upright() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     grey = noise(24, 16).convert("L")
@@ -187,7 +187,7 @@ def test_opaque_masks_keep_their_mode_and_are_turned_upright() -> None:
         assert decode_mask(encoded(mask, "PNG"), MAX_PIXELS).mode == mask.mode
 
 
-def test_masks_are_refused_as_pictures_are() -> None:
+def test_invalid_masks_are_refused_like_pictures() -> None:
     with pytest.raises(UnsupportedSize, match="24x16"):
         decode_mask(encoded(noise(24, 16), "PNG"), 24 * 16 - 1)
     with pytest.raises(InvalidImage, match="cannot be decoded"):

@@ -1,4 +1,4 @@
-"""Resize modes against references worked out without Pillow's edge trick."""
+"""Resize modes against references computed without resizing boxes of zero extent."""
 
 from typing import cast
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagefleet_shared.field_types import ResizeMode
-from imagefleet_worker.inpaint.fit import fit, own_size
+from imagefleet_worker.inpaint.fit import crop_to_multiple_of_8, fit
 
 sides = st.integers(1, 90)
 targets = st.integers(1, 12).map(lambda eighths: 8 * eighths)
@@ -29,8 +29,8 @@ def pixels_of(image: Image.Image) -> NDArray[np.int64]:
     return np.asarray(image).astype(np.int64)
 
 
-def drawn_out(outer: NDArray[np.int64], inner: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A bicubic filter half a pixel outside the last line: 9/8 of it less 1/8 of the one before."""
+def extended(outer: NDArray[np.int64], inner: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A bicubic filter half a pixel outside the last line: 9/8 of it minus 1/8 of the previous."""
     return np.clip((9 * outer - inner + 4) // 8, 0, 255)
 
 
@@ -41,17 +41,17 @@ def test_just_resize_stretches_by_lanczos(mode: ResizeMode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["just_resize", "crop_and_resize", "resize_and_fill", "latent"])
-def test_a_picture_of_the_target_size_stays_as_it_is(mode: ResizeMode) -> None:
+def test_a_picture_of_the_target_size_is_unchanged(mode: ResizeMode) -> None:
     image = noise(72, 40)
     assert fit(image, 72, 40, mode).tobytes() == image.tobytes()
 
 
-def test_crop_and_resize_keeps_the_middle() -> None:
+def test_crop_and_resize_keeps_the_centre() -> None:
     wide = noise(200, 50)
     assert fit(wide, 64, 64, "crop_and_resize").tobytes() == (
         lanczos(wide, 256, 64).crop((96, 0, 160, 64)).tobytes()
     )
-    # Halves are rounded down before they are taken from each other: 3 - 1, not (6 - 3) / 2.
+    # Halves are rounded down before the subtraction: 3 - 1, not (6 - 3) / 2.
     assert fit(noise(6, 3), 3, 3, "crop_and_resize").tobytes() == (
         noise(6, 3).crop((2, 0, 5, 3)).tobytes()
     )
@@ -61,20 +61,20 @@ def test_crop_and_resize_keeps_the_middle() -> None:
     )
 
 
-def test_resize_and_fill_draws_the_edges_out_upwards_and_downwards() -> None:
+def test_resize_and_fill_extends_the_top_and_bottom_edges() -> None:
     result = pixels_of(fit(noise(200, 50), 64, 64, "resize_and_fill"))
     inner = pixels_of(lanczos(noise(200, 50), 64, 16))
     np.testing.assert_array_equal(result[24:40], inner)
-    np.testing.assert_array_equal(result[:24], np.tile(drawn_out(inner[0], inner[1]), (24, 1, 1)))
-    np.testing.assert_array_equal(result[40:], np.tile(drawn_out(inner[-1], inner[-2]), (24, 1, 1)))
+    np.testing.assert_array_equal(result[:24], np.tile(extended(inner[0], inner[1]), (24, 1, 1)))
+    np.testing.assert_array_equal(result[40:], np.tile(extended(inner[-1], inner[-2]), (24, 1, 1)))
 
 
-def test_resize_and_fill_draws_the_edges_out_to_the_left_and_right() -> None:
-    """The inner picture is 21 wide, an odd rest: the left band has a pixel more than the right."""
+def test_resize_and_fill_extends_the_left_and_right_edges() -> None:
+    """The inner picture is 21 wide, so the left band is one pixel wider than the right one."""
     result = pixels_of(fit(noise(33, 100), 64, 64, "resize_and_fill"))
     inner = pixels_of(lanczos(noise(33, 100), 21, 64))
     np.testing.assert_array_equal(result[:, 22:43], inner)
-    left, right = drawn_out(inner[:, 0], inner[:, 1]), drawn_out(inner[:, -1], inner[:, -2])
+    left, right = extended(inner[:, 0], inner[:, 1]), extended(inner[:, -1], inner[:, -2])
     np.testing.assert_array_equal(result[:, :22], np.repeat(left[:, None], 22, axis=1))
     np.testing.assert_array_equal(result[:, 43:], np.repeat(right[:, None], 21, axis=1))
 
@@ -100,20 +100,20 @@ def test_crop_and_resize_leaves_no_gap(
 
 
 @pytest.mark.parametrize("mode", ["crop_and_resize", "resize_and_fill"])
-def test_a_line_of_one_pixel_is_fitted_too(mode: ResizeMode) -> None:
+def test_pictures_one_pixel_high_or_wide_are_fitted_too(mode: ResizeMode) -> None:
     for size in ((4096, 1), (1, 4096), (1, 1)):
         colours = fit(Image.new("RGB", size, (9, 99, 199)), 64, 128, mode).getcolors()
         assert colours == [(64 * 128, (9, 99, 199))]
 
 
-def test_latents_are_stretched_from_the_pictures_own_size_less_what_exceeds_eights() -> None:
+def test_an_image_is_cropped_to_a_multiple_of_8_and_at_least_8_pixels() -> None:
     image = noise(61, 40)
-    assert own_size(image).tobytes() == image.crop((0, 0, 56, 40)).tobytes()
-    assert own_size(noise(3, 17)).size == (8, 16)
+    assert crop_to_multiple_of_8(image).tobytes() == image.crop((0, 0, 56, 40)).tobytes()
+    assert crop_to_multiple_of_8(noise(3, 17)).size == (8, 16)
 
 
-def test_a_long_line_is_cut_before_it_is_enlarged() -> None:
-    """8192 x 8 to 1024 pixels: enlarged as a whole it would be 1,048,576 pixels wide."""
+def test_an_extremely_wide_picture_is_cropped_before_it_is_enlarged() -> None:
+    """8192 x 8 to 1024 pixels: the full enlargement would be 1,048,576 pixels wide."""
     line = Image.new("RGB", (8192, 8), (0, 0, 0))
     line.paste((255, 255, 255), (4096, 0, 8192, 8))
     result = pixels_of(fit(line, 1024, 1024, "crop_and_resize"))

@@ -1,4 +1,4 @@
-"""The region of only_masked, by cases worked out by hand and by its properties."""
+"""The region of only_masked, by hand-computed cases and by properties."""
 
 import numpy as np
 import pytest
@@ -29,23 +29,23 @@ def mask_of(size: tuple[int, int], *boxes: Box) -> Image.Image:
         ((384, 480, 512, 512), (512, 512), 0, (384, 384, 512, 512)),
         ((0, 200, 32, 328), (512, 512), 0, (0, 200, 128, 328)),
         ((480, 200, 512, 328), (512, 512), 0, (384, 200, 512, 328)),
-        # Padding before proportions.
+        # Padding is added before the aspect ratio is reached.
         ((200, 300, 264, 332), (512, 512), 8, (192, 276, 272, 356)),
         ((2, 300, 66, 332), (512, 512), 8, (0, 279, 74, 353)),
         # Half as high as wide.
         ((200, 300, 264, 332), (512, 256), 0, (200, 300, 264, 332)),
         ((200, 300, 232, 332), (512, 256), 0, (184, 300, 248, 332)),
-        # No room for the proportions: the whole axis, and no more.
+        # The aspect ratio cannot be reached: the whole axis, and no more.
         ((0, 300, 512, 332), (512, 2048), 0, (0, 0, 512, 512)),
     ],
 )
-def test_the_region_has_the_jobs_proportions_and_stays_inside(
+def test_the_region_has_the_jobs_aspect_ratio_and_stays_inside(
     box: Box, size: tuple[int, int], padding: int, expected: Box
 ) -> None:
     assert masked_region(mask_of((512, 512), box), *size, padding) == expected
 
 
-def test_the_region_holds_all_that_is_masked_however_faint() -> None:
+def test_the_region_includes_all_masked_pixels_however_faint() -> None:
     mask = mask_of((512, 512), (100, 100, 110, 110), (300, 290, 310, 310))
     mask.putpixel((320, 120), 1)
     assert masked_region(mask, 64, 64, 0) == (100, 95, 321, 316)
@@ -68,7 +68,7 @@ def test_one_pixel_in_a_corner_is_a_region() -> None:
     padding=st.integers(0, 64),
     corners=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 4),
 )
-def test_the_region_is_inside_the_picture_around_the_mask_and_in_proportion(
+def test_the_region_is_inside_the_picture_around_the_mask_and_has_the_aspect_ratio(
     picture: tuple[int, int],
     size: tuple[int, int],
     padding: int,
@@ -85,7 +85,7 @@ def test_the_region_is_inside_the_picture_around_the_mask_and_in_proportion(
     assert min(picture[0], xs[1] + 1 + padding) <= right <= picture[0]
     assert min(picture[1], ys[1] + 1 + padding) <= bottom <= picture[1]
     width, height = right - left, bottom - top
-    # A pixel at most is missing to the proportions, unless the picture ends before.
+    # At most one pixel short of the aspect ratio, unless limited by the picture's size.
     assert width == picture[0] or width >= height * size[0] / size[1] - 1
     assert height == picture[1] or height >= width * size[1] / size[0] - 1
 

@@ -1,4 +1,4 @@
-"""How many jobs a worker takes, of what waits."""
+"""How many jobs a worker prefetches from the backlog."""
 
 import socket
 from contextlib import suppress
@@ -14,7 +14,7 @@ from imagefleet_worker.jobs.prefetch import fair_share
 
 
 @pytest.mark.parametrize(
-    ("waiting", "held", "workers", "share"),
+    ("waiting", "prefetched", "workers", "share"),
     [
         (0, 0, 2, 1),
         (2, 0, 2, 1),
@@ -27,28 +27,28 @@ from imagefleet_worker.jobs.prefetch import fair_share
         (1, 0, 100, 1),
     ],
 )
-def test_the_share_is_what_waits_and_is_held_over_the_workers_rounded_up_within_the_slots(
-    waiting: int, held: int, workers: int, share: int
+def test_the_fair_share_is_the_backlog_over_the_workers_rounded_up_within_the_slots(
+    waiting: int, prefetched: int, workers: int, share: int
 ) -> None:
     backlog = {"generate": Backlog(waiting, workers)}
-    assert fair_share(backlog, {"generate": held}, slots=8) == share  # pyright: ignore[reportArgumentType] — a literal
+    assert fair_share(backlog, {"generate": prefetched}, slots=8) == share  # pyright: ignore[reportArgumentType] — a literal
 
 
-def test_kinds_that_others_take_too_are_shared_and_those_that_nobody_else_takes_are_not() -> None:
+def test_only_kinds_that_other_workers_serve_too_are_shared() -> None:
     backlog = {"generate": Backlog(4, 4), "upscale": Backlog(3, 1)}
     assert fair_share(backlog, {}, slots=8) == 4  # pyright: ignore[reportArgumentType] — likewise
 
 
-def test_a_message_already_asked_for_is_read_though_the_prefetch_count_fell(redis_url: str) -> None:
+def test_a_pending_reply_is_read_though_the_prefetch_count_fell(redis_url: str) -> None:
     """kombu left it unread until something was acknowledged, and no other worker could get it."""
     queue = Queue(uuid4().hex)
     with Connection(redis_url) as connection:
         channel: Any = connection.channel()
         read_every_reply(channel)
         channel.basic_qos(0, 2, False)
-        got: list[object] = []
+        received: list[object] = []
         with Consumer(
-            channel, queues=[queue(channel)], callbacks=[lambda body, _: got.append(body)]
+            channel, queues=[queue(channel)], callbacks=[lambda body, _: received.append(body)]
         ):
             publish = connection.Producer(serializer="json").publish
             publish("first", routing_key=queue.name)
@@ -59,9 +59,9 @@ def test_a_message_already_asked_for_is_read_though_the_prefetch_count_fell(redi
             channel.basic_qos(0, 1, False)
             publish("second", routing_key=queue.name)
             connection.drain_events(timeout=5)
-            assert got == ["first", "second"]
+            assert received == ["first", "second"]
             publish("third", routing_key=queue.name)
             with pytest.raises(socket.timeout):
                 connection.drain_events(timeout=0.2)
-            assert len(got) == 2, "held by nobody: it waits in the queue"
+            assert len(received) == 2, "it was not delivered and waits in the queue"
             assert channel._size(queue.name) == 1

@@ -1,4 +1,4 @@
-"""The demo's checkpoints, loaded as a worker loads them."""
+"""Warm pipelines of the demo's checkpoints."""
 
 from pathlib import Path
 

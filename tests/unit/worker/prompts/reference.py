@@ -1,8 +1,8 @@
-"""What A1111 v1.10 does to a prompt, written plainly from its documented rules, and slowly.
+"""A slow and plain implementation of A1111 v1.10's prompt encoding, by its documented rules.
 
-Nothing here uses the code under test. Windows are cut by indices, each passes alone through a copy
-of the text encoder, and the vectors of a textual inversion are written into that copy's embedding
-table, at tokens that the prompt does not use.
+Nothing here uses the code under test. Windows are cut by indices, each is encoded by a copy of the
+text encoder, and the vectors of a textual inversion are written into that copy's embedding table,
+at tokens that the prompt does not use.
 """
 
 import copy
@@ -34,32 +34,32 @@ def chunks(tokenizer: CLIPTokenizer, text: str, triggers: Mapping[str, range]) -
     """The windows; `triggers` has the negative numbers that stand for a trigger's vectors."""
     by_ids = {tuple(ids(tokenizer, token)): list(numbers) for token, numbers in triggers.items()}
     done: list[Chunk] = []
-    now = Chunk([], [])
+    chunk = Chunk([], [])
     for piece, weight in pieces(text):
         if (piece, weight) == ("BREAK", -1.0):
-            done.append(now)
-            now = Chunk([], [])
+            done.append(chunk)
+            chunk = Chunk([], [])
             continue
         tokens = ids(tokenizer, piece)
         while tokens:
-            taken = max(
+            trigger = max(
                 (key for key in by_ids if tuple(tokens[: len(key)]) == key), key=len, default=()
             )
-            vectors = by_ids.get(taken)
-            if len(now.tokens) == 75:
-                commas = [i for i, token in enumerate(now.tokens) if token == COMMA]
+            vectors = by_ids.get(trigger)
+            if len(chunk.tokens) == 75:
+                commas = [i for i, token in enumerate(chunk.tokens) if token == COMMA]
                 cut = 75
                 if tokens[0] != COMMA and commas and 75 - commas[-1] <= 20:
                     cut = commas[-1] + 1
-                done.append(Chunk(now.tokens[:cut], now.weights[:cut]))
-                now = Chunk(now.tokens[cut:], now.weights[cut:])
-            if vectors and len(now.tokens) + len(vectors) > 75:
-                done.append(now)
-                now = Chunk([], [])
-            now.tokens += vectors or tokens[:1]
-            now.weights += [weight] * len(vectors or [0])
-            tokens = tokens[len(taken) or 1 :]
-    return [*done, now] if now.tokens or not done else done
+                done.append(Chunk(chunk.tokens[:cut], chunk.weights[:cut]))
+                chunk = Chunk(chunk.tokens[cut:], chunk.weights[cut:])
+            if vectors and len(chunk.tokens) + len(vectors) > 75:
+                done.append(chunk)
+                chunk = Chunk([], [])
+            chunk.tokens += vectors or tokens[:1]
+            chunk.weights += [weight] * len(vectors or [0])
+            tokens = tokens[len(trigger) or 1 :]
+    return [*done, chunk] if chunk.tokens or not done else done
 
 
 def ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
@@ -80,16 +80,15 @@ def conditioning(
     """
     parts: list[Tensor] = []
     pooled = None
-    given = inversions or {}
     for suffix in _ENCODERS[warm.family]:
         # Copies, so that nothing can be left behind in the pipeline.
         encoder: Any = copy.deepcopy(getattr(warm.pipeline, f"text_encoder{suffix}"))
         tokenizer: Any = getattr(warm.pipeline, f"tokenizer{suffix}")
         table = encoder.get_input_embeddings().weight
         triggers: dict[str, range] = {}
-        # Tokens that no English prompt has: those of single bytes.
+        # Ids of single bytes, which no English prompt contains.
         free = -100
-        for token, vectors in given.items():
+        for token, vectors in (inversions or {}).items():
             matrix = vectors[f"text_encoder{suffix}"]
             triggers[token] = range(free, free + len(matrix))
             table.data[[number + 250 for number in triggers[token]]] = matrix
@@ -105,10 +104,10 @@ def conditioning(
             hidden = layer(warm, encoder, output, clip_skip)[0]
             factors = torch.ones(77)
             factors[1 : 1 + len(tokens)] = torch.tensor(chunk.weights)
-            weighed = hidden * factors[:, None]
-            if restore_mean and weighed.mean() != 0:
-                weighed *= hidden.mean() / weighed.mean()
-            outputs.append(weighed)
+            weighted = hidden * factors[:, None]
+            if restore_mean and weighted.mean() != 0:
+                weighted *= hidden.mean() / weighted.mean()
+            outputs.append(weighted)
         parts.append(torch.cat(outputs))
     return torch.cat(parts, dim=-1), pooled
 

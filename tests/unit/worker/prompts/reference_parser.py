@@ -1,4 +1,4 @@
-"""Emphasis brackets by their documented rules, read character by character, plainly and slowly."""
+"""A slow and plain parser of emphasis brackets, by their documented rules."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ def pieces(text: str) -> list[tuple[str, float]]:
         nonlocal literal
         words = split_breaks(literal) if literal else []
         texts.extend(words)
-        factors.extend([-1.0] if place % 2 else [1.0] for place in range(len(words)))
+        factors.extend([-1.0] if index % 2 else [1.0] for index in range(len(words)))
         literal = ""
 
     def close(kind: str, factor: float) -> None:
         flush()
-        for own in factors[opened[kind].pop() :]:
-            own.append(factor)
+        for of_piece in factors[opened[kind].pop() :]:
+            of_piece.append(factor)
 
     position = 0
     while position < len(text):
@@ -44,7 +44,7 @@ def pieces(text: str) -> list[tuple[str, float]]:
         elif character == "]" and opened["["]:
             close("[", 1 / 1.1)
         elif weight or character in ":)]":
-            # Each of these stands for itself, so that no BREAK is found across it.
+            # Each of these is a piece of its own, so that no BREAK is found across it.
             flush()
             literal = rest[: weight[1] if weight else 1]
             position += len(literal) - 1
@@ -54,9 +54,9 @@ def pieces(text: str) -> list[tuple[str, float]]:
     flush()
     for kind, factor in (("(", 1.1), ("[", 1 / 1.1)):
         for start in opened[kind]:
-            for own in factors[start:]:
-                own.append(factor)
-    return joined(texts, [product(own) for own in factors])
+            for of_piece in factors[start:]:
+                of_piece.append(factor)
+    return joined(texts, [product(of_piece) for of_piece in factors])
 
 
 def product(factors: Sequence[float]) -> float:
@@ -90,7 +90,7 @@ def explicit_weight(rest: str) -> tuple[str, int] | None:
 
 
 def split_breaks(text: str) -> list[str]:
-    """Text, BREAK, text, BREAK, text; the space round a BREAK goes with it."""
+    """Text, BREAK, text, BREAK, text; whitespace around a BREAK is dropped."""
     words: list[str] = []
     start = position = 0
     while (position := text.find("BREAK", position)) >= 0:

@@ -1,20 +1,20 @@
-"""Schedules by their documented forms, read by recursive descent, plainly and slowly.
+"""A slow and plain recursive-descent parser of prompt schedules, by their documented forms.
 
-Nothing here uses the code under test. A bracket is tried at each place where one opens; where it
-fits no form it is a character, and reading goes on behind it.
+Nothing here uses the code under test. Every opening bracket is tried; if it fits no form it is a
+character, and parsing continues after it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 Text = Callable[[int], str]
-"""What stands there at a step."""
+"""Returns the text at a step."""
 
 SPECIAL = "[]():|"
 
 
 class Unreadable(Exception):
-    """The text is to be taken as it is."""
+    """The text cannot be parsed and is taken as it is."""
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Group:
 
 @dataclass
 class Reference:
-    """Reads one text for one pass."""
+    """Parses one text for one pass."""
 
     source: str
     steps: int
@@ -62,7 +62,7 @@ class Reference:
         return parts
 
     def plain(self, position: int) -> int:
-        """Where the text ends that starts there."""
+        """The end of the plain text that starts at a position."""
         while position < len(self.source) and self.source[position] not in SPECIAL:
             if self.source[position] == "\\":
                 position += 1
@@ -72,7 +72,7 @@ class Reference:
         return position
 
     def group(self, start: int) -> Group | None:
-        """The bracket that opens there with all that is in it, if it fits a form."""
+        """The bracket that opens at a position with its content, if it fits a form."""
         opening = self.source[start]
         if opening not in "([":
             return None

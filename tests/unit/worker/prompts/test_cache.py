@@ -1,4 +1,4 @@
-"""Kept encodings: the bits of fresh ones, found again only where nothing that counts differs."""
+"""Cached encodings equal fresh ones bit for bit, and are reused only for equal inputs."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -46,9 +46,9 @@ def lora(warm: WarmPipeline, component: Component, seed: int, **scales: float) -
     name, parameter = next(item for item in module.named_parameters() if item[1].ndim == 2)
     generator = torch.Generator().manual_seed(seed)
     change = torch.randn(parameter.shape, generator=generator)
-    given = {"unet_scale": 1.0, "text_encoder_scale": 1.0} | scales
+    all_scales = {"unet_scale": 1.0, "text_encoder_scale": 1.0} | scales
     adapter = adapter_of(f"{component} {seed}", {Target(component, name): _Whole(change)})
-    return ScaledAdapter(adapter=adapter, **given)
+    return ScaledAdapter(adapter=adapter, **all_scales)
 
 
 @dataclasses.dataclass
@@ -60,7 +60,7 @@ class _Whole:
         return self.change.to(original.device)
 
 
-def test_kept_texts_have_the_bits_of_fresh_ones(warm: WarmPipeline) -> None:
+def test_cached_encodings_equal_fresh_ones_bit_for_bit(warm: WarmPipeline) -> None:
     encoder = PromptEncoder(2**30)
     first = [encoder.encode(warm, text, (), SETTINGS) for text in TEXTS]
     again = [encoder.encode(warm, text, (), SETTINGS) for text in reversed(TEXTS)]
@@ -72,7 +72,9 @@ def test_kept_texts_have_the_bits_of_fresh_ones(warm: WarmPipeline) -> None:
         assert same(one, fresh(warm, text))
 
 
-def test_a_text_is_found_again_only_with_what_decided_its_encoding(warm: WarmPipeline) -> None:
+def test_an_encoding_is_reused_only_for_the_same_text_inversions_and_settings(
+    warm: WarmPipeline,
+) -> None:
     encoder = PromptEncoder(2**30)
     text = "a (cat:1.2) in a style"
     style, other = inversion(warm, "style"), inversion(warm, "other")
@@ -82,7 +84,7 @@ def test_a_text_is_found_again_only_with_what_decided_its_encoding(warm: WarmPip
     ]
     if warm.family == "sd1":
         settings.append(TextSettings(clip_skip=1, max_tokens=1000))
-    encoded = [encoder.encode(warm, text, (), own) for own in settings]
+    encoded = [encoder.encode(warm, text, (), each) for each in settings]
     encoded.append(encoder.encode(warm, text, (style,), SETTINGS))
     encoded.append(encoder.encode(warm, text, (dataclasses.replace(style, scale=0.5),), SETTINGS))
 
@@ -94,7 +96,7 @@ def test_a_text_is_found_again_only_with_what_decided_its_encoding(warm: WarmPip
     assert hooks(warm) == 0
 
 
-def test_adapters_on_the_text_encoders_count_and_those_on_the_unet_do_not(
+def test_encodings_depend_on_adapters_of_the_text_encoders_but_not_of_the_unet(
     warm: WarmPipeline,
 ) -> None:
     encoder = PromptEncoder(2**30)
@@ -118,14 +120,14 @@ def test_adapters_on_the_text_encoders_count_and_those_on_the_unet_do_not(
     assert encoder.encode(warm, "a cat", (), SETTINGS) is plain
 
 
-def test_checkpoints_do_not_share_texts(sd1: WarmPipeline, sdxl: WarmPipeline) -> None:
+def test_checkpoints_do_not_share_encodings(sd1: WarmPipeline, sdxl: WarmPipeline) -> None:
     encoder = PromptEncoder(2**30)
     one, two = (encoder.encode(warm, "a cat", (), SETTINGS) for warm in (sd1, sdxl))
     assert one.pooled is None
     assert two.pooled is not None
 
 
-def test_what_was_not_used_for_longest_goes_first(sd1: WarmPipeline) -> None:
+def test_the_least_recently_used_encoding_is_evicted_first(sd1: WarmPipeline) -> None:
     size_bytes = fresh(sd1, "a").size_bytes
     encoder = PromptEncoder(2 * size_bytes)
     for text in ("a", "b", "a", "c", "a"):
@@ -137,13 +139,13 @@ def test_what_was_not_used_for_longest_goes_first(sd1: WarmPipeline) -> None:
     assert encoder.stats.misses == 4
 
 
-def test_a_text_larger_than_the_budget_is_not_kept(sd1: WarmPipeline) -> None:
+def test_an_encoding_larger_than_the_budget_is_not_cached(sd1: WarmPipeline) -> None:
     encoder = PromptEncoder(fresh(sd1, "a").size_bytes - 1)
     assert same(encoder.encode(sd1, "a", (), SETTINGS), fresh(sd1, "a"))
     assert encoder.stats.entries == 0
 
 
-def test_nothing_is_kept_after_clearing(sd1: WarmPipeline) -> None:
+def test_the_cache_is_empty_after_clearing(sd1: WarmPipeline) -> None:
     encoder = PromptEncoder(2**30)
     encoder.encode(sd1, "a", (), SETTINGS)
     encoder.clear()
@@ -152,7 +154,7 @@ def test_nothing_is_kept_after_clearing(sd1: WarmPipeline) -> None:
     assert encoder.stats.misses == 2
 
 
-def test_a_text_too_long_is_refused_and_nothing_is_kept(sd1: WarmPipeline) -> None:
+def test_a_text_too_long_is_refused_and_not_cached(sd1: WarmPipeline) -> None:
     encoder = PromptEncoder(2**30)
     with pytest.raises(PromptTooLong):
         encoder.encode(sd1, "a " * 76, (), TextSettings(clip_skip=None, max_tokens=75))

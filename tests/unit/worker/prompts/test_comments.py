@@ -1,4 +1,4 @@
-"""Comments are no part of a prompt."""
+"""Comments are removed from prompts."""
 
 import re
 
@@ -10,25 +10,25 @@ from imagefleet_worker.prompts.comments import without_comments
 
 
 @pytest.mark.parametrize(
-    ("prompt", "read"),
+    ("prompt", "expected"),
     [
         ("a cat", "a cat"),
         ("# nothing", "\n"),
         ("a cat # black\nin snow", "a cat \nin snow"),
         ("a cat\n# black\nin snow", "a cat\nin snow"),
         ("# one\na cat\n# two", "\na cat\n"),
-        # The first takes the second's beginning of the line with it.
+        # The first match includes the newline before the second.
         ("# one\n# two\na cat", "\n\na cat"),
         (r"a \# b", "a \\\n"),
         ("a#b\r\nc", "a\nc"),
     ],
 )
-def test_a_comment_goes_up_to_the_end_of_its_line(prompt: str, read: str) -> None:
-    assert without_comments(prompt) == read
+def test_a_comment_extends_to_the_end_of_its_line(prompt: str, expected: str) -> None:
+    assert without_comments(prompt) == expected
 
 
 @given(st.text("a#\n "))
-def test_only_comments_and_ends_of_lines_go(prompt: str) -> None:
-    read = without_comments(prompt)
-    kept = "".join(re.split("#.*", prompt)).replace("\n", "")
-    assert read.replace("\n", "") == kept
+def test_only_comments_and_newlines_are_removed(prompt: str) -> None:
+    result = without_comments(prompt)
+    expected = "".join(re.split("#.*", prompt)).replace("\n", "")
+    assert result.replace("\n", "") == expected

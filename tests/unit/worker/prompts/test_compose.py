@@ -1,4 +1,4 @@
-"""AND: the parts and weights that A1111's rules give."""
+"""Splitting prompts at AND gives the parts and weights of A1111's rules."""
 
 import time
 
@@ -50,7 +50,7 @@ def test_any_text_gives_the_parts_of_the_reference(text: str) -> None:
 
 
 def _reference(text: str) -> list[tuple[str, float]]:
-    """Each place where AND could stand and each place where a weight could start, tried in turn."""
+    """Tries every position for an AND, and every position for the start of a weight."""
     parts = [""]
     position = 0
     while position < len(text):
@@ -62,10 +62,10 @@ def _reference(text: str) -> list[tuple[str, float]]:
         else:
             parts[-1] += text[position]
             position += 1
-    return [_weighed(part) for part in parts]
+    return [_split_weight(part) for part in parts]
 
 
-def _weighed(part: str) -> tuple[str, float]:
+def _split_weight(part: str) -> tuple[str, float]:
     for end in range(len(part) + 1):
         rest = part[end:].strip()
         if not rest:
@@ -80,14 +80,14 @@ def _weighed(part: str) -> tuple[str, float]:
     raise AssertionError("the empty rest is always reached")
 
 
-def test_a_weight_beyond_measure_is_refused() -> None:
+def test_a_weight_that_overflows_a_float_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="too large"):
         split_and(f"a AND b:{'9' * 400}")
 
 
 @pytest.mark.parametrize("unit", [":", " ", ": ", ":1", "1", ".", "AND ", "AND:1", "\n", "a AND"])
 def test_a_long_text_takes_no_longer_than_its_length_allows(unit: str) -> None:
-    """100 000 characters: A1111's pattern backtracks and would not end."""
+    """100 000 characters: A1111's pattern backtracks and would not finish."""
     started_s = time.monotonic()
     split_and(unit * (100_000 // len(unit)) + "x")
     assert time.monotonic() - started_s < 10

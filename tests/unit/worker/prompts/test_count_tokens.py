@@ -1,4 +1,4 @@
-"""Measures agree with what encoding takes, without a text encoder."""
+"""Counting tokens and triggered embeddings without a text encoder."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def inversion(token: str) -> PromptEmbedding:
     return PromptEmbedding(Embedding(token, token, {"text_encoder": torch.zeros(1, 32)}), token)
 
 
-def test_the_longest_text_of_any_schedule_decides(sd1: WarmPipeline) -> None:
+def test_the_longest_text_of_any_schedule_decides_the_window_count(sd1: WarmPipeline) -> None:
     tokenizer = sd1.pipeline.tokenizer
     prompt = "a cat [:" + "very " * 80 + "small:0.5] AND a dog"
     texts = texts_of((*plan_prompt(prompt, 10), plan_negative("", 10)))
@@ -26,7 +26,7 @@ def test_the_longest_text_of_any_schedule_decides(sd1: WarmPipeline) -> None:
         count_tokens(tokenizer, texts, (), 75)
 
 
-def test_inversions_of_all_texts_are_found_also_where_a_schedule_makes_the_word(
+def test_inversions_are_found_in_all_texts_also_if_a_schedule_forms_the_word(
     sd1: WarmPipeline,
 ) -> None:
     one, two, three = inversion("female"), inversion("style"), inversion("other")

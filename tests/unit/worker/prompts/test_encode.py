@@ -1,4 +1,4 @@
-"""Conditionings: plain prompts bit for bit, the rest as a plain A1111 computes it."""
+"""Encoding: plain prompts equal the text encoder's output, others A1111's algorithm."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +38,7 @@ def encode_one(warm: WarmPipeline, text: str) -> Conditioning:
 
 @pytest.mark.parametrize("clip_skip", [None, 1])
 @pytest.mark.parametrize("text", ["", "a cat", "A photo of a red hat, on a dog; 4k"])
-def test_plain_prompts_are_what_the_text_encoder_says_bit_for_bit(
+def test_plain_prompts_equal_the_text_encoders_output_bit_for_bit(
     warm: WarmPipeline, text: str, clip_skip: int | None
 ) -> None:
     parts: list[Tensor] = []
@@ -63,7 +63,7 @@ def test_plain_prompts_are_what_the_text_encoder_says_bit_for_bit(
 
 
 def test_clip_skip_is_for_sd1(warm: WarmPipeline) -> None:
-    """A1111 writes "Clip skip: 2" on SDXL's pictures too, and by default skips nothing."""
+    """A1111 writes "Clip skip: 2" into SDXL's infotexts too, but by default skips nothing."""
     plain, skipped = (encode(warm, ["a cat"], skip, LIMIT).hidden for skip in (None, 1))
     assert torch.equal(plain, skipped) == (warm.family == "sdxl")
 
@@ -79,7 +79,7 @@ def test_weighted_prompts_agree_with_a1111s_algorithm(warm: WarmPipeline, text: 
         torch.testing.assert_close(encoded.pooled[0], pooled, rtol=0, atol=1e-5)
 
 
-def test_weights_mean_weight(warm: WarmPipeline) -> None:
+def test_a_weight_changes_the_encoding_but_roughly_preserves_its_mean(warm: WarmPipeline) -> None:
     plain, weighted, literal = (
         encode_one(warm, text).hidden for text in ("a cat", "a (cat:1.3)", r"a \(cat:1.3\)")
     )
@@ -88,7 +88,7 @@ def test_weights_mean_weight(warm: WarmPipeline) -> None:
     torch.testing.assert_close(weighted.mean(), plain.mean(), rtol=0.1, atol=1e-3)
 
 
-def test_the_modes_of_emphasis(warm: WarmPipeline) -> None:
+def test_the_emphasis_modes(warm: WarmPipeline) -> None:
     text = "a (cat:1.3)"
     modes: tuple[Emphasis, ...] = ("original", "no_norm", "ignore", "none")
     original, no_norm, ignore, none = (
@@ -102,7 +102,7 @@ def test_the_modes_of_emphasis(warm: WarmPipeline) -> None:
     assert torch.equal(none, encode_one(warm, r"a \(cat:1.3\)").hidden)
 
 
-def test_texts_of_different_length_share_a_batch_and_do_not_disturb_each_other(
+def test_texts_of_different_length_in_a_batch_do_not_affect_each_other(
     warm: WarmPipeline,
 ) -> None:
     texts = ["", "a (cat:1.4)", WEIGHTED[3], "a cat BREAK dog"]
@@ -113,11 +113,11 @@ def test_texts_of_different_length_share_a_batch_and_do_not_disturb_each_other(
     for row, text in zip(encoded.hidden, texts, strict=True):
         alone = encode_one(warm, text).hidden[0]
         torch.testing.assert_close(row[: len(alone)], alone, rtol=0, atol=1e-5)
-        filling = row[len(alone) :].unflatten(0, (-1, 77))
-        torch.testing.assert_close(filling, empty.expand_as(filling), rtol=0, atol=1e-5)
+        padding = row[len(alone) :].unflatten(0, (-1, 77))
+        torch.testing.assert_close(padding, empty.expand_as(padding), rtol=0, atol=1e-5)
 
 
-def test_a_word_far_behind_still_counts(warm: WarmPipeline) -> None:
+def test_a_word_late_in_a_long_text_changes_its_window_only(warm: WarmPipeline) -> None:
     words = ["a"] * 300
     before = encode_one(warm, " ".join(words)).hidden
     words[200] = "cat"
@@ -127,7 +127,7 @@ def test_a_word_far_behind_still_counts(warm: WarmPipeline) -> None:
     assert changed.tolist() == [False, False, True, False]
 
 
-def test_a_text_is_limited_by_what_its_windows_cost(sd1: WarmPipeline) -> None:
+def test_a_texts_length_counts_full_windows(sd1: WarmPipeline) -> None:
     with pytest.raises(PromptTooLong) as caught:
         encode(sd1, ["a", "a " * 76], None, 75)
     assert caught.value.args == (76, 75)
@@ -136,7 +136,7 @@ def test_a_text_is_limited_by_what_its_windows_cost(sd1: WarmPipeline) -> None:
     encode(sd1, ["a " * 75], None, 75)
 
 
-def test_weights_beyond_measure_are_refused(sd1: WarmPipeline) -> None:
+def test_weights_that_overflow_a_float_are_refused(sd1: WarmPipeline) -> None:
     with pytest.raises(InvalidRequest, match="not finite"):
         encode_one(sd1, f"(a:{'9' * 400})")
 

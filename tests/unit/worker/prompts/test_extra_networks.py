@@ -1,4 +1,4 @@
-"""Tags for LoRAs in a prompt: read as A1111 reads them, refused where it would guess."""
+"""LoRA tags in prompts are parsed as in A1111, and refused if ambiguous or malformed."""
 
 import time
 
@@ -33,18 +33,18 @@ def test_a_tag_becomes_a_reference(tag: str, expected: LoRARef) -> None:
     assert extract_loras(f"a {tag}cat") == ("a cat", (expected,))
 
 
-def test_only_the_tags_leave_the_text() -> None:
+def test_only_the_tags_are_removed_from_the_text() -> None:
     text, loras = extract_loras("<lora:a:1> (cat:1.2) <lora:b:0.5>,  [dog] a < b > c <3")
 
     assert text == " (cat:1.2) ,  [dog] a < b > c <3"
     assert [lora.name for lora in loras] == ["a", "b"]
 
 
-def test_a_text_without_tags_stays() -> None:
+def test_a_text_without_tags_is_unchanged() -> None:
     assert extract_loras("a cat") == ("a cat", ())
 
 
-def test_the_same_tag_twice_counts_once() -> None:
+def test_repeating_a_tag_has_no_effect() -> None:
     assert extract_loras("<lora:x:0.5><lora:x:te=0.5>") == ("", (lora("x", 0.5, 0.5),))
 
 
@@ -69,7 +69,7 @@ def test_the_same_tag_twice_counts_once() -> None:
         ("<lora:x <lora:y:1>", "'<lora:x ' is never closed"),
     ],
 )
-def test_a_tag_that_cannot_be_meant_is_refused(text: str, message: str) -> None:
+def test_a_malformed_or_contradictory_tag_is_refused(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         extract_loras(text)
 

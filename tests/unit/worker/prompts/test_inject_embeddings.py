@@ -1,4 +1,4 @@
-"""Textual inversions in a prompt: their vectors are read and nothing of them stays."""
+"""Textual inversions in a prompt: their vectors are used, and the encoders stay unchanged."""
 
 import copy
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 from imagefleet_shared.errors import IncompatibleAdapter
 from imagefleet_worker.adapters.textual_inversion import Embedding, TextEncoder
 from imagefleet_worker.checkpoints.warm_pipeline import WarmPipeline
-from imagefleet_worker.prompts.inject_embeddings import injected_embeddings
+from imagefleet_worker.prompts.inject_embeddings import inject_embeddings
 from imagefleet_worker.prompts.triggers import PromptEmbedding
 from tests.conditioning import Conditioning, encode
 from tests.unit.worker.prompts import reference
@@ -25,8 +25,8 @@ def _no_grad() -> Iterator[None]:
         yield
 
 
-def encode_one(warm: WarmPipeline, text: str, *known: PromptEmbedding) -> Conditioning:
-    return encode(warm, [text], None, LIMIT, [known])
+def encode_one(warm: WarmPipeline, text: str, *inversions: PromptEmbedding) -> Conditioning:
+    return encode(warm, [text], None, LIMIT, [inversions])
 
 
 def text_encoders(warm: WarmPipeline) -> dict[TextEncoder, Any]:
@@ -52,7 +52,7 @@ def state(warm: WarmPipeline) -> list[tuple[str, Tensor]]:
 
 
 def hooks(warm: WarmPipeline) -> int:
-    """Hooks on the embedding tables; transformers has some of its own on the layers."""
+    """Number of hooks on the embedding tables; transformers has its own on the layers."""
     return sum(
         len(module.get_input_embeddings()._forward_hooks)  # pyright: ignore[reportPrivateUsage]
         for module in text_encoders(warm).values()
@@ -60,13 +60,15 @@ def hooks(warm: WarmPipeline) -> int:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, -2.0])
-def test_inversions_agree_with_vectors_in_the_table(warm: WarmPipeline, scale: float) -> None:
+def test_inversions_equal_vectors_written_into_the_embedding_table(
+    warm: WarmPipeline, scale: float
+) -> None:
     one = inversion(warm, "bad-hands-5", length=3, scale=scale, seed=1)
     two = inversion(warm, "mystyle", length=1, scale=scale, seed=2)
     text = "(mystyle:1.2), a cat BREAK " + "very " * 73 + "bad-hands-5, by Mystyle"
     vectors = {
-        known.token: {key: scale * value for key, value in known.embedding.vectors.items()}
-        for known in (one, two)
+        each.token: {key: scale * value for key, value in each.embedding.vectors.items()}
+        for each in (one, two)
     }
 
     encoded = encode_one(warm, text, one, two)
@@ -79,31 +81,31 @@ def test_inversions_agree_with_vectors_in_the_table(warm: WarmPipeline, scale: f
     assert encoded.inversions == (two, one)
 
 
-def test_texts_of_one_batch_have_inversions_of_their_own(warm: WarmPipeline) -> None:
+def test_texts_of_one_batch_have_their_own_inversions(warm: WarmPipeline) -> None:
     first, second = inversion(warm, "style", seed=1), inversion(warm, "style", seed=2)
 
     encoded = encode(warm, ["a style"] * 3, None, LIMIT, [[first], [], [second]])
 
-    alone = [encode_one(warm, "a style", *known).hidden[0] for known in ([first], [], [second])]
+    alone = [encode_one(warm, "a style", *each).hidden[0] for each in ([first], [], [second])]
     torch.testing.assert_close(encoded.hidden, torch.stack(alone), rtol=0, atol=1e-5)
     assert not torch.allclose(alone[0], alone[2])
     assert encoded.inversions == (first, second)
 
 
-def test_the_vectors_of_words_change_nothing(warm: WarmPipeline) -> None:
-    """An inversion whose vectors are those of two words is those two words, bit for bit."""
+def test_an_inversion_with_the_vectors_of_words_equals_the_words(warm: WarmPipeline) -> None:
+    """The encodings are the same bit for bit."""
     words = reference.ids(warm.pipeline.tokenizer, "red hat")
     vectors: dict[TextEncoder, Tensor] = {
         name: encoder.get_input_embeddings().weight[words]
         for name, encoder in text_encoders(warm).items()
     }
-    known = PromptEmbedding(Embedding("zebra", "0", vectors), "zebra")
+    zebra = PromptEmbedding(Embedding("zebra", "0", vectors), "zebra")
 
-    encoded = encode_one(warm, "a zebra on a dog", known)
+    encoded = encode_one(warm, "a zebra on a dog", zebra)
     assert torch.equal(encoded.hidden, encode_one(warm, "a red hat on a dog").hidden)
 
 
-def test_the_text_encoders_are_left_as_they_were(warm: WarmPipeline) -> None:
+def test_the_text_encoders_are_not_changed(warm: WarmPipeline) -> None:
     before = copy.deepcopy(state(warm))
     plain = encode_one(warm, "a style").hidden
     vocabulary = len(warm.pipeline.tokenizer)
@@ -117,31 +119,31 @@ def test_the_text_encoders_are_left_as_they_were(warm: WarmPipeline) -> None:
         assert torch.equal(old, new), name
 
 
-def test_no_hook_stays_when_the_encoder_raises(sd1: WarmPipeline) -> None:
-    places = torch.tensor([0]), torch.tensor([100])
+def test_no_hook_is_left_when_the_encoder_raises(sd1: WarmPipeline) -> None:
+    positions = torch.tensor([0]), torch.tensor([100])
     with (
         pytest.raises(IndexError),
-        injected_embeddings(sd1.pipeline.text_encoder, *places, torch.zeros(1, 96)),
+        inject_embeddings(sd1.pipeline.text_encoder, *positions, torch.zeros(1, 96)),
     ):
         sd1.pipeline.text_encoder(torch.tensor([[49406, 49407]]))
     assert hooks(sd1) == 0
 
 
-def test_a_vector_that_is_never_read_is_noticed(sd1: WarmPipeline) -> None:
-    place = torch.tensor([0])
+def test_a_vector_that_is_never_used_is_an_error(sd1: WarmPipeline) -> None:
+    index = torch.tensor([0])
     with (
         pytest.raises(AssertionError, match="never looked its tokens up"),
-        injected_embeddings(sd1.pipeline.text_encoder, place, place, torch.zeros(1, 96)),
+        inject_embeddings(sd1.pipeline.text_encoder, index, index, torch.zeros(1, 96)),
     ):
         pass
     assert hooks(sd1) == 0
 
 
-def test_vectors_are_cast_to_the_encoders_type(sd1: WarmPipeline) -> None:
+def test_vectors_are_cast_to_the_encoders_dtype(sd1: WarmPipeline) -> None:
     encoder = copy.deepcopy(sd1.pipeline.text_encoder).to(torch.bfloat16)
     vectors = torch.randn(2, 96, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([[49406, 5, 6, 49407], [49406, 6, 5, 49407]])
-    with injected_embeddings(encoder, torch.tensor([0, 1]), torch.tensor([1, 2]), vectors):
+    with inject_embeddings(encoder, torch.tensor([0, 1]), torch.tensor([1, 2]), vectors):
         hidden = encoder(tokens).last_hidden_state
 
     encoder.get_input_embeddings().weight.data[[7, 8]] = vectors.to(torch.bfloat16)
@@ -153,8 +155,8 @@ def test_an_inversion_for_other_text_encoders_is_refused_once_triggered(
     sd1: WarmPipeline, sdxl: WarmPipeline
 ) -> None:
     for_sd1, for_sdxl = inversion(sd1, "style"), inversion(sdxl, "style")
-    for warm, known in ((sd1, for_sdxl), (sdxl, for_sd1)):
-        assert encode_one(warm, "a cat", known).inversions == ()
+    for warm, incompatible in ((sd1, for_sdxl), (sdxl, for_sd1)):
+        assert encode_one(warm, "a cat", incompatible).inversions == ()
         with pytest.raises(IncompatibleAdapter, match="the checkpoint has text_encoder of width"):
-            encode_one(warm, "a style", known)
+            encode_one(warm, "a style", incompatible)
         assert hooks(warm) == 0

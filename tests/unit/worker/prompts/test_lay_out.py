@@ -1,4 +1,4 @@
-"""Windows: 75 places each, breaks, commas near the end, and inversions that are never split."""
+"""Windows of 75 tokens: breaks, commas near the end, and inversions that are never split."""
 
 import random
 
@@ -9,8 +9,8 @@ from transformers import CLIPTokenizer
 from imagefleet_shared.errors import InvalidRequest, WorkerFailure
 from imagefleet_worker.adapters.textual_inversion import Embedding
 from imagefleet_worker.checkpoints.empty_pipeline import clip_tokenizer
-from imagefleet_worker.prompts.lay_out import lay_out, letters_in
-from imagefleet_worker.prompts.tokens import letters_of
+from imagefleet_worker.prompts.lay_out import lay_out, text_match_key
+from imagefleet_worker.prompts.tokens import match_key
 from imagefleet_worker.prompts.triggers import PromptEmbedding, UnusableEmbedding
 from imagefleet_worker.prompts.windows import WindowToken, token_count, token_ids, weights
 from tests.unit.worker.prompts import reference
@@ -34,7 +34,7 @@ def lengths(windows: list[list[WindowToken]]) -> list[int]:
 
 
 def tokens_of(windows: list[list[WindowToken]]) -> list[list[int]]:
-    return [[place.token for place in window] for window in windows]
+    return [[token.token for token in window] for window in windows]
 
 
 def test_an_empty_text_is_one_empty_window(tokenizer: CLIPTokenizer) -> None:
@@ -43,11 +43,11 @@ def test_an_empty_text_is_one_empty_window(tokenizer: CLIPTokenizer) -> None:
 
 
 def test_a_window_has_start_end_and_padding() -> None:
-    places = [WindowToken(5, 1.0), WindowToken(6, 1.3)]
+    tokens = [WindowToken(5, 1.0), WindowToken(6, 1.3)]
 
-    assert token_ids(places, padding=7) == [49406, 5, 6, 49407, *[7] * 73]
-    assert weights(places) == [1.0, 1.0, 1.3, *[1.0] * 74]
-    assert len(token_ids([WindowToken(5, 1.0)] * 75, padding=7)) == len(weights(places)) == 77
+    assert token_ids(tokens, padding=7) == [49406, 5, 6, 49407, *[7] * 73]
+    assert weights(tokens) == [1.0, 1.0, 1.3, *[1.0] * 74]
+    assert len(token_ids([WindowToken(5, 1.0)] * 75, padding=7)) == len(weights(tokens)) == 77
 
 
 def test_a_break_ends_the_window_and_one_at_the_end_adds_none(tokenizer: CLIPTokenizer) -> None:
@@ -65,7 +65,7 @@ def test_a_break_counts_as_a_full_window(tokenizer: CLIPTokenizer) -> None:
 @pytest.mark.parametrize(
     ("comma_at", "first_window"), [(74, 75), (73, 74), (60, 61), (55, 56), (54, 75), (10, 75)]
 )
-def test_text_after_a_comma_near_the_end_moves_on(
+def test_text_after_a_comma_near_the_end_moves_to_the_next_window(
     tokenizer: CLIPTokenizer, comma_at: int, first_window: int
 ) -> None:
     words = ["a"] * 80
@@ -84,11 +84,11 @@ def test_a_comma_that_does_not_fit_moves_nothing(tokenizer: CLIPTokenizer) -> No
     assert windows[1][0].token == COMMA
 
 
-def test_brackets_are_text_with_emphasis_none(tokenizer: CLIPTokenizer) -> None:
+def test_with_emphasis_none_brackets_are_text(tokenizer: CLIPTokenizer) -> None:
     (window,) = lay_out(tokenizer, "(cat:1.3) BREAK", [], "none")
 
-    assert [place.token for place in window] == reference.ids(tokenizer, "(cat:1.3) BREAK")
-    assert {place.weight for place in window} == {1.0}
+    assert [token.token for token in window] == reference.ids(tokenizer, "(cat:1.3) BREAK")
+    assert {token.weight for token in window} == {1.0}
 
 
 def test_a_weight_that_is_not_finite_is_refused(tokenizer: CLIPTokenizer) -> None:
@@ -101,9 +101,9 @@ def test_an_inversion_takes_the_place_of_its_trigger(tokenizer: CLIPTokenizer) -
 
     (window,) = lay_out(tokenizer, "a (BAD-Hands-5:1.2), cat", [style], "original")
 
-    assert [place.inversion for place in window] == [None, style, style, style, None, None]
-    assert [place.row for place in window if place.inversion] == [0, 1, 2]
-    assert [place.weight for place in window] == [1.0, 1.2, 1.2, 1.2, 1.0, 1.0]
+    assert [token.inversion for token in window] == [None, style, style, style, None, None]
+    assert [token.row for token in window if token.inversion] == [0, 1, 2]
+    assert [token.weight for token in window] == [1.0, 1.2, 1.2, 1.2, 1.0, 1.0]
 
 
 def test_the_longest_trigger_wins(tokenizer: CLIPTokenizer) -> None:
@@ -111,7 +111,7 @@ def test_the_longest_trigger_wins(tokenizer: CLIPTokenizer) -> None:
 
     for known in ([short, long], [long, short]):
         (window,) = lay_out(tokenizer, "easy negative, easy cat", known, "original")
-        assert [place.inversion for place in window] == [long, long, None, short, None]
+        assert [token.inversion for token in window] == [long, long, None, short, None]
 
 
 def test_a_trigger_is_whole_tokens_of_one_piece(tokenizer: CLIPTokenizer) -> None:
@@ -119,7 +119,7 @@ def test_a_trigger_is_whole_tokens_of_one_piece(tokenizer: CLIPTokenizer) -> Non
 
     for text in ("easynegative", "easy (negative)", "easy BREAK negative", "easy, negative"):
         windows = lay_out(tokenizer, text, [style], "original")
-        assert not any(place.inversion for window in windows for place in window)
+        assert not any(token.inversion for window in windows for token in window)
 
 
 @pytest.mark.parametrize(("before", "expected"), [(72, [75]), (73, [73, 3]), (75, [75, 3])])
@@ -130,20 +130,22 @@ def test_an_inversion_is_never_split(
     assert lengths(windows) == expected
 
 
-def test_an_inversion_moves_on_with_the_text_after_a_comma(tokenizer: CLIPTokenizer) -> None:
+def test_an_inversion_after_a_comma_moves_to_the_next_window_with_the_text(
+    tokenizer: CLIPTokenizer,
+) -> None:
     """A1111 leaves its vectors behind in the old window and puts "!" into the new one."""
     style = inversion("style", 4)
 
     windows = lay_out(tokenizer, "a " * 65 + ", style cat dog dog dog dog dog", [style], "original")
 
     assert lengths(windows) == [66, 10]
-    assert [place.inversion for place in windows[1]] == [*[style] * 4, *[None] * 6]
+    assert [token.inversion for token in windows[1]] == [*[style] * 4, *[None] * 6]
 
 
-def test_different_inversions_with_the_same_tokens_are_refused_where_a_text_has_them(
+def test_different_inversions_with_the_same_tokens_fail_only_texts_that_trigger_them(
     tokenizer: CLIPTokenizer,
 ) -> None:
-    """They were in every text, so that two files' names could fail all jobs with their letters."""
+    """They were once refused for every text, so two such files could fail unrelated jobs."""
     cased = [inversion("Style", 1), inversion("style", 1)]
     with pytest.raises(InvalidRequest, match="'Style' and 'style' read the same"):
         lay_out(tokenizer, "a style", cased, "original")
@@ -154,7 +156,7 @@ def test_different_inversions_with_the_same_tokens_are_refused_where_a_text_has_
     assert lengths(lay_out(tokenizer, "x", same, "original")) == [1]
 
 
-def test_what_is_unusable_fails_the_texts_that_trigger_it(tokenizer: CLIPTokenizer) -> None:
+def test_an_unusable_embedding_fails_only_texts_that_trigger_it(tokenizer: CLIPTokenizer) -> None:
     known = [UnusableEmbedding("art", WorkerFailure("gone")), inversion("pixel art", 1)]
     for text in ("a party", "pixel art", "a cat"):
         lay_out(tokenizer, text, known, "original")
@@ -165,16 +167,16 @@ def test_what_is_unusable_fails_the_texts_that_trigger_it(tokenizer: CLIPTokeniz
         lay_out(tokenizer, "art", [inversion("Art", 1), known[0]], "original")
 
 
-def test_a_trigger_is_read_as_a_text_is(tokenizer: CLIPTokenizer) -> None:
+def test_triggers_are_normalized_like_texts(tokenizer: CLIPTokenizer) -> None:
     style = inversion("it’s", 2)  # noqa: RUF001
     for text in ("it's", "It’s"):  # noqa: RUF001
         (window,) = lay_out(tokenizer, text, [style], "original")
-        assert [place.inversion for place in window] == [style, style]
+        assert [token.inversion for token in window] == [style, style]
 
 
 @pytest.mark.parametrize("text", [r"neg \(1\)", r"(ne\g (:1.1)[\(]1\)", "NEG  \\(1\n\\)"])
-def test_letters_are_those_of_a_text_without_its_brackets(text: str) -> None:
-    assert letters_of("neg (1)") in letters_in(text, "original")
+def test_a_texts_match_key_ignores_brackets(text: str) -> None:
+    assert match_key("neg (1)") in text_match_key(text, "original")
 
 
 @pytest.mark.parametrize("token", ["", " "])
@@ -195,4 +197,4 @@ def test_random_texts_are_laid_out_as_by_the_reference(tokenizer: CLIPTokenizer,
     expected = reference.chunks(tokenizer, text, numbers)
     plain = [[max(token, 0) for token in chunk.tokens] for chunk in expected]
     assert tokens_of(windows) == plain
-    assert [[place.weight for place in w] for w in windows] == [c.weights for c in expected]
+    assert [[token.weight for token in w] for w in windows] == [c.weights for c in expected]

@@ -1,4 +1,4 @@
-"""Emphasis brackets: the pieces are those of A1111, to the last bit."""
+"""Emphasis brackets are parsed into A1111's pieces, with bitwise equal weights."""
 
 import math
 import time
@@ -69,7 +69,7 @@ def test_a_break_in_brackets_is_a_word_as_in_a1111() -> None:
 
 
 @pytest.mark.parametrize("text", ["(a:1.2.3)", "(a:.)", "((a:..) b"])
-def test_a_weight_that_is_no_number_is_refused(text: str) -> None:
+def test_a_weight_that_is_not_a_number_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="is no number"):
         parse_attention(text)
 
@@ -92,7 +92,7 @@ def test_any_unicode_gives_the_pieces_of_the_reference(text: str) -> None:
     assert parse_attention(text) == reference_pieces(text)
 
 
-def test_absurd_nesting_ends_in_infinity_without_a_warning() -> None:
+def test_extreme_nesting_overflows_to_infinity_without_a_warning() -> None:
     assert parse_attention("(" * 10_000 + "a") == [("a", math.inf)]
 
 

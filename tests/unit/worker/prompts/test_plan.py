@@ -1,10 +1,10 @@
-"""Plans: AND first, then schedules; and which text each evaluation of the UNet gets."""
+"""Parsing AND first, then schedules, and selecting the text of each UNet evaluation."""
 
 import pytest
 
 from imagefleet_shared.errors import InvalidRequest
 from imagefleet_worker.prompts.plan import (
-    Part,
+    PromptPart,
     needs_negative,
     plan_negative,
     plan_prompt,
@@ -12,30 +12,32 @@ from imagefleet_worker.prompts.plan import (
 )
 
 
-def shown(part: Part, calls: int) -> list[str]:
+def texts(part: PromptPart, calls: int) -> list[str]:
     return [part.text_at(call) for call in range(calls)]
 
 
-def test_each_part_of_a_prompt_has_a_schedule_of_its_own() -> None:
+def test_each_part_of_a_prompt_has_its_own_schedule() -> None:
     assert plan_prompt("a [b:c:2] AND [d|e] :0.5", 4) == (
-        Part(1.0, ((2, "a b"), (4, "a c"))),
-        Part(0.5, ((1, " d"), (2, " e"), (3, " d"), (4, " e"))),
+        PromptPart(1.0, ((2, "a b"), (4, "a c"))),
+        PromptPart(0.5, ((1, " d"), (2, " e"), (3, " d"), (4, " e"))),
     )
 
 
 def test_and_splits_a_prompt_also_within_brackets() -> None:
-    """As in A1111, which splits before it looks at brackets."""
+    """As in A1111, which splits before it parses brackets."""
     assert plan_prompt("[a AND b:2]", 4) == (
-        Part(1.0, ((4, "[a"),)),
-        Part(1.0, ((4, " b:2]"),)),
+        PromptPart(1.0, ((4, "[a"),)),
+        PromptPart(1.0, ((4, " b:2]"),)),
     )
 
 
 def test_a_negative_prompt_has_a_schedule_and_no_and() -> None:
-    assert plan_negative("[a:b:2] AND c :2", 4) == Part(1.0, ((2, "a AND c :2"), (4, "b AND c :2")))
+    assert plan_negative("[a:b:2] AND c :2", 4) == PromptPart(
+        1.0, ((2, "a AND c :2"), (4, "b AND c :2"))
+    )
 
 
-def test_a_hires_pass_counts_on() -> None:
+def test_a_hires_pass_continues_the_step_count() -> None:
     (part,) = plan_prompt("[a:b:1.5]", 4, first_pass_steps=10)
     assert part.schedule == ((2, "a"), (4, "b"))
     assert plan_negative("[a:b:11]", 4, first_pass_steps=10).schedule == ((1, "a"), (4, "b"))
@@ -46,9 +48,9 @@ def test_a_step_is_compared_with_evaluations_counted_from_0_as_a1111_does() -> N
     (alternation,) = plan_prompt("[a|b]", 5)
     (plain,) = plan_prompt("a", 5)
 
-    assert shown(change, 5) == ["a", "a", "a", "b", "b"]
-    assert shown(alternation, 5) == ["a", "a", "b", "a", "b"]
-    assert shown(plain, 5) == ["a"] * 5
+    assert texts(change, 5) == ["a", "a", "a", "b", "b"]
+    assert texts(alternation, 5) == ["a", "a", "b", "a", "b"]
+    assert texts(plain, 5) == ["a"] * 5
     assert change.text_at(99) == "b"
 
 
@@ -69,12 +71,12 @@ def test_every_text_is_listed_once() -> None:
         ("a AND b", 1.0, True),
     ],
 )
-def test_the_negative_counts_unless_it_cancels_out(
+def test_the_negative_prompt_is_needed_unless_it_cancels_out(
     prompt: str, scale: float, expected: bool
 ) -> None:
     assert needs_negative(plan_prompt(prompt, 5), scale) is expected
 
 
-def test_a_weight_beyond_measure_is_refused() -> None:
+def test_a_weight_that_overflows_a_float_is_refused() -> None:
     with pytest.raises(InvalidRequest):
         plan_prompt(f"a AND b:{'9' * 400}", 5)

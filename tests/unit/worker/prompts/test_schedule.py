@@ -1,4 +1,4 @@
-"""Schedules: A1111's own answers, a slow reading by recursive descent, and hostile lengths."""
+"""Prompt schedules against A1111's own results and a reference parser, and on hostile input."""
 
 import json
 import sys
@@ -50,7 +50,7 @@ def _fitting() -> st.SearchStrategy[str]:
         ("a[b:[c:d:2]:1]e", [(1, "abe"), (2, "ace"), (10, "ade")]),
         ("a [unbalanced", [(10, "a [unbalanced")]),
         ("a [b:.5] c", [(5, "a  c"), (10, "a b c")]),
-        ("a [{b|d{:.5] c", [(10, "a [{b|d{:.5] c")]),  # Its docstring hopes for more.
+        ("a [{b|d{:.5] c", [(10, "a [{b|d{:.5] c")]),  # A1111's docstring expects more.
         ("((a][:b:c [d:3]", [(3, "((a][:b:c "), (10, "((a][:b:c d")]),
         ("[a|(b:1.1)]", [(step, "a" if step % 2 else "(b:1.1)") for step in range(1, 11)]),
         ("[fe|]male", [(step, "female" if step % 2 else "male") for step in range(1, 11)]),
@@ -87,7 +87,7 @@ def test_a1111s_example_of_a_whole_prompt() -> None:
 
 
 def test_random_texts_give_what_a1111_gives() -> None:
-    """Given: random texts with what A1111 v1.10's parser answers (on lark 1.1.2, which it pins)
+    """Given: random texts with the results of A1111 v1.10's parser (on lark 1.1.2, which it pins)
     for 5 steps, and for 4 steps of a hires pass after them, the same for each of 27 hash seeds."""
     rows = json.loads((Path(__file__).parent / "schedules.json").read_text())
     assert len(rows) > 400
@@ -116,17 +116,19 @@ def test_any_unicode_gives_the_schedule_of_the_reference(text: str, steps: int) 
     ("number", "last_step"),
     [("0.25", 2), (".25", 2), ("1.", 10), ("1.0", 10), ("1.5", 10), ("1", 1), ("3e0", 3)],
 )
-def test_a_number_with_a_point_is_a_share(number: str, last_step: int) -> None:
+def test_a_number_with_a_decimal_point_is_a_fraction_of_the_steps(
+    number: str, last_step: int
+) -> None:
     assert parse_schedule(f"[a:b:{number}]", 10)[0] == (last_step, "a")
 
 
 @pytest.mark.parametrize("number", ["0", "0.0", "-2", "-.5", "-1e999"])
-def test_what_ends_before_the_first_step_is_never_seen(number: str) -> None:
+def test_a_text_that_ends_before_the_first_step_is_never_used(number: str) -> None:
     assert parse_schedule(f"[a:b:{number}]", 10) == [(10, "b")]
 
 
 @pytest.mark.parametrize("number", ["1e999", "1.0e999", "9" * 5000])
-def test_a_number_beyond_measure_is_the_last_step(number: str) -> None:
+def test_a_huge_number_is_the_last_step(number: str) -> None:
     """A1111 fails with an OverflowError."""
     assert parse_schedule(f"[a:b:{number}]", 10) == [(10, "a")]
 
@@ -145,7 +147,7 @@ _CLOSINGS = ["", ":2]", "|b]", ")", "]", ":0.5]"]
 
 @pytest.mark.parametrize("closing", _CLOSINGS)
 @pytest.mark.parametrize("unit", _UNITS)
-def test_the_work_is_in_proportion_to_the_length(unit: str, closing: str) -> None:
+def test_the_work_is_proportional_to_the_length(unit: str, closing: str) -> None:
     """20 000 characters, nested 10 000 deep where the closing fits."""
     half = 10_000 // max(len(unit), len(closing), 1)
     short = _calls(unit * (half // 4) + closing * (half // 4))
@@ -154,7 +156,7 @@ def test_the_work_is_in_proportion_to_the_length(unit: str, closing: str) -> Non
 
 
 def _calls(text: str) -> int:
-    """Calls that parsing makes, of Python's functions and of C's."""
+    """Number of Python and C function calls while parsing."""
     calls = 0
 
     def count(*_: object) -> None:
@@ -167,7 +169,7 @@ def _calls(text: str) -> int:
     finally:
         sys.setprofile(None)
     assert schedule[-1][0] == 3
-    assert all(len(shown) <= len(text) for _, shown in schedule)
+    assert all(len(step_text) <= len(text) for _, step_text in schedule)
     return calls
 
 

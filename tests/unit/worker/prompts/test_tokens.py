@@ -1,10 +1,10 @@
-"""Texts are mended before they are tokens, as by A1111's own tokenizer."""
+"""Texts are cleaned with ftfy before they are tokenized, as in A1111."""
 
 import pytest
 from transformers import CLIPTokenizer
 
 from imagefleet_worker.checkpoints.empty_pipeline import clip_tokenizer
-from imagefleet_worker.prompts.tokens import letters_of, tokenized
+from imagefleet_worker.prompts.tokens import match_key, tokenize
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 @pytest.mark.parametrize(
-    ("typed", "read"),
+    ("text", "cleaned"),
     [
         ("a woman’s hat, she doesn’t smile", "a woman's hat, she doesn't smile"),  # noqa: RUF001
         ("a sign that says “hello”", 'a sign that says "hello"'),
@@ -25,16 +25,16 @@ def tokenizer() -> CLIPTokenizer:
         ("ΟΔΟΣ", "οδος"),
     ],
 )
-def test_typographers_and_damaged_characters_are_read_as_plain_ones(
-    tokenizer: CLIPTokenizer, typed: str, read: str
+def test_typographic_and_garbled_characters_are_tokenized_as_plain_ones(
+    tokenizer: CLIPTokenizer, text: str, cleaned: str
 ) -> None:
     """They had other tokens than in A1111."""
-    own = tokenizer([read], add_special_tokens=False).input_ids
-    assert tokenized(tokenizer, [typed]) == tokenized(tokenizer, [read]) == own
+    expected = tokenizer([cleaned], add_special_tokens=False).input_ids
+    assert tokenize(tokenizer, [text]) == tokenize(tokenizer, [cleaned]) == expected
 
 
 def test_no_texts_have_no_tokens(tokenizer: CLIPTokenizer) -> None:
-    assert tokenized(tokenizer, []) == []
+    assert tokenize(tokenizer, []) == []
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,10 @@ def test_no_texts_have_no_tokens(tokenizer: CLIPTokenizer) -> None:
         ("ÉTÉ", "un e\u0301te\u0301"),
     ],
 )
-def test_the_letters_of_tokens_are_among_those_of_a_text_that_has_them(
+def test_a_text_that_contains_the_tokens_of_a_name_contains_its_match_key(
     tokenizer: CLIPTokenizer, name: str, text: str
 ) -> None:
-    wanted, tokens = tokenized(tokenizer, [name, text])
-    assert any(tokens[at : at + len(wanted)] == wanted for at in range(len(tokens)))
-    assert letters_of(name) in letters_of(text)
+    of_name, tokens = tokenize(tokenizer, [name, text])
+    length = len(of_name)
+    assert any(tokens[start : start + length] == of_name for start in range(len(tokens)))
+    assert match_key(name) in match_key(text)

@@ -1,4 +1,4 @@
-"""Which LoRAs and embeddings of a model folder texts ask for."""
+"""The LoRAs and embeddings that prompts request from a model folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,13 +28,13 @@ def checkpoint(family: Family) -> ModelFile:
 
 
 class Folder:
-    """A model folder with embeddings, and the looks of texts."""
+    """A model folder with embeddings, and a resolver over it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._finder = PassInputResolver(ModelStore(root), 1000)
+        self._resolver = PassInputResolver(ModelStore(root), 1000)
 
-    def put(self, name: str, family: Family = "sd1") -> None:
+    def add_embedding(self, name: str, family: Family = "sd1") -> None:
         path = self._root / f"embeddings/{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         vectors = {"clip_l": torch.ones(1, 8)}
@@ -49,7 +49,7 @@ class Folder:
         family: Family = "sd1",
         inversions: Sequence[TextualInversion] = (),
     ) -> PassInputs:
-        return self._finder.resolve(
+        return self._resolver.resolve(
             checkpoint(family),
             prompt,
             negative,
@@ -60,11 +60,12 @@ class Folder:
         )
 
     def triggered(self, prompt: str, family: Family = "sd1") -> list[str]:
-        return [one.embedding.name for one in self.inputs(prompt, "", family).inversions]
+        inversions = self.inputs(prompt, "", family).inversions
+        return [inversion.embedding.name for inversion in inversions]
 
-    def bare(self, inputs: PassInputs, max_tokens: int = 1000) -> PassInputs:
-        finder = PassInputResolver(ModelStore(self._root), max_tokens)
-        return finder.without_adapters(inputs, checkpoint("sdxl_refiner"), "original")
+    def without_adapters(self, inputs: PassInputs, max_tokens: int = 1000) -> PassInputs:
+        resolver = PassInputResolver(ModelStore(self._root), max_tokens)
+        return resolver.without_adapters(inputs, checkpoint("sdxl_refiner"), "original")
 
 
 @pytest.fixture
@@ -74,8 +75,8 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.mark.parametrize("prompt", ["a cat # <lora:gone:1>", "# <lora:gone:1>\na cat"])
 def test_a_comment_names_no_lora_and_no_embedding(folder: Folder, prompt: str) -> None:
-    """A1111 leaves comments out; here they were drawn, and LoRAs in them merged."""
-    folder.put("bad-hands")
+    """A1111 removes comments; they were once encoded here, and LoRAs in them merged."""
+    folder.add_embedding("bad-hands")
     inputs = folder.inputs(prompt, "blurry # bad-hands <lora:gone>")
 
     assert (inputs.loras, inputs.inversions) == ((), ())
@@ -98,18 +99,18 @@ def test_a_comment_names_no_lora_and_no_embedding(folder: Folder, prompt: str) -
 def test_an_embedding_is_found_where_a_text_has_its_tokens(
     folder: Folder, name: str, prompt: str
 ) -> None:
-    """It was looked for in the text as it is typed, and missed without a word."""
-    folder.put(name)
+    """It was looked up in the text as typed, and silently missed."""
+    folder.add_embedding(name)
     assert folder.triggered(prompt) == [name]
 
 
 @pytest.mark.parametrize(("family", "encoders"), [("sd1", 1), ("sdxl", 2)])
-def test_of_two_embeddings_of_one_name_the_checkpoints_family_has_one(
+def test_of_two_embeddings_of_one_name_the_one_for_the_checkpoints_family_is_used(
     folder: Folder, family: Family, encoders: int
 ) -> None:
-    """The tree of A1111 has folders for both; every prompt with these letters failed."""
-    folder.put("sd15/art")
-    folder.put("sdxl/art", "sdxl")
+    """A1111's folders may hold both; every prompt with these letters failed."""
+    folder.add_embedding("sd15/art")
+    folder.add_embedding("sdxl/art", "sdxl")
 
     assert folder.triggered("a party", family) == []
     for inversions in ((), (TextualInversion(name="art"),)):
@@ -118,22 +119,22 @@ def test_of_two_embeddings_of_one_name_the_checkpoints_family_has_one(
 
 
 def test_the_name_of_an_embedding_for_another_family_is_a_word(folder: Folder) -> None:
-    """As in A1111; the job was refused, as any SDXL job with that word."""
-    folder.put("anime")
+    """As in A1111; any SDXL job with that word was once rejected."""
+    folder.add_embedding("anime")
     assert folder.triggered("an anime girl", "sdxl") == []
     assert folder.triggered("an anime girl", "sd1") == ["anime"]
 
 
-def test_an_embedding_that_is_asked_for_is_taken_though_it_will_not_fit(folder: Folder) -> None:
-    """The text encoders refuse it, by its name."""
-    folder.put("anime")
+def test_a_requested_embedding_is_resolved_even_if_incompatible(folder: Folder) -> None:
+    """Encoding rejects it later, by name."""
+    folder.add_embedding("anime")
     [one] = folder.inputs("anime", "", "sdxl", [TextualInversion(name="anime")]).inversions
     assert one.embedding.vectors.keys() == {"text_encoder"}
 
 
 def test_two_of_one_name_and_family_fail_only_the_texts_that_trigger_them(folder: Folder) -> None:
-    folder.put("one/art")
-    folder.put("two/art")
+    folder.add_embedding("one/art")
+    folder.add_embedding("two/art")
 
     assert folder.triggered("a party") == []
     several = r"several embeddings are named 'art': embeddings/one/art\.safetensors and "
@@ -144,22 +145,22 @@ def test_two_of_one_name_and_family_fail_only_the_texts_that_trigger_them(folder
 
 
 def test_names_that_differ_by_case_fail_only_the_texts_that_trigger_them(folder: Folder) -> None:
-    folder.put("Art")
-    folder.put("art")
+    folder.add_embedding("Art")
+    folder.add_embedding("art")
 
     assert folder.triggered("a party") == []
     with pytest.raises(InvalidRequest, match="'Art' and 'art' read the same"):
         folder.inputs("an ART")
 
 
-def test_without_its_embeddings_a_text_is_measured_anew(folder: Folder) -> None:
+def test_without_its_embeddings_a_texts_tokens_are_counted_again(folder: Folder) -> None:
     """SDXL's refiner reads their names as words, which take more tokens than their vectors."""
-    folder.put("unaestheticxl-bad-hands", "sdxl")
+    folder.add_embedding("unaestheticxl-bad-hands", "sdxl")
     inputs = folder.inputs("a cat", "cat " * 73 + "unaestheticxl-bad-hands", "sdxl")
     assert (inputs.windows, len(inputs.inversions)) == (1, 1)
 
-    bare = folder.bare(inputs)
-    assert (bare.windows, bare.inversions, bare.loras) == (2, (), ())
-    assert (bare.prompt, bare.negative) == (inputs.prompt, inputs.negative)
+    without = folder.without_adapters(inputs)
+    assert (without.windows, without.inversions, without.loras) == (2, (), ())
+    assert (without.prompt, without.negative) == (inputs.prompt, inputs.negative)
     with pytest.raises(PromptTooLong):
-        folder.bare(inputs, 75)
+        folder.without_adapters(inputs, 75)

@@ -1,4 +1,4 @@
-"""k-diffusion's own samplers, the second opinion on ours."""
+"""k-diffusion's own samplers, as a reference for ours."""
 
 import importlib
 import importlib.util
@@ -7,9 +7,9 @@ from types import ModuleType
 
 
 def k_diffusion(module: str) -> ModuleType:
-    """A module of k-diffusion, without the package around it.
+    """Import a module of k-diffusion without running the package's `__init__`.
 
-    The package's `__init__` imports its training code, and with it a dozen more packages.
+    That imports the training code, and with it a dozen more packages.
     """
     if "k_diffusion" not in sys.modules:
         package = importlib.util.find_spec("k_diffusion")

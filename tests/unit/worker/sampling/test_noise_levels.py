@@ -1,4 +1,4 @@
-"""Noise levels: the checkpoint's, with timesteps and predictions translated both ways."""
+"""Noise levels from a checkpoint's config, and conversion of timesteps and predictions."""
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ K_LEVELS = k_diffusion("external").DiscreteSchedule(LEVELS.sigmas, quantize=Fals
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_levels_are_those_of_the_diffusers_config(config: dict[str, object]) -> None:
+def test_levels_follow_the_diffusers_config(config: dict[str, object]) -> None:
     alphas = diffusers_scheduler("DDIMScheduler", config).alphas_cumprod
-    levels = NoiseLevels.of(config)
+    levels = NoiseLevels.from_config(config)
     torch.testing.assert_close(levels.sigmas, ((1 - alphas) / alphas).sqrt(), rtol=2e-4, atol=0)
     assert levels.sigmas.dtype == torch.float32
     assert levels.prediction == "epsilon"
@@ -37,7 +37,7 @@ def test_stable_diffusions_levels_are_the_known_ones() -> None:
 
 def test_zero_terminal_snr_moves_the_last_level_only_not_quite_to_infinity() -> None:
     config = SD1 | {"rescale_betas_zero_snr": True}
-    levels = NoiseLevels.of(config)
+    levels = NoiseLevels.from_config(config)
     assert levels.sigma_max == pytest.approx(4518.76, rel=1e-5)
     assert levels.sigma_min == pytest.approx(LEVELS.sigma_min, rel=1e-5)
     theirs = diffusers_scheduler("DDIMScheduler", config).alphas_cumprod[:-1]
@@ -48,9 +48,9 @@ def test_zero_terminal_snr_moves_the_last_level_only_not_quite_to_infinity() -> 
 @pytest.mark.parametrize(
     "config", [{"prediction_type": "sample"}, {"beta_schedule": "squaredcos_cap_v2"}]
 )
-def test_a_config_that_we_cannot_follow_is_refused(config: dict[str, object]) -> None:
+def test_an_unsupported_config_is_refused(config: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="not"):
-        NoiseLevels.of(config)
+        NoiseLevels.from_config(config)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_timestep_has_the_sigma_that_k_diffusion_gives_it() -> None:
     torch.testing.assert_close(LEVELS.timestep(expected), timesteps, rtol=0, atol=1e-3)
 
 
-def test_every_whole_timestep_survives_the_way_there_and_back() -> None:
+def test_every_whole_timestep_survives_the_round_trip() -> None:
     timesteps = torch.arange(1000)
     back = LEVELS.timestep(LEVELS.sigma(timesteps))
     torch.testing.assert_close(back, timesteps.float(), rtol=0, atol=1e-3)
@@ -77,14 +77,12 @@ def test_every_whole_timestep_survives_the_way_there_and_back() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 14.0])
-def test_a_perfect_prediction_leads_to_the_clean_latents(
-    prediction: Prediction, sigma: float
-) -> None:
+def test_a_perfect_prediction_gives_the_clean_latents(prediction: Prediction, sigma: float) -> None:
     clean, noise, level = unit_noise(1), unit_noise(2), torch.tensor(sigma)
     latents = clean + level * noise
     signal, spread = 1 / (1 + sigma**2) ** 0.5, sigma / (1 + sigma**2) ** 0.5
     predicted = noise if prediction == "epsilon" else signal * noise - spread * clean
-    levels = NoiseLevels.of(SD1 | {"prediction_type": prediction})
+    levels = NoiseLevels.from_config(SD1 | {"prediction_type": prediction})
     torch.testing.assert_close(levels.clean(latents, predicted, level), clean, atol=1e-5, rtol=1e-5)
 
 
@@ -96,10 +94,10 @@ def test_half_precision_predictions_are_not_multiplied_in_half_precision() -> No
     assert torch.equal(clean, -14 * predicted.float())
 
 
-def test_the_unet_sees_unit_variance() -> None:
+def test_the_unet_input_has_unit_variance() -> None:
     latents = unit_noise(1) + 7 * unit_noise(2)
-    seen = LEVELS.unet_input(latents, torch.tensor(7.0))
-    torch.testing.assert_close(seen, latents / 50**0.5)
+    scaled = LEVELS.unet_input(latents, torch.tensor(7.0))
+    torch.testing.assert_close(scaled, latents / 50**0.5)
 
 
 def lcm_level(timestep: int) -> Tensor:
@@ -107,30 +105,30 @@ def lcm_level(timestep: int) -> Tensor:
 
 
 def test_consistency_levels_are_every_twentieth() -> None:
-    levels = ConsistencyLevels.among(LEVELS)
+    levels = ConsistencyLevels.from_levels(LEVELS)
     assert len(levels.sigmas) == 50
     assert levels.sigma_max == LEVELS.sigma_max
     assert levels.sigma_min == lcm_level(19).item()
 
 
 @pytest.mark.parametrize(("near", "timestep"), [(19, 19), (0, 19), (668, 659), (672, 679)])
-def test_a_consistency_model_is_asked_at_the_nearest_timestep_it_knows(
+def test_a_consistency_model_is_evaluated_at_the_nearest_trained_timestep(
     near: int, timestep: int
 ) -> None:
-    levels = ConsistencyLevels.among(LEVELS)
+    levels = ConsistencyLevels.from_levels(LEVELS)
     assert levels.timestep(lcm_level(near)).item() == timestep
 
 
-def test_consistency_levels_between_two_are_placed_by_the_logarithm() -> None:
-    levels = ConsistencyLevels.among(LEVELS)
+def test_consistency_levels_are_interpolated_in_log_sigma() -> None:
+    levels = ConsistencyLevels.from_levels(LEVELS)
     middle = levels.sigma(torch.tensor(49.0))
     torch.testing.assert_close(middle, (lcm_level(39) * lcm_level(59)).sqrt())
     torch.testing.assert_close(levels.sigma(torch.tensor(3.0)), lcm_level(19))
 
 
-def test_a_consistency_models_skip_connection_is_all_but_nothing() -> None:
-    """At timestep 19 it lets 7 millionths of the latents through."""
-    levels, sigma = ConsistencyLevels.among(LEVELS), lcm_level(19)
+def test_a_consistency_models_skip_connection_is_nearly_zero() -> None:
+    """At timestep 19 it adds 7 millionths of the latents."""
+    levels, sigma = ConsistencyLevels.from_levels(LEVELS), lcm_level(19)
     latents, predicted = 1000 * unit_noise(1), torch.zeros(2, 4, 6, 8)
     skip = 0.25 / (190**2 + 0.25)
     out = 190 / (190**2 + 0.25) ** 0.5

@@ -28,7 +28,7 @@ KNOWN_ANSWERS = [
 
 
 def philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, int]:
-    """One counter's first two words, in whole numbers."""
+    """The first two words of a counter, in Python integers."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -44,44 +44,44 @@ def philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, int]:
 
 
 def normal(words: tuple[int, int]) -> float:
-    """Box and Muller's sine."""
+    """The sine half of the Box-Muller transform."""
     radius = math.sqrt(-2 * math.log((words[0] + 0.5) / 2**32))
     return radius * math.sin(2 * math.pi * (words[1] + 0.5) / 2**32)
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
-def test_the_reference_below_gives_the_known_answers(
+def test_the_reference_implementation_gives_the_known_answers(
     counter: tuple[int, ...], key: tuple[int, ...], words: tuple[int, int]
 ) -> None:
     assert philox(counter, key) == words
 
 
-def test_the_numbers_are_those_published_for_cuda() -> None:
-    drawn = PhiloxGenerator(0).randn((3, 4))
-    assert drawn.dtype == torch.float32
-    torch.testing.assert_close(drawn, torch.tensor(PUBLISHED), atol=2e-6, rtol=0)
+def test_the_numbers_equal_those_published_for_cuda() -> None:
+    numbers = PhiloxGenerator(0).randn((3, 4))
+    assert numbers.dtype == torch.float32
+    torch.testing.assert_close(numbers, torch.tensor(PUBLISHED), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**64 - 1])
-def test_each_call_moves_the_counter_on_by_one(seed: int) -> None:
+def test_each_call_increments_the_counter(seed: int) -> None:
     generator = PhiloxGenerator(seed)
     key = (seed % 2**32, seed // 2**32)
     for call, shape in enumerate([(2, 3), (5,), (2, 3)]):
-        drawn = generator.randn(shape).flatten().tolist()
-        expected = [normal(philox((call, 0, i, 0), key)) for i in range(len(drawn))]
-        assert drawn == pytest.approx(expected, abs=1e-5)
+        numbers = generator.randn(shape).flatten().tolist()
+        expected = [normal(philox((call, 0, i, 0), key)) for i in range(len(numbers))]
+        assert numbers == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_numbers_are_normal() -> None:
-    drawn = PhiloxGenerator(7).randn((4, 64, 64)).double()
-    assert drawn.mean().abs() < 0.03
-    assert (drawn.std() - 1).abs() < 0.02
-    assert ((drawn**4).mean() - 3).abs() < 0.2
+    numbers = PhiloxGenerator(7).randn((4, 64, 64)).double()
+    assert numbers.mean().abs() < 0.03
+    assert (numbers.std() - 1).abs() < 0.02
+    assert ((numbers**4).mean() - 3).abs() < 0.2
 
 
-def test_seeds_and_calls_are_unlike_one_another() -> None:
+def test_different_seeds_and_calls_are_uncorrelated() -> None:
     generators = [PhiloxGenerator(seed) for seed in (0, 1, 2**32)]
-    drawn = [generator.randn((4, 32, 32)).flatten() for generator in generators * 2]
-    for (i, one), (j, other) in product(enumerate(drawn), repeat=2):
+    numbers = [generator.randn((4, 32, 32)).flatten() for generator in generators * 2]
+    for (i, one), (j, other) in product(enumerate(numbers), repeat=2):
         if i < j:
             assert torch.corrcoef(torch.stack([one, other]))[0, 1].abs() < 0.06

@@ -1,4 +1,4 @@
-"""Sigma schedules: k-diffusion's and A1111's."""
+"""Sigma schedules equal k-diffusion's and A1111's."""
 
 from typing import get_args
 
@@ -49,34 +49,34 @@ def test_beta_takes_the_quantiles_between_the_lowest_and_the_highest_sigma(steps
     "levels",
     [
         LEVELS,
-        ConsistencyLevels.among(LEVELS),
-        NoiseLevels.of(SD1 | {"rescale_betas_zero_snr": True}),
+        ConsistencyLevels.from_levels(LEVELS),
+        NoiseLevels.from_config(SD1 | {"rescale_betas_zero_snr": True}),
     ],
 )
 def test_every_schedule_falls_from_the_highest_level_to_zero(
     spacing: Spacing, levels: NoiseLevels, steps: int
 ) -> None:
-    placed = sigmas(spacing, levels, steps)
-    assert placed.shape == (steps + 1,)
-    assert placed.dtype == torch.float32
-    assert placed[0].item() == pytest.approx(levels.sigma_max, rel=1e-5)
-    assert placed[-1] == 0
-    assert (placed.diff() < 0).all()
+    spaced = sigmas(spacing, levels, steps)
+    assert spaced.shape == (steps + 1,)
+    assert spaced.dtype == torch.float32
+    assert spaced[0].item() == pytest.approx(levels.sigma_max, rel=1e-5)
+    assert spaced[-1] == 0
+    assert (spaced.diff() < 0).all()
     if spacing != "sgm_uniform" and steps > 1:
-        assert placed[-2].item() == pytest.approx(levels.sigma_min, rel=1e-3)
+        assert spaced[-2].item() == pytest.approx(levels.sigma_min, rel=1e-3)
 
 
 def test_lcm_in_four_steps_has_the_levels_that_a1111_gives_it() -> None:
-    """Timesteps 999, 672 1/3, 345 2/3 and 19, placed between every twentieth."""
+    """Timesteps 999, 672 1/3, 345 2/3 and 19, interpolated between every twentieth."""
     logs = LEVELS.sigmas.log()
 
-    def between(low: int, share: float) -> float:
-        return ((1 - share) * logs[low] + share * logs[low + 20]).exp().item()
+    def between(low: int, fraction: float) -> float:
+        return ((1 - fraction) * logs[low] + fraction * logs[low + 20]).exp().item()
 
     third = 326 + 2 / 3
     expected = [
         *(LEVELS.sigma_max, between(659, (999 - third - 659) / 20)),
         *(between(339, (999 - 2 * third - 339) / 20), LEVELS.sigmas[19].item(), 0.0),
     ]
-    placed = sigmas("normal", ConsistencyLevels.among(LEVELS), 4)
-    torch.testing.assert_close(placed, torch.tensor(expected))
+    spaced = sigmas("normal", ConsistencyLevels.from_levels(LEVELS), 4)
+    torch.testing.assert_close(spaced, torch.tensor(expected))

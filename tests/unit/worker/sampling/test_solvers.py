@@ -1,4 +1,4 @@
-"""Solvers: each does what its name says, step for step."""
+"""Solvers equal their reference implementations step for step."""
 
 from itertools import product
 from typing import get_args
@@ -14,10 +14,10 @@ from imagefleet_worker.sampling.schedules import Spacing, karras, sigmas
 from tests.unit.worker.sampling.references import REFERENCES
 from tests.unit.worker.sampling.toys import (
     LEVELS,
-    Counted,
-    counted_noise,
+    CountingDenoiser,
     one_cluster,
     one_cluster_solved,
+    sequential_noise,
     two_clusters,
     unit_noise,
 )
@@ -25,7 +25,7 @@ from tests.unit.worker.sampling.toys import (
 NAMES: tuple[SchedulerName, ...] = get_args(SchedulerName)
 STOCHASTIC = [name for name in NAMES if SOLVERS[name].uses_eta]
 ENDING_ABOVE_ZERO = karras(0.05, 14.0, 25)
-"""On which all of them can run, those by timesteps too, and no two do the same."""
+"""Levels on which all solvers can run, also those by timesteps, with different results."""
 ORDERS: dict[SchedulerName, int] = {
     "ddim": 1,
     "dpm_2": 2,
@@ -42,7 +42,7 @@ ORDERS: dict[SchedulerName, int] = {
     "lms": 2,
     "unipc": 2,
 }
-"""Without noise. The first step of a multistep solver is Euler's, and its error stays."""
+"""Without noise. A multistep solver's first step is an Euler step, whose error remains."""
 
 
 @pytest.mark.parametrize("steps", [2, 7, 36])
@@ -57,66 +57,65 @@ ORDERS: dict[SchedulerName, int] = {
 def test_a_solver_takes_the_steps_of_its_reference(
     name: SchedulerName, spacing: Spacing, steps: int
 ) -> None:
-    """In float64, where nothing but the algorithm can make a difference.
+    """In float64, so that only the algorithm can make a difference.
 
-    Restart computes levels of its own, in float32 as all levels are.
+    Restart computes levels of its own, in float32 like all levels.
     """
     tolerance = 1e-6 if name == "restart" else 1e-9
     levels = sigmas(spacing, LEVELS, steps).double()
     start, eta = unit_noise().double() * levels[0], SOLVERS[name].eta
-    ours = SOLVERS[name].solve(two_clusters, start, levels, counted_noise(), eta)
-    theirs = REFERENCES[name](two_clusters, start, levels, counted_noise(), eta)
+    ours = SOLVERS[name].solve(two_clusters, start, levels, sequential_noise(), eta)
+    theirs = REFERENCES[name](two_clusters, start, levels, sequential_noise(), eta)
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance * 10)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", STOCHASTIC)
-def test_eta_is_how_much_noise_is_added(name: SchedulerName, eta: float) -> None:
+def test_eta_scales_the_noise_that_is_added(name: SchedulerName, eta: float) -> None:
     start = unit_noise() * ENDING_ABOVE_ZERO[0]
-    ours = SOLVERS[name].solve(two_clusters, start, ENDING_ABOVE_ZERO, counted_noise(), eta)
-    theirs = REFERENCES[name](two_clusters, start, ENDING_ABOVE_ZERO, counted_noise(), eta)
+    ours = SOLVERS[name].solve(two_clusters, start, ENDING_ABOVE_ZERO, sequential_noise(), eta)
+    theirs = REFERENCES[name](two_clusters, start, ENDING_ABOVE_ZERO, sequential_noise(), eta)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("executed", [1, 2, 3, 4, 11])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_last_part_of_a_schedule_is_a_schedule(name: SchedulerName, executed: int) -> None:
-    """Multistep solvers have no past there, and start as they do at the top."""
+def test_solvers_may_run_the_tail_of_a_schedule(name: SchedulerName, executed: int) -> None:
+    """Multistep solvers have no history there, and start as they do at the first level."""
     schedule = make_schedule(name, "automatic", LEVELS, 20, executed)
     if len(schedule.sigmas) == 2 and SOLVERS[name].brownian:
-        pytest.skip("k-diffusion fails to make a single step")
-    start, eta = schedule.from_picture(torch.ones(2, 4, 6, 8), unit_noise()), SOLVERS[name].eta
-    ours = SOLVERS[name].solve(two_clusters, start, schedule.sigmas, counted_noise(), eta)
-    theirs = REFERENCES[name](two_clusters, start, schedule.sigmas, counted_noise(), eta)
+        pytest.skip("k-diffusion cannot run a single step")
+    start, eta = schedule.from_image(torch.ones(2, 4, 6, 8), unit_noise()), SOLVERS[name].eta
+    ours = SOLVERS[name].solve(two_clusters, start, schedule.sigmas, sequential_noise(), eta)
+    theirs = REFERENCES[name](two_clusters, start, schedule.sigmas, sequential_noise(), eta)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_other_solver_comes_as_near_to_the_reference(name: SchedulerName) -> None:
+def test_no_other_solver_is_as_close_to_the_reference(name: SchedulerName) -> None:
     start = unit_noise() * ENDING_ABOVE_ZERO[0]
-    reference = REFERENCES[name](two_clusters, start, ENDING_ABOVE_ZERO, counted_noise(), 1.0)
+    reference = REFERENCES[name](two_clusters, start, ENDING_ABOVE_ZERO, sequential_noise(), 1.0)
     distances = {
-        other: (entry.solve(two_clusters, start, ENDING_ABOVE_ZERO, counted_noise(), 1.0))
+        other: (entry.solve(two_clusters, start, ENDING_ABOVE_ZERO, sequential_noise(), 1.0))
         .sub(reference)
         .abs()
         .max()
         .item()
         for other, entry in SOLVERS.items()
     }
-    own = distances.pop(name)
-    assert own < 1e-5
+    assert distances.pop(name) < 1e-5
     assert min(distances.values()) > 1e-3, distances
 
 
 @pytest.mark.parametrize("name", list(ORDERS))
-def test_twice_the_steps_leave_as_small_an_error_as_the_order_promises(
+def test_doubling_the_steps_reduces_the_error_by_the_order(
     name: SchedulerName,
 ) -> None:
     errors: list[float] = []
     for steps in (100, 200):
         levels = torch.linspace(1.0, -1.0, steps + 1, dtype=torch.float64).exp()
         start = unit_noise().double() * levels[0]
-        end = SOLVERS[name].solve(one_cluster, start, levels, counted_noise(), 0.0)
+        end = SOLVERS[name].solve(one_cluster, start, levels, sequential_noise(), 0.0)
         exact = one_cluster_solved(start, levels[0], levels[-1])
         if SOLVERS[name].by_timesteps:
             exact = exact / (levels[-1] ** 2 + 1).sqrt()
@@ -136,23 +135,23 @@ def test_evaluations_are_counted_exactly(
     schedules = ("automatic",) if entry.by_timesteps else get_args(SigmaSchedule)
     for schedule in schedules:
         schedule = make_schedule(name, schedule, LEVELS, steps, executed)
-        denoise = Counted(two_clusters)
-        entry.solve(denoise, unit_noise(), schedule.sigmas, counted_noise(), entry.eta)
+        denoise = CountingDenoiser(two_clusters)
+        entry.solve(denoise, unit_noise(), schedule.sigmas, sequential_noise(), entry.eta)
         assert denoise.calls == entry.evaluations(schedule.sigmas) > 0, schedule
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_solving_leaves_the_latents_it_was_given(name: SchedulerName) -> None:
+def test_solvers_do_not_modify_their_input(name: SchedulerName) -> None:
     start = unit_noise()
-    SOLVERS[name].solve(two_clusters, start, ENDING_ABOVE_ZERO, counted_noise(), 1.0)
+    SOLVERS[name].solve(two_clusters, start, ENDING_ABOVE_ZERO, sequential_noise(), 1.0)
     assert torch.equal(start, unit_noise())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_solvers_draw_no_numbers_of_their_own(name: SchedulerName) -> None:
+def test_solvers_do_not_use_the_global_generator(name: SchedulerName) -> None:
     state = torch.get_rng_state()
     ends = [
-        SOLVERS[name].solve(two_clusters, unit_noise(), ENDING_ABOVE_ZERO, counted_noise(), 1.0)
+        SOLVERS[name].solve(two_clusters, unit_noise(), ENDING_ABOVE_ZERO, sequential_noise(), 1.0)
         for _ in range(2)
     ]
     assert torch.equal(*ends)
@@ -160,14 +159,14 @@ def test_solvers_draw_no_numbers_of_their_own(name: SchedulerName) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_latents_may_be_on_a_device_where_levels_and_noise_are_not(name: SchedulerName) -> None:
-    """And no solver looks at a number of theirs: there is none to see on this one."""
+def test_latents_may_be_on_another_device_than_levels_and_noise(name: SchedulerName) -> None:
+    """And no solver reads values of the latents, which the meta device does not have."""
     schedule, levels = make_schedule(name, "automatic", LEVELS, 20), levels_for(name, LEVELS)
     latents = schedule.from_noise(unit_noise().to("meta"))
 
     def denoise(latents: Tensor, sigma: Tensor) -> Tensor:
         return levels.clean(latents, levels.unet_input(latents, sigma).half(), sigma)
 
-    end = SOLVERS[name].solve(denoise, latents, schedule.sigmas, counted_noise(), 1.0)
+    end = SOLVERS[name].solve(denoise, latents, schedule.sigmas, sequential_noise(), 1.0)
     assert end.device.type == "meta"
     assert end.dtype == torch.float32

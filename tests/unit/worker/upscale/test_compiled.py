@@ -9,7 +9,7 @@ import torch._dynamo as dynamo
 from torch.nn.functional import interpolate
 
 from imagefleet_worker.device.compile import set_up_compiler, why_no_compiler
-from imagefleet_worker.upscale.architectures import build
+from imagefleet_worker.upscale.architectures import build_descriptor
 from imagefleet_worker.upscale.tiles import Tiling
 from imagefleet_worker.upscale.upscaler import Upscaler
 from tests.architectures import random_weights
@@ -32,7 +32,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def upscaler(compiled: bool) -> Upscaler:
-    descriptor = build(random_weights("swinir-lightweight"))
+    descriptor = build_descriptor(random_weights("swinir-lightweight"))
     return Upscaler("swinir", descriptor, torch.float32, compiled)  # pyright: ignore[reportArgumentType]
 
 
@@ -44,7 +44,7 @@ def enlarged(upscaler: Upscaler, height: int, width: int) -> torch.Tensor:
     return rows
 
 
-def test_the_output_is_the_same_to_rounding_and_new_sizes_compile_nothing() -> None:
+def test_the_output_equals_eager_up_to_rounding_and_new_sizes_do_not_recompile() -> None:
     plain, compiled = upscaler(False), upscaler(True)
     for size in [(64, 48), (24, 16)]:
         torch.testing.assert_close(

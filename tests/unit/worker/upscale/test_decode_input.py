@@ -1,4 +1,4 @@
-"""What of a picture is kept on the way through an enlargement."""
+"""Bit depth, transparency, colour profile and text of pictures to upscale."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ from imagefleet_worker.upscale.decode_input import UpscaleInput, decode_upscale_
 
 MAX_PIXELS = 1024 * 1024
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-# A profile of another mode that every Pillow can make.
+# A profile for another mode, which Pillow can always create.
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
@@ -27,7 +27,7 @@ def decoded(image: Image.Image, kind: str = "PNG", **options: object) -> Upscale
 
 
 def disc(colour: tuple[int, int, int] = (200, 30, 30), size: int = 40) -> Image.Image:
-    """A disc; all round it is transparent black."""
+    """A disc on transparent black."""
     layer = Image.new("RGBA", (size, size))
     ImageDraw.Draw(layer).ellipse((8, 8, size - 9, size - 9), fill=(*colour, 255))
     return layer
@@ -43,37 +43,37 @@ def test_alpha_is_kept(kind: str) -> None:
     assert picture.alpha.tobytes() == layer.getchannel("A").tobytes()
 
 
-def test_grey_with_alpha_and_palettes_with_transparency_keep_it_too() -> None:
+def test_transparency_of_grey_and_palette_pictures_is_kept() -> None:
     grey = decoded(disc().convert("LA"))
     assert grey.alpha is not None
     palette = Image.new("P", (4, 1))
     palette.putpalette([9, 9, 9, 200, 100, 50])
     palette.putdata([0, 1, 1, 1])
-    hollow = decoded(palette, transparency=0)
-    assert hollow.alpha is not None
-    assert list(hollow.alpha.tobytes()) == [0, 255, 255, 255]
-    assert hollow.image.getpixel((3, 0)) == (200, 100, 50)
+    transparent = decoded(palette, transparency=0)
+    assert transparent.alpha is not None
+    assert list(transparent.alpha.tobytes()) == [0, 255, 255, 255]
+    assert transparent.image.getpixel((3, 0)) == (200, 100, 50)
 
 
-def test_an_alpha_channel_that_hides_nothing_is_dropped() -> None:
+def test_a_fully_opaque_alpha_channel_is_dropped() -> None:
     assert decoded(Image.new("RGBA", (4, 4), (1, 2, 3, 255))).alpha is None
 
 
-def test_what_is_transparent_takes_the_colours_round_it() -> None:
-    """Transparent black round a red disc would come out as a dark fringe."""
+def test_transparent_pixels_take_the_surrounding_colours() -> None:
+    """Transparent black around a red disc would become a dark fringe."""
     layer = disc()
     spread = spread_colours(layer.convert("RGB"), layer.getchannel("A"))
     assert np.abs(np.asarray(spread).astype(int) - (200, 30, 30)).max() < 5
 
 
-def test_colours_of_visible_pixels_stay_even_where_thin() -> None:
+def test_colours_of_barely_visible_pixels_are_kept() -> None:
     layer = Image.new("RGBA", (2, 1), (10, 200, 30, 1))
     layer.putpixel((1, 0), (0, 0, 0, 0))
     spread = spread_colours(layer.convert("RGB"), layer.getchannel("A"))
     assert spread.getpixel((0, 0)) == (10, 200, 30)
 
 
-def test_a_picture_that_is_all_transparent_is_no_fault() -> None:
+def test_a_fully_transparent_picture_is_accepted() -> None:
     assert decoded(Image.new("RGBA", (5, 3))).image.size == (5, 3)
 
 
@@ -91,13 +91,13 @@ def test_an_enlarged_edge_has_no_dark_fringe() -> None:
     assert np.asarray(fringed)[pixels[..., 3] > 0][:, 0].min() < 100
 
 
-def test_alpha_is_cut_as_the_colours_are() -> None:
+def test_alpha_is_cropped_like_the_colours() -> None:
     alpha = Image.new("L", (20, 10), 255)
     upscale = UpscalePass(width=30, height=30)
     assert with_alpha(Image.new("RGB", (30, 30)), alpha, upscale).size == (30, 30)
 
 
-def test_grey_of_16_bits_keeps_them() -> None:
+def test_16_bit_grey_keeps_its_depth() -> None:
     levels = np.arange(64, dtype=np.uint16).reshape(8, 8) + 0x4000
     picture = decoded(Image.fromarray(levels))
     assert picture.image.mode == "I;16"
@@ -105,7 +105,7 @@ def test_grey_of_16_bits_keeps_them() -> None:
     assert picture.alpha is None
 
 
-def test_a_transparent_level_of_16_bits_is_alpha() -> None:
+def test_a_transparent_16_bit_level_becomes_alpha() -> None:
     levels = np.array([[0, 7, 300]], dtype=np.uint16)
     picture = decoded(Image.fromarray(levels), transparency=7)
     assert picture.alpha is not None
@@ -113,7 +113,7 @@ def test_a_transparent_level_of_16_bits_is_alpha() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_an_rgb_profile_goes_with_the_picture(kind: str) -> None:
+def test_an_rgb_profile_is_kept(kind: str) -> None:
     picture = decoded(Image.new("RGB", (8, 8), (9, 99, 199)), kind, icc_profile=SRGB)
     assert picture.icc_profile == SRGB
     for file_format in ("png", "jpeg", "webp"):
@@ -121,7 +121,7 @@ def test_an_rgb_profile_goes_with_the_picture(kind: str) -> None:
         assert Image.open(io.BytesIO(content)).info["icc_profile"] == SRGB
 
 
-def test_a_profile_that_is_damaged_or_for_other_colours_is_left_behind() -> None:
+def test_a_profile_that_is_damaged_or_for_another_mode_is_dropped() -> None:
     for profile in (b"no profile", LAB):
         picture = decoded(Image.new("RGB", (8, 8), (9, 99, 199)), icc_profile=profile)
         assert picture.icc_profile is None
@@ -131,7 +131,7 @@ def test_a_profile_that_is_damaged_or_for_other_colours_is_left_behind() -> None
 
 
 def linear_grey() -> bytes:
-    """A colour profile for grey whose levels are proportional to light."""
+    """A colour profile for linear grey."""
 
     def fixed(*numbers: float) -> bytes:
         return b"".join(struct.pack(">i", round(65536 * number)) for number in numbers)
@@ -152,8 +152,8 @@ def linear_grey() -> bytes:
     return header + table + body
 
 
-def test_a_grey_profile_turns_the_picture_to_srgb() -> None:
-    """Level 0x37 as light is level 128 of sRGB, at either depth."""
+def test_a_grey_profile_converts_the_picture_to_srgb() -> None:
+    """Linear level 0x37 is sRGB level 128, at either depth."""
     profile = linear_grey()
     shallow = decoded(Image.new("L", (4, 4), 0x37), icc_profile=profile)
     assert shallow.icc_profile is None
@@ -174,7 +174,7 @@ def test_cmyk_becomes_rgb() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_colours_and_alpha_are_turned_upright(orientation: int) -> None:
+def test_colours_and_alpha_follow_the_exif_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     layer = disc().crop((0, 0, 40, 20))
@@ -184,12 +184,12 @@ def test_colours_and_alpha_are_turned_upright(orientation: int) -> None:
     assert picture.image.size == picture.alpha.size == expected
 
 
-def test_the_text_of_its_making_is_read() -> None:
+def test_embedded_parameters_are_read() -> None:
     content = encode_image(Image.new("RGB", (8, 8)), "png", "a fox")
     assert decode_upscale_input(content, MAX_PIXELS).parameters == "a fox"
 
 
-def test_refusals_are_those_of_other_inputs() -> None:
+def test_bad_files_are_refused_like_other_inputs() -> None:
     with pytest.raises(UnsupportedSize):
         decode_upscale_input(encode_image(Image.new("RGB", (9, 9)), "png", None), 80)
     with pytest.raises(InvalidImage):
@@ -202,6 +202,6 @@ def test_refusals_are_those_of_other_inputs() -> None:
         decode_upscale_input(buffer.getvalue(), MAX_PIXELS)
 
 
-def test_a_jpeg_lays_transparency_on_white() -> None:
+def test_jpeg_encoding_composites_transparency_on_white() -> None:
     content = encode_image(Image.new("RGBA", (16, 16), (0, 0, 0, 0)), "jpeg", None)
     assert Image.open(io.BytesIO(content)).getpixel((8, 8)) == (255, 255, 255)

@@ -1,4 +1,4 @@
-"""Pictures enlarged to an exact size, by whatever means."""
+"""Enlarging pictures to an exact size, by filters and networks."""
 
 from pathlib import Path
 
@@ -33,14 +33,14 @@ def enlarger(tmp_path_factory: pytest.TempPathFactory) -> Enlarger:
     return Enlarger(cache, MAX_PIXELS)
 
 
-class Told:
-    """What a job heard of its steps."""
+class RecordedProgress:
+    """Records the steps that are reported."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int]] = []
-        self.progress = BatchProgress([self._tell])
+        self.progress = BatchProgress([self._report])
 
-    def _tell(self, stage: Stage, step: int, steps: int) -> None:
+    def _report(self, stage: Stage, step: int, steps: int) -> None:
         assert stage == "upscale"
         if steps:
             self.steps.append((step, steps))
@@ -57,7 +57,7 @@ def noise(width: int, height: int) -> Image.Image:
 )
 def test_the_size_is_exact(enlarger: Enlarger, upscaler: str, target: dict[str, float]) -> None:
     upscale = UpscalePass.model_validate({"upscaler": upscaler, **target})
-    picture = enlarger.enlarge(noise(13, 8), upscale, Told().progress)
+    picture = enlarger.enlarge(noise(13, 8), upscale, RecordedProgress().progress)
     scale = target.get("scale")
     if scale:
         assert picture.size == (round(13 * scale), round(8 * scale))
@@ -66,23 +66,23 @@ def test_the_size_is_exact(enlarger: Enlarger, upscaler: str, target: dict[str, 
     assert picture.mode == "RGB"
 
 
-def test_a_filter_that_changes_no_size_changes_nothing(enlarger: Enlarger) -> None:
+def test_a_filter_at_scale_1_changes_nothing(enlarger: Enlarger) -> None:
     for upscaler in ("nearest", "lanczos"):
         upscale = UpscalePass(upscaler=upscaler, scale=1)
-        picture = enlarger.enlarge(noise(13, 8), upscale, Told().progress)
+        picture = enlarger.enlarge(noise(13, 8), upscale, RecordedProgress().progress)
         assert picture.tobytes() == noise(13, 8).tobytes()
 
 
-def test_a_network_is_applied_even_where_the_size_stays(enlarger: Enlarger) -> None:
+def test_a_network_is_applied_at_scale_1_too(enlarger: Enlarger) -> None:
     for upscaler in ("swinir-denoise", "compact"):
         upscale = UpscalePass(upscaler=upscaler, scale=1)
-        told = Told()
-        picture = enlarger.enlarge(noise(13, 8), upscale, told.progress)
+        recorded = RecordedProgress()
+        picture = enlarger.enlarge(noise(13, 8), upscale, recorded.progress)
         assert picture.tobytes() != noise(13, 8).tobytes()
-        assert told.steps == [(1, 1)]
+        assert recorded.steps == [(1, 1)]
 
 
-def test_tiles_of_all_networks_and_runs_are_one_course(enlarger: Enlarger) -> None:
+def test_tiles_of_all_networks_and_runs_are_reported_as_one_sequence(enlarger: Enlarger) -> None:
     upscale = UpscalePass(
         upscaler="swinir-lightweight",
         upscaler_2="compact",
@@ -90,36 +90,40 @@ def test_tiles_of_all_networks_and_runs_are_one_course(enlarger: Enlarger) -> No
         tile_size=16,
         tile_overlap=0,
     )
-    told = Told()
-    enlarger.enlarge(noise(32, 16), upscale, told.progress)
-    steps = [step for step, _ in told.steps]
+    recorded = RecordedProgress()
+    enlarger.enlarge(noise(32, 16), upscale, recorded.progress)
+    steps = [step for step, _ in recorded.steps]
     assert steps == sorted(steps)
-    # Twice x2, once x4.
-    assert told.steps[-1] == (300, 300)
-    assert (50, 300) in told.steps
+    # Two runs of x2, one of x4.
+    assert recorded.steps[-1] == (300, 300)
+    assert (50, 300) in recorded.steps
 
 
-def test_an_upscaler_that_would_not_show_is_not_run(enlarger: Enlarger) -> None:
-    told = Told()
+def test_a_second_upscaler_with_visibility_0_is_not_run(enlarger: Enlarger) -> None:
+    recorded = RecordedProgress()
     upscale = UpscalePass(
         upscaler="nearest", upscaler_2="compact", upscaler_2_visibility=0, scale=2
     )
-    enlarger.enlarge(noise(8, 8), upscale, told.progress)
-    assert told.steps == []
+    enlarger.enlarge(noise(8, 8), upscale, recorded.progress)
+    assert recorded.steps == []
 
 
-def test_what_a_network_gives_on_the_way_is_limited(enlarger: Enlarger) -> None:
-    enlarger.enlarge(noise(128, 128), UpscalePass(upscaler="compact", scale=1), Told().progress)
+def test_intermediate_results_are_limited_in_size(enlarger: Enlarger) -> None:
+    enlarger.enlarge(
+        noise(128, 128), UpscalePass(upscaler="compact", scale=1), RecordedProgress().progress
+    )
     with pytest.raises(UnsupportedSize, match="compact's output 516x512"):
-        enlarger.enlarge(noise(129, 128), UpscalePass(upscaler="compact", scale=1), Told().progress)
+        enlarger.enlarge(
+            noise(129, 128), UpscalePass(upscaler="compact", scale=1), RecordedProgress().progress
+        )
 
 
-def test_grey_of_16_bits_comes_out_as_rgb(enlarger: Enlarger) -> None:
-    deep = Image.fromarray(np.full((8, 8), 0x7F00, dtype=np.uint16))
+def test_16_bit_grey_becomes_rgb(enlarger: Enlarger) -> None:
+    grey16 = Image.fromarray(np.full((8, 8), 0x7F00, dtype=np.uint16))
     for upscaler in ("nearest", "lanczos", "compact"):
         for scale in (1, 2):
             upscale = UpscalePass(upscaler=upscaler, scale=scale)
-            picture = enlarger.enlarge(deep, upscale, Told().progress)
+            picture = enlarger.enlarge(grey16, upscale, RecordedProgress().progress)
             assert (picture.mode, picture.size) == ("RGB", (8 * scale, 8 * scale))
             if upscaler != "compact":
                 assert picture.getpixel((3, 3)) == (0x7F, 0x7F, 0x7F)

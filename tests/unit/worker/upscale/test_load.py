@@ -1,4 +1,4 @@
-"""Upscaler files: told by content, refused by name, never executed."""
+"""Loading upscaler files: detected by content, refused by name, never executed."""
 
 import pickle
 import re
@@ -18,7 +18,7 @@ from tests.architectures import random_weights
 from tools.make_demo_upscaler import make_demo_upscaler
 
 # spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process. Its extra
-# architectures call torch.jit.script when they are imported.
+# architectures call torch.jit.script at import.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.meshgrid:UserWarning", "ignore:.torch.jit.script:FutureWarning"
 )
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
-def test_pytorch_files_are_told_by_their_first_bytes(
+def test_pytorch_files_are_detected_by_their_first_bytes(
     tmp_path: Path, suffix: str, zipped: bool
 ) -> None:
     weights = make_demo_upscaler(2, seed=2)
@@ -38,34 +38,34 @@ def test_pytorch_files_are_told_by_their_first_bytes(
     assert (upscaler.name, upscaler.scale) == ("demo", 2)
 
 
-def test_safetensors_are_told_by_their_first_bytes(tmp_path: Path) -> None:
+def test_safetensors_files_are_detected_by_their_first_bytes(tmp_path: Path) -> None:
     path = tmp_path / "demo.pth"
     save_file(make_demo_upscaler(4, seed=2), path)
     assert load_upscaler(path, CPU, torch.float32).scale == 4
 
 
-class Trap:
-    """Pickles into a call that leaves a file behind."""
+class TouchOnUnpickle:
+    """Unpickling it creates a file."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self) -> tuple[Callable[[Path], object], tuple[Path]]:
-        return (Path.touch, (self.mark,))
+        return (Path.touch, (self.marker,))
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "bare pickle"])
-def test_a_pickle_that_wants_to_run_code_is_refused_and_does_not_run(
-    tmp_path: Path, kind: str
-) -> None:
-    mark, path = tmp_path / "ran", tmp_path / "trap.pth"
-    if kind == "bare pickle":
-        path.write_bytes(pickle.dumps({"weight": Trap(mark)}, protocol=2))
+@pytest.mark.parametrize("kind", ["zip", "legacy", "plain pickle"])
+def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path, kind: str) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "trap.pth"
+    if kind == "plain pickle":
+        path.write_bytes(pickle.dumps({"weight": TouchOnUnpickle(marker)}, protocol=2))
     else:
-        torch.save({"weight": Trap(mark)}, path, _use_new_zipfile_serialization=kind == "zip")
+        torch.save(
+            {"weight": TouchOnUnpickle(marker)}, path, _use_new_zipfile_serialization=kind == "zip"
+        )
     with pytest.raises(CorruptFile, match=r"trap\.pth") as caught:
         load_upscaler(path, CPU, torch.float32)
-    assert not mark.exists()
+    assert not marker.exists()
     assert "weights_only" not in str(caught.value)
 
 
@@ -97,14 +97,14 @@ def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
         load_upscaler(tmp_path / "none.pth", CPU, torch.float32)
 
 
-def test_the_extra_architectures_are_known_where_they_are_installed(tmp_path: Path) -> None:
+def test_extra_architectures_are_loaded_if_installed(tmp_path: Path) -> None:
     for name, scale in (("srformer", 2), ("restormer", 1)):
         path = tmp_path / f"{name}.pth"
         torch.save({"params": random_weights(name)}, path)
         assert load_upscaler(path, CPU, torch.float32).scale == scale
 
 
-def test_where_they_are_not_the_error_says_what_brings_them(
+def test_without_the_extra_the_error_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "srformer.pth"
@@ -120,7 +120,7 @@ def test_where_they_are_not_the_error_says_what_brings_them(
         load_upscaler(path, CPU, torch.float32)
 
 
-def test_a_file_that_is_no_rgb_upscaler_is_refused_with_what_it_is(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_rgb_upscaler_is_refused_with_a_description(tmp_path: Path) -> None:
     grey = ESRGAN(in_nc=1, out_nc=1, num_filters=8, num_blocks=1, scale=2).state_dict()
     missing = make_demo_upscaler(2, seed=2)
     del missing["conv_first.bias"]
@@ -130,9 +130,9 @@ def test_a_file_that_is_no_rgb_upscaler_is_refused_with_what_it_is(tmp_path: Pat
         "incomplete": (missing, "conv_first.bias"),
         "tensor": (torch.zeros(3), "Tensor"),
     }
-    for name, (content, found) in files.items():
+    for name, (content, description) in files.items():
         path = tmp_path / f"{name}.pth"
         torch.save(content, path)
         with pytest.raises(CorruptFile, match=re.escape(f"{name}.pth")) as caught:
             load_upscaler(path, CPU, torch.float32)
-        assert found in str(caught.value)
+        assert description in str(caught.value)

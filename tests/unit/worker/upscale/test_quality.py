@@ -1,4 +1,4 @@
-"""What tiles do to a real picture, by the trained demo upscaler."""
+"""The effect of tiling on real pictures, with the trained demo upscaler."""
 
 from itertools import cycle, pairwise
 
@@ -15,17 +15,17 @@ from imagefleet_worker.upscale.tiles import Tiling, plan_axis
 from imagefleet_worker.upscale.upscaler import Upscaler
 from tests.fleet import REPOSITORY
 from tools.training.pictures import Pose, draw
-from tools.training.scenes import examination
+from tools.training.scenes import held_out_scenes
 
 # spandrel's SwinIR calls torch.meshgrid without `indexing`; torch warns once per process.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
 
 DEFAULT_OVERLAP: int = UpscalePass.model_fields["tile_overlap"].default
 TRAINED = REPOSITORY / "worker/models/upscalers/demo-x2.safetensors"
-# (width, height) of Set5, then odd ones.
+# (width, height) of Set5, then unusual ones.
 SET5 = [(512, 512), (288, 288), (256, 256), (280, 280), (228, 344)]
 ODD = [(1, 1), (7, 5), (255, 257), (4000, 30)]
-LEAST_DB = 40
+MIN_DB = 40
 _SIDE_PX, _OFFSET_PX = 64, 21
 
 
@@ -39,8 +39,8 @@ def ignore(done: int, total: int) -> None:
 
 
 def picture(width: int, height: int) -> Tensor:
-    """Pictograms, as the demo upscaler knows them; their edges are not those of tiles."""
-    scenes = cycle(examination(tinted=True))
+    """Pictograms, as the demo upscaler was trained on, with edges off the tile borders."""
+    scenes = cycle(held_out_scenes(tinted=True))
     image = Image.new("RGB", (width, height))
     for top in range(-_OFFSET_PX, height, _SIDE_PX):
         for left in range(-_OFFSET_PX, width, _SIDE_PX):
@@ -58,9 +58,7 @@ def psnr_db(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("width", "height"), [*SET5, *ODD])
-def test_pictures_of_any_size_come_out_at_twice_that_size(
-    upscaler: Upscaler, width: int, height: int
-) -> None:
+def test_pictures_of_any_size_are_doubled(upscaler: Upscaler, width: int, height: int) -> None:
     image = picture(width, height)
     result = upscaler.upscale(image, tile_size=None, tile_overlap=DEFAULT_OVERLAP, on_tile=ignore)
     assert (result.mode, result.size) == ("RGB", (2 * width, 2 * height))
@@ -68,7 +66,7 @@ def test_pictures_of_any_size_come_out_at_twice_that_size(
 
 @pytest.mark.parametrize(("width", "height"), [(255, 257), (4000, 30), (288, 288), (228, 344)])
 @pytest.mark.parametrize("tile_size", [64, 128, 192])
-def test_tiles_hardly_show_at_the_default_overlap(
+def test_tiling_at_the_default_overlap_keeps_40_db(
     upscaler: Upscaler, width: int, height: int, tile_size: int
 ) -> None:
     image = picture(width, height)
@@ -80,29 +78,30 @@ def test_tiles_hardly_show_at_the_default_overlap(
     }
     figures = ", ".join(f"{overlap} px {value:.1f} dB" for overlap, value in decibels.items())
     print(f"{width}x{height}, tiles of {tile_size}: {figures}")
-    assert decibels[DEFAULT_OVERLAP] >= LEAST_DB
+    assert decibels[DEFAULT_OVERLAP] >= MIN_DB
     assert decibels[DEFAULT_OVERLAP] >= decibels[0]
 
 
-def test_the_tile_size_that_memory_decides_changes_little(upscaler: Upscaler) -> None:
-    """The bound that the README states: at least 40 dB between any two tile sizes."""
+def test_results_of_different_tile_sizes_agree_to_40_db(upscaler: Upscaler) -> None:
+    """The bound stated in the README: at least 40 dB between any two tile sizes."""
     image = picture(256, 256)
     results = [
         enlarged(upscaler, image, Tiling(size, DEFAULT_OVERLAP))
         for size in (40, 64, 128, CPU_TILE_PX)
     ]
     for one, other in pairwise(results):
-        assert psnr_db(one, other) >= LEAST_DB
+        assert psnr_db(one, other) >= MIN_DB
 
 
-def test_no_step_shows_at_tile_borders(upscaler: Upscaler) -> None:
-    """The gradient across borders is no larger than that of the picture enlarged whole."""
+def test_no_seam_is_visible_at_tile_borders(upscaler: Upscaler) -> None:
+    """The gradient across borders is no larger than without tiling."""
     image, tile_size = picture(255, 257), 64
     whole = enlarged(upscaler, image, Tiling(4096, DEFAULT_OVERLAP))
     for overlap in (0, 4, 8, DEFAULT_OVERLAP):
         tiled = enlarged(upscaler, image, Tiling(tile_size, overlap))
         excess = max(
-            _across_borders(tiled, axis, overlap) - _across_borders(whole, axis, overlap)
+            _gradient_across_borders(tiled, axis, overlap)
+            - _gradient_across_borders(whole, axis, overlap)
             for axis in (2, 3)
         )
         print(f"overlap {overlap}: mean gradient across borders larger by {excess:.6f}")
@@ -110,9 +109,9 @@ def test_no_step_shows_at_tile_borders(upscaler: Upscaler) -> None:
             assert excess < 1e-4
 
 
-def _across_borders(image: Tensor, axis: int, overlap: int) -> float:
-    """Mean step between the output pixels on both sides of every tile border inside."""
+def _gradient_across_borders(image: Tensor, axis: int, overlap: int) -> float:
+    """Mean difference of the output pixels on both sides of every inner tile border."""
     length = image.shape[axis] // 2
     borders = {edge for span in plan_axis(length, 64, overlap) for edge in span} - {0, length}
-    places = torch.tensor(sorted(2 * border - 1 for border in borders))
-    return image.diff(dim=axis).index_select(axis, places).abs().mean().item()
+    positions = torch.tensor(sorted(2 * border - 1 for border in borders))
+    return image.diff(dim=axis).index_select(axis, positions).abs().mean().item()

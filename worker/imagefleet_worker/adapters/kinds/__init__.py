@@ -1,1 +1,1 @@
-"""What the kinds of adapter add to a weight: one formula, with its paper, in each module."""
+"""Deltas by kind of adapter; each module has the formula and its paper."""

@@ -1,4 +1,4 @@
-"""Deltas without matrix products: full, IA³, and a sparse rest beside another delta."""
+"""Deltas without matrix products: full, IA³, and a sparse residual added to another delta."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from imagefleet_worker.adapters.kinds.low_rank import LowRank
 
 @dataclass(frozen=True, eq=False)
 class Full(Factors):
-    """The delta itself: `diff` of weights, `diff_b` of biases, `w_norm` and `b_norm` of norms."""
+    """A delta stored as is: `diff` of weights, `diff_b` of biases, `w_norm`, `b_norm` of norms."""
 
     delta: Tensor
 
@@ -20,21 +20,21 @@ class Full(Factors):
         return tuple(self.delta.shape)
 
     def of(self, original: Tensor) -> Tensor:
-        # A copy even where nothing changes: the caller owns it.
+        # Always a copy, because the caller owns the result.
         moved = self.delta.to(original.device, non_blocking=True)
         return moved.to(torch.float32, copy=True).reshape(original.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class IA3(Factors):
-    """``W * w``, each output or each input times its own factor (arXiv:2205.05638).
+    """``W * w``, one factor per output or per input (arXiv:2205.05638).
 
-    The bias stays, as in A1111 and in LyCORIS' merge, although the paper scales what the whole
-    layer puts out.
+    The bias is not scaled, as in A1111 and LyCORIS' merge, although the paper scales the whole
+    output of the layer.
     """
 
     factor: Tensor
-    """One number for each output, or each input."""
+    """One number per output, or per input."""
     on_input: bool
 
     def of(self, original: Tensor) -> Tensor:
@@ -44,16 +44,16 @@ class IA3(Factors):
 
 
 @dataclass(frozen=True, eq=False)
-class SparseRest(Factors):
-    """``scale * (products + values)``, values at some places: what LyCORIS' extraction leaves over.
+class SparseResidual(Factors):
+    """``scale * (products + sparse values)``, as extracted by LyCORIS.
 
-    The file calls it a bias; it is one of the weight, not of the layer.
+    The file calls the values a bias, but they are added to the weight.
     """
 
     delta: LowRank
     rows: Tensor
     columns: Tensor
-    """Into the weight with all but its first axis flattened, int64."""
+    """Indices into the weight with all but its first axis flattened, int64."""
     values: Tensor
 
     def __post_init__(self) -> None:
@@ -62,8 +62,8 @@ class SparseRest(Factors):
         inputs = torch.Size(rest).numel()
         if not len(self.rows) == len(self.columns) == len(self.values):
             raise ShapeMismatch(f"{len(self.values)} values at {len(self.rows)} places")
-        for places, limit in ((self.rows, outputs), (self.columns, inputs)):
-            if len(places) and not 0 <= int(places.min()) <= int(places.max()) < limit:
+        for indices, limit in ((self.rows, outputs), (self.columns, inputs)):
+            if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < limit:
                 raise ShapeMismatch(f"sparse values outside of a weight of {outputs} by {inputs}")
 
     @property
@@ -73,7 +73,7 @@ class SparseRest(Factors):
     def of(self, original: Tensor) -> Tensor:
         device = original.device
         delta = self.delta.of(original)
-        places = (self.rows.to(device), self.columns.to(device))
+        indices = (self.rows.to(device), self.columns.to(device))
         values = float32(self.values, device) * self.delta.scale
-        delta.flatten(1).index_put_(places, values, accumulate=True)
+        delta.flatten(1).index_put_(indices, values, accumulate=True)
         return delta

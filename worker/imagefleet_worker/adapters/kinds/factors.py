@@ -1,4 +1,4 @@
-"""Tensors of a file that together make a change of one parameter."""
+"""Base class of deltas that consist of tensors of a file."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, replace
@@ -12,26 +12,25 @@ TensorShape = tuple[int, ...]
 
 
 class ShapeMismatch(ValueError):
-    """Tensors whose shapes do not go together; the message has them, but not the layer's name."""
+    """Tensors whose shapes do not match; the message has the shapes but not the layer's name."""
 
 
 class Factors:
-    """A value made of tensors, which keep the file's dtype, and of other such values.
+    """A value composed of tensors, in the file's dtype, and of other such values.
 
-    Its subclasses are frozen dataclasses. Two are equal only if they are the same object: comparing
-    tensors is the caller's affair.
+    Subclasses are frozen dataclasses that compare by identity.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     size_bytes: int
-    """Memory that its tensors take."""
+    """Size of its tensors."""
 
     def __post_init__(self) -> None:
-        # Summed once, not with every look: caches ask often.
+        # Computed once, because caches read it often.
         object.__setattr__(self, "size_bytes", sum(tensor.nbytes for tensor in self.tensors()))
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor in it, in the order of the fields."""
+        """All tensors, in the order of the fields."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Factors):
@@ -40,7 +39,7 @@ class Factors:
                 yield value
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same with each tensor changed: pinned, or moved to a device. Shapes must stay."""
+        """A copy with `change` applied to each tensor, such as pinning; shapes must not change."""
         changed = {
             field.name: value.mapped(change) if isinstance(value, Factors) else change(value)
             for field in fields(self)
@@ -50,18 +49,18 @@ class Factors:
 
 
 def float32(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; not a copy where nothing changes.
+    """The tensor on the device in float32; a copy only if needed.
 
-    Moved first and cast there: torch casts before it copies to a GPU, and half the bytes travel.
+    Moved before it is cast: in one call torch casts first, and twice the bytes are transferred.
     """
     return tensor.to(device, non_blocking=True).to(torch.float32)
 
 
 def fits(delta: TensorShape, parameter: TensorShape) -> bool:
-    """Whether a delta of the natural shape of its factors can be that parameter's.
+    """Whether a delta of this shape can be reshaped to the parameter's.
 
-    Files have a 1x1 convolution for a matrix and the reverse, and flatten a convolution's kernel
-    into its inputs; nothing else that has as many elements is let through.
+    Files may have a 1x1 convolution for a matrix or vice versa, or a convolution's kernel flattened
+    into its inputs; other shapes are rejected even if the number of elements agrees.
     """
     flat = (parameter[0], prod(parameter[1:]))
     return _trimmed(delta) == _trimmed(parameter) or delta == flat

@@ -1,4 +1,4 @@
-"""GLoRA: a low-rank change that also reads the weight."""
+"""GLoRA: a low-rank delta that depends on the weight."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from imagefleet_worker.adapters.kinds.product import Product
 
 @dataclass(frozen=True, eq=False)
 class GLoRA(Factors):
-    """``scale * (W A + B)`` with A, B products (arXiv:2306.07967, without its vectors).
+    """``scale * (W A + B)`` with low-rank A and B (arXiv:2306.07967, without its vectors).
 
-    A acts on the inputs, the same at every place of a convolution's kernel.
+    A acts on the inputs, the same at every position of a convolution's kernel.
     """
 
     on_weight: Product
@@ -33,7 +33,7 @@ class GLoRA(Factors):
     def of(self, original: Tensor) -> Tensor:
         device = original.device
         inputs = self.added.shape[1]
-        # The kernel's places as rows, so that the inputs are last.
+        # Kernel positions become rows, so that the inputs are last.
         rows = original.flatten(1).unflatten(1, (inputs, -1)).transpose(1, 2)
         left = float32(self.on_weight.left, device).flatten(1)
         right = float32(self.on_weight.right, device).flatten(1)

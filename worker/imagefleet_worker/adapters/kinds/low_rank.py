@@ -1,6 +1,6 @@
-"""LoRA and LoCon, LoHa, LoKr: deltas of products of small matrices.
+"""LoRA, LoCon, LoHa and LoKr: deltas of products of small matrices.
 
-In each, scale is ``alpha / rank``, or 1 where the file has no alpha.
+In each, scale is ``alpha / rank``, or 1 if the file has no alpha.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imagefleet_worker.adapters.kinds.factors import Factors, ShapeMismatch, TensorShape
-from imagefleet_worker.adapters.kinds.product import Product, Whole
+from imagefleet_worker.adapters.kinds.product import Dense, Product
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +29,13 @@ class LoRADelta(Factors):
 
 @dataclass(frozen=True, eq=False)
 class RowwiseLoRADelta(LoRADelta):
-    """A LoRA whose product has no core: some rows of it cost no more than their share.
+    """A LoRA without a core, whose rows can be computed separately.
 
-    A CPU adds them while they are in its cache, for half of the time that whole matrices take.
+    A CPU adds blocks of rows within its cache, in half the time of whole matrices.
     """
 
     def factors(self) -> tuple[Tensor, Tensor, float]:
-        """Its two matrices and its scale; see `sums.RowwiseDelta`."""
+        """Its two matrices and its scale; see `merge_kernels.RowwiseDelta`."""
         return self.product.left.flatten(1), self.product.right.flatten(1), self.scale
 
 
@@ -63,11 +63,11 @@ class LoHa(Factors):
 
 @dataclass(frozen=True, eq=False)
 class LoKr(Factors):
-    """``scale * first ⊗ second``, each whole or a product (arXiv:2212.10650, arXiv:2309.14859)."""
+    """``scale * first ⊗ second``, each dense or a product (arXiv:2212.10650, arXiv:2309.14859)."""
 
-    first: Product | Whole
+    first: Product | Dense
     """``(a, c)``."""
-    second: Product | Whole
+    second: Product | Dense
     """``(b, d, *kernel)``, or with the kernel flattened into d."""
     scale: float
 
@@ -83,7 +83,7 @@ class LoKr(Factors):
 
     def of(self, original: Tensor) -> Tensor:
         first = self.first.value(original.device, self.scale)
-        # torch 2.15's kron fails with a view error on what einsum leaves in another order.
+        # torch 2.15's kron raises a view error on non-contiguous results of einsum.
         second = self.second.value(original.device).contiguous()
         kernel_ones = (1,) * (second.ndim - 2)
         return torch.kron(first.view(*first.shape, *kernel_ones), second).reshape(original.shape)

@@ -1,4 +1,4 @@
-"""OFT and BOFT: outputs of a layer rotated among each other."""
+"""OFT and BOFT: orthogonal rotations of a layer's outputs."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ from imagefleet_worker.adapters.kinds.factors import Factors, ShapeMismatch, flo
 
 @dataclass(frozen=True, eq=False)
 class OFT(Factors):
-    """``s R^T W - W``, R rotating within blocks of outputs (arXiv:2306.07280).
+    """``s R^T W - W``, with R a block-diagonal rotation of outputs (arXiv:2306.07280).
 
-    R is Cayley's transform ``(I + Q)(I - Q)^-1`` of ``Q = B - B^T``. With a constraint (COFT) the
-    norm of all Q together is held under it.
+    R is the Cayley transform ``(I + Q)(I - Q)^-1`` of ``Q = B - B^T``. A constraint (COFT) is an
+    upper bound of the norm of all Q together.
     """
 
     blocks: Tensor
-    """B, ``(blocks, size, size)``; R itself where `is_rotation`, LyCORIS' first layout."""
+    """B, ``(blocks, size, size)``; R itself if `is_rotation`, as in LyCORIS' first layout."""
     is_rotation: bool
     constraint: float
-    """``alpha * outputs`` as in kohya's and LyCORIS' files; 0 is none."""
+    """``alpha * outputs`` as in kohya's and LyCORIS' files; 0 means none."""
     rescale: Tensor | None
-    """s, one number for each output."""
+    """s, one number per output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,19 +35,19 @@ class OFT(Factors):
     def of(self, original: Tensor) -> Tensor:
         blocks = float32(self.blocks, original.device)
         if self.is_rotation:
-            turn = blocks - torch.eye(blocks.shape[-1], device=blocks.device)
+            rotation = blocks - torch.eye(blocks.shape[-1], device=blocks.device)
         else:
-            turn = _rotation_less_identity(blocks, self.constraint)
+            rotation = _rotation_minus_identity(blocks, self.constraint)
         rows = original.reshape(*blocks.shape[:2], -1)
-        delta = (turn.mT @ rows).view(original.shape)
+        delta = (rotation.mT @ rows).view(original.shape)
         return _rescaled(delta, original, self.rescale)
 
 
 @dataclass(frozen=True, eq=False)
 class BOFT(Factors):
-    """``s R_m ... R_1 W - W``: rotations of ever farther outputs (arXiv:2311.06243).
+    """``s R_m ... R_1 W - W``, with butterfly rotations of outputs (arXiv:2311.06243).
 
-    Stage i pairs outputs ``2^i size / 2`` apart and rotates within blocks of what is then adjacent.
+    Stage i pairs outputs at distance ``2^i size / 2`` and rotates within blocks of such pairs.
     """
 
     blocks: Tensor
@@ -69,15 +69,15 @@ class BOFT(Factors):
         return self.blocks.shape[1] * self.blocks.shape[2]
 
     def of(self, original: Tensor) -> Tensor:
-        turns = _rotation_less_identity(float32(self.blocks, original.device), self.constraint)
-        stages, count, size, _ = turns.shape
+        rotations = _rotation_minus_identity(float32(self.blocks, original.device), self.constraint)
+        stages, count, size, _ = rotations.shape
         delta = torch.zeros_like(original).flatten(1)
         weight = original.flatten(1)
         for stage in range(stages):
-            apart = (size << stage) // 2
-            rotated = (weight + delta).unflatten(0, (-1, 2, apart)).transpose(1, 2)
-            change = turns[stage] @ rotated.reshape(count, size, -1)
-            change = change.reshape(rotated.shape).transpose(1, 2)
+            distance = (size << stage) // 2
+            paired = (weight + delta).unflatten(0, (-1, 2, distance)).transpose(1, 2)
+            change = rotations[stage] @ paired.reshape(count, size, -1)
+            change = change.reshape(paired.shape).transpose(1, 2)
             delta = delta + change.reshape(delta.shape)
         return _rescaled(delta.view(original.shape), original, self.rescale)
 
@@ -90,8 +90,8 @@ def _check_blocks(blocks: Tensor, axes: int, rescale: Tensor | None) -> None:
         raise ShapeMismatch(f"rescale of shape {tuple(rescale.shape)} for {outputs} outputs")
 
 
-def _rotation_less_identity(blocks: Tensor, constraint: float) -> Tensor:
-    """``R - I = 2 (I - Q)^-1 Q``: nothing is lost to the identity where the rotation is small."""
+def _rotation_minus_identity(blocks: Tensor, constraint: float) -> Tensor:
+    """``R - I = 2 (I - Q)^-1 Q``, which avoids cancellation for small rotations."""
     skew = blocks - blocks.mT
     if constraint > 0:
         norm = torch.linalg.vector_norm(skew)

@@ -1,4 +1,4 @@
-"""A matrix or a convolution kernel, whole or as a product of small ones."""
+"""A matrix or a convolution kernel, dense or as a product of small factors."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ from imagefleet_worker.adapters.kinds.factors import Factors, ShapeMismatch, Ten
 
 @dataclass(frozen=True, eq=False)
 class Product(Factors):
-    """``left @ right``, or with a core in between: Tucker's (CP's) decomposition of a kernel.
+    """``left @ right``, or with a core in between: a Tucker (CP) decomposition of a kernel.
 
     With a core, ``value[o, i, ...] = sum over a, b of left[o, a] core[a, b, ...] right[b, i]``
     (arXiv:2309.14859).
     """
 
     left: Tensor
-    """``(out, rank)``, maybe with sizes of 1 behind."""
+    """``(out, rank)``, optionally with trailing dimensions of size 1."""
     right: Tensor
-    """``(rank, in, *kernel)``; with a core the kernel is all 1."""
+    """``(rank, in, *kernel)``; with a core, all kernel sizes are 1."""
     core: Tensor | None = None
     """``(rank, rank, *kernel)``."""
 
@@ -45,12 +45,12 @@ class Product(Factors):
 
     @property
     def rank(self) -> int:
-        """What alpha is divided by."""
+        """The rank that alpha is divided by."""
         return self.right.shape[0]
 
     def value(self, device: torch.device, scale: float = 1.0) -> Tensor:
         """The product times the scale: float32, of `shape`, on the device."""
-        # The left factor is the smallest that a scale can go into.
+        # The scale is applied to the left factor because it is the smallest.
         left = float32(self.left, device).flatten(1) * scale
         right = float32(self.right, device).flatten(1)
         if self.core is None:
@@ -59,8 +59,8 @@ class Product(Factors):
 
 
 @dataclass(frozen=True, eq=False)
-class Whole(Factors):
-    """A matrix or kernel that the file has in one piece."""
+class Dense(Factors):
+    """A matrix or kernel that the file stores directly."""
 
     tensor: Tensor
 

@@ -1,4 +1,4 @@
-"""What a file gives for one weight, counted off as it is used."""
+"""The tensors of a file for one weight, tracked as they are used."""
 
 import math
 from collections.abc import Mapping
@@ -11,63 +11,63 @@ from imagefleet_worker.adapters.tensor_roles import TensorRole
 
 
 class Incomplete(ValueError):
-    """Parts that make no whole: one is missing, or one belongs to nothing."""
+    """A tensor of a layer is missing, or one is not used."""
 
 
 @dataclass(frozen=True)
-class StatedAlpha:
+class MetadataAlpha:
     """An alpha from the file's metadata, for LoRA files that have no tensor for it (PEFT's)."""
 
     alpha: float
-    by_root: bool
-    """Divided by the root of the rank, as rsLoRA has it (arXiv:2312.03732)."""
+    rank_stabilized: bool
+    """Divided by the square root of the rank, as in rsLoRA (arXiv:2312.03732)."""
 
     def scale(self, rank: int) -> float:
-        return self.alpha / (math.sqrt(rank) if self.by_root else rank)
+        return self.alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 class TensorGroup:
-    """The parts for one weight.
+    """The tensors for one weight by role; builders take what they need.
 
     Args:
-        parts: the file's tensors.
-        stated: stands in for a missing alpha.
+        tensors: from the file.
+        alpha: used if there is no alpha tensor.
     """
 
-    def __init__(self, parts: Mapping[TensorRole, Tensor], stated: StatedAlpha | None) -> None:
-        self._unused = dict(parts)
-        self._stated = stated
+    def __init__(self, tensors: Mapping[TensorRole, Tensor], alpha: MetadataAlpha | None) -> None:
+        self._unused = dict(tensors)
+        self._metadata_alpha = alpha
 
     @property
     def unused(self) -> list[TensorRole]:
         return sorted(self._unused)
 
-    def has(self, part: TensorRole) -> bool:
-        return part in self._unused
+    def has(self, role: TensorRole) -> bool:
+        return role in self._unused
 
-    def take(self, part: TensorRole) -> Tensor:
-        """The part; raises `Incomplete` where there is none."""
-        if part not in self._unused:
-            raise Incomplete(f"no {part}, only {', '.join(self.unused) or 'its other half'}")
-        return self._unused.pop(part)
+    def take(self, role: TensorRole) -> Tensor:
+        """Take a tensor; raises `Incomplete` if there is none."""
+        if role not in self._unused:
+            raise Incomplete(f"no {role}, only {', '.join(self.unused) or 'its other half'}")
+        return self._unused.pop(role)
 
-    def maybe(self, part: TensorRole) -> Tensor | None:
-        return self._unused.pop(part, None)
+    def take_optional(self, role: TensorRole) -> Tensor | None:
+        return self._unused.pop(role, None)
 
-    def number(self, part: TensorRole) -> float | None:
-        """The part's only element; raises `Misfit` where it has several."""
-        tensor = self.maybe(part)
+    def take_number(self, role: TensorRole) -> float | None:
+        """Take the only element of a tensor; raises `ShapeMismatch` if it has several."""
+        tensor = self.take_optional(role)
         if tensor is None:
             return None
         if tensor.numel() != 1:
-            raise ShapeMismatch(f"{part} of shape {list(tensor.shape)}")
+            raise ShapeMismatch(f"{role} of shape {list(tensor.shape)}")
         return float(tensor)
 
     def scale(self, rank: int) -> float:
-        """``alpha / rank``, or 1 without an alpha. A1111 knows a `scale` that goes before both."""
-        scale, alpha = self.number("scale"), self.number("alpha")
+        """``alpha / rank``, or 1 without an alpha; as in A1111 a `scale` tensor overrides both."""
+        scale, alpha = self.take_number("scale"), self.take_number("alpha")
         if scale is not None:
             return scale
         if alpha is not None:
             return alpha / rank
-        return 1.0 if self._stated is None else self._stated.scale(rank)
+        return 1.0 if self._metadata_alpha is None else self._metadata_alpha.scale(rank)

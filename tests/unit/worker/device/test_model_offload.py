@@ -1,6 +1,6 @@
-"""With `offload` weights rest in host memory: adapters are merged there, and whatever ran leaves.
+"""With model offload, idle weights are in host memory, where adapters are merged.
 
-Torch's `meta` device stands for the GPU, on which nothing must be while nothing runs.
+Torch's `meta` device stands in for the GPU, on which no idle weights may remain.
 """
 
 from dataclasses import replace
@@ -31,21 +31,21 @@ SETTINGS = WorkerSettings()
 
 @pytest.fixture(autouse=True)
 def _meta_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(device_type: str) -> None:
-        """There is none to empty."""
+    def do_nothing(device_type: str) -> None:
+        """The meta device has no cache."""
 
-    monkeypatch.setattr(pipeline_utils, "empty_device_cache", nothing)
+    monkeypatch.setattr(pipeline_utils, "empty_device_cache", do_nothing)
 
 
 @pytest.fixture
 def freed(monkeypatch: pytest.MonkeyPatch) -> list[DiffusionPipeline]:
-    """The pipelines whose weights were told to leave the device."""
+    """The pipelines whose weights were moved off the device."""
     freed: list[DiffusionPipeline] = []
 
-    def hear(pipeline: DiffusionPipeline) -> None:
+    def record(pipeline: DiffusionPipeline) -> None:
         freed.append(pipeline)
 
-    monkeypatch.setattr(DiffusionPipeline, "maybe_free_model_hooks", hear)
+    monkeypatch.setattr(DiffusionPipeline, "maybe_free_model_hooks", record)
     return freed
 
 
@@ -55,15 +55,15 @@ def cache_of(models: ModelStore, device: torch.device = META) -> PipelineCache:
 
 
 def merged(models: ModelStore, pipelines: PipelineCache) -> list[Tensor]:
-    """The demo's weights with a LoRA on."""
+    """The demo's weights with a LoRA merged."""
     warm = pipelines.get(models.find("checkpoint", "demo"))
-    wanted = RequestedLoRA(models.find("lora", "demo-one"), 0.8, 0.8)
-    LoRASwitcher(SETTINGS, pipelines, lambda: None).switch(warm, [wanted])
+    lora = RequestedLoRA(models.find("lora", "demo-one"), 0.8, 0.8)
+    LoRASwitcher(SETTINGS, pipelines, lambda: None).switch(warm, [lora])
     return list(warm.tensors())
 
 
-def test_a_lora_is_merged_where_weights_rest(demo_models: Path) -> None:
-    """Its factors were on the GPU, the weights on the CPU, and every LoRA job failed."""
+def test_a_lora_is_merged_in_host_memory(demo_models: Path) -> None:
+    """Its factors used to be on the GPU, the weights on the CPU, and every LoRA job failed."""
     models = ModelStore(demo_models)
 
     offloaded, plain = merged(models, cache_of(models)), merged(models, cache_of(models, CPU))
@@ -71,26 +71,26 @@ def test_a_lora_is_merged_where_weights_rest(demo_models: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(offloaded, plain, strict=True))
 
 
-def test_weights_leave_the_device_before_others_are_merged_into_them(
+def test_weights_are_offloaded_before_adapters_are_merged(
     demo_models: Path, freed: list[DiffusionPipeline]
 ) -> None:
-    """Before a hires pass they were saved, and changed, where they ran; the next job failed."""
+    """Before a hires pass they used to be saved and changed on the GPU; the next job failed."""
     models = ModelStore(demo_models)
     pipelines = cache_of(models)
     warm = pipelines.get(models.find("checkpoint", "demo"))
     switcher = LoRASwitcher(SETTINGS, pipelines, lambda: None)
-    wanted = RequestedLoRA(models.find("lora", "demo-one"), 0.8, 0.8)
+    lora = RequestedLoRA(models.find("lora", "demo-one"), 0.8, 0.8)
 
     switcher.switch(warm, [])
     assert freed == [], "nothing changes"
-    switcher.switch(warm, [wanted])
+    switcher.switch(warm, [lora])
     assert freed == [warm.pipeline]
 
 
-def test_a_checkpoint_leaves_the_device_where_another_one_is_wanted(
+def test_a_checkpoint_is_offloaded_when_another_is_requested(
     demo_models: Path, freed: list[DiffusionPipeline]
 ) -> None:
-    """A refiner's UNet found that of its base still there."""
+    """The base model's UNet used to stay on the device beside the refiner's."""
     models = ModelStore(demo_models)
     pipelines = cache_of(models)
     base = pipelines.get(models.find("checkpoint", "demo"))
@@ -103,10 +103,10 @@ def test_a_checkpoint_leaves_the_device_where_another_one_is_wanted(
     assert refiner.pipeline in freed
 
 
-def test_weights_leave_the_device_with_a_job_that_was_canceled(
+def test_weights_are_offloaded_after_a_canceled_job(
     demo_models: Path, freed: list[DiffusionPipeline]
 ) -> None:
-    """They stayed, beside those of the next job's checkpoint."""
+    """They used to stay beside those of the next job's checkpoint."""
     models = ModelStore(demo_models)
     renderer = build_renderer(SETTINGS, models, CPU)
     pipelines = renderer._pipelines  # pyright: ignore[reportPrivateUsage]

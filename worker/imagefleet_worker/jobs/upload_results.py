@@ -1,4 +1,4 @@
-"""A job's pictures and its manifest in the object store, each written once."""
+"""Stores a job's images and its manifest in the object store, each written once."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from imagefleet_shared.errors import StorageUnavailable
 from imagefleet_shared.results import ImageResult, JobResult
 from imagefleet_shared.storage import ObjectStore
 from imagefleet_shared.storage_keys import CONTENT_TYPES, image_key, manifest_key
-from imagefleet_worker.jobs.encode import Picture
+from imagefleet_worker.jobs.encode import EncodedImage
 from imagefleet_worker.jobs.leases import LeasedJob
 from imagefleet_worker.jobs.spool import Spool
 
@@ -19,44 +19,44 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STORE_RETRY_S = 1
-STORE_PATIENCE_S = 600
-"""How long an object store may be away before the jobs that need it fail."""
+STORE_TIMEOUT_S = 600
+"""How long the object store may be unavailable before the jobs that need it fail."""
 
 
-class Publisher:
-    """Stores pictures and manifests, and waits for a store that is away.
+class ResultUploader:
+    """Stores images and manifests, and retries while the store is unavailable.
 
-    Every method raises `StorageUnavailable` once the store was away for `STORE_PATIENCE_S`, and as
-    `HeldJob.check` where the job must stop.
+    Every method raises `StorageUnavailable` once the store was unavailable for `STORE_TIMEOUT_S`,
+    and as `LeasedJob.check_canceled` if the job must stop.
     """
 
     def __init__(self, store: ObjectStore, spool: Spool) -> None:
         self._store = store
         self._spool = spool
 
-    def find(self, leased: LeasedJob, folder: str) -> JobResult | None:
-        """The result that an earlier attempt published in the folder; None: there is none."""
+    def find_published(self, leased: LeasedJob, folder: str) -> JobResult | None:
+        """The result that an earlier attempt published in the folder; None if there is none."""
         manifest = retry_while_unavailable(leased, lambda: self._store.find(manifest_key(folder)))
         return None if manifest is None else JobResult.model_validate_json(manifest)
 
-    def store(
-        self, leased: LeasedJob, folder: str, pictures: Sequence[Picture]
+    def upload(
+        self, leased: LeasedJob, folder: str, images: Sequence[EncodedImage]
     ) -> list[ImageResult]:
-        """Store pictures; while the store is away they lie on local disk."""
+        """Store images; while the store is unavailable they are spooled to local disk."""
 
         def store_all() -> list[ImageResult]:
-            return [self._store_one(folder, *one) for one in enumerate(pictures)]
+            return [self._upload_one(folder, index, image) for index, image in enumerate(images)]
 
         leased.renew_now()
         try:
             return store_all()
         except StorageUnavailable:
-            # The device is not asked twice for what waits here, not even after a restart.
-            self._spool.save(leased.job.id, pictures)
+            # What is spooled need not be rendered again, not even after a restart.
+            self._spool.save(leased.job.id, images)
             return retry_while_unavailable(leased, store_all)
 
-    def publish(self, leased: LeasedJob, folder: str, result: JobResult) -> JobResult:
-        """Write the manifest, unless another attempt was first: then that one's result counts."""
+    def publish_manifest(self, leased: LeasedJob, folder: str, result: JobResult) -> JobResult:
+        """Write the manifest; if another attempt was first, its result is returned instead."""
         key, content = manifest_key(folder), result.model_dump_json().encode()
 
         def publish_once() -> JobResult:
@@ -68,34 +68,34 @@ class Publisher:
         leased.renew_now()
         return retry_while_unavailable(leased, publish_once)
 
-    def _store_one(self, folder: str, index: int, picture: Picture) -> ImageResult:
-        key = image_key(folder, index, picture.format)
-        stored = self._store.put_new(key, picture.content, CONTENT_TYPES[picture.format])
+    def _upload_one(self, folder: str, index: int, image: EncodedImage) -> ImageResult:
+        key = image_key(folder, index, image.format)
+        stored = self._store.put_new(key, image.content, CONTENT_TYPES[image.format])
         return ImageResult(
             key=stored.key,
             url=stored.url,
             sha256=stored.sha256,
             size_bytes=stored.size_bytes,
-            width=picture.width,
-            height=picture.height,
-            seed=picture.seed,
-            format=picture.format,
+            width=image.width,
+            height=image.height,
+            seed=image.seed,
+            format=image.format,
         )
 
 
 def retry_while_unavailable(leased: LeasedJob, call: Callable[[], T]) -> T:
-    """Call until the store answers, the job must stop, or patience ends.
+    """Retry a call while the store is unavailable.
 
     Raises:
-        StorageUnavailable: the store was away for `STORE_PATIENCE_S`.
-        JobCanceled, JobTimeout, LeaseLost, HandBack: as `HeldJob.check`.
+        StorageUnavailable: the store was unavailable for `STORE_TIMEOUT_S`.
+        JobCanceled, JobTimeout, LeaseLost, Requeue: as `LeasedJob.check_canceled`.
     """
-    give_up = monotonic() + STORE_PATIENCE_S
+    deadline = monotonic() + STORE_TIMEOUT_S
     while True:
         try:
             return call()
         except StorageUnavailable as exc:
-            if monotonic() > give_up:
+            if monotonic() > deadline:
                 raise
             logger.warning("job %s waits for the store: %s", leased.job.id, exc)
         leased.check_canceled()

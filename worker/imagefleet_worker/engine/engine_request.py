@@ -1,4 +1,4 @@
-"""What the engine is asked for, and what it gives."""
+"""Requests to the engine, and their outputs."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -14,11 +14,11 @@ from imagefleet_worker.requests.resolved import ResolvedJob, ResolvedUpscale
 
 @dataclass(frozen=True)
 class RenderOutput:
-    """What the engine made of a job."""
+    """A rendered job."""
 
     images: list[Image.Image]
     waited_s: float
-    """In the engine's line."""
+    """In the engine's queue."""
     stages_s: dict[str, float]
     """Of the whole batch."""
     batch_jobs: int
@@ -27,7 +27,7 @@ class RenderOutput:
 
 @dataclass(eq=False)
 class EngineRequest:
-    """A job in the engine's hands, and who waits for it."""
+    """A job given to the engine, with its callbacks and its future."""
 
     job: ResolvedJob
     scheduling_key: SchedulingKey
@@ -38,11 +38,11 @@ class EngineRequest:
 
 
 def image_slices(requests: Sequence[EngineRequest]) -> list[tuple[JobCallbacks, slice]]:
-    """The viewers, each with the places of its job's pictures in the batch."""
-    places: list[tuple[JobCallbacks, slice]] = []
+    """Each job's callbacks with the slice of its images in the batch."""
+    slices: list[tuple[JobCallbacks, slice]] = []
     first = 0
     for request in requests:
         count = 1 if isinstance(request.job, ResolvedUpscale) else len(request.job.seeds.seeds)
-        places.append((request.callbacks, slice(first, first + count)))
+        slices.append((request.callbacks, slice(first, first + count)))
         first += count
-    return places
+    return slices

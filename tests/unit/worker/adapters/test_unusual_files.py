@@ -1,4 +1,4 @@
-"""What people's files have beside plain tables: taken for what it means, or refused clearly."""
+"""Unusual adapter files found in the wild are interpreted correctly or refused clearly."""
 
 import json
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ def query_of(file: AdapterFile) -> Tensor:
         torch.tensor([4], dtype=torch.int32),
     ],
 )
-def test_an_alpha_is_a_number_in_whatever_form(tmp_path: Path, alpha: Tensor) -> None:
+def test_an_alpha_may_have_any_shape_and_dtype(tmp_path: Path, alpha: Tensor) -> None:
     factors = lora(QUERY)
     expected = 2 * factors[f"{QUERY}.lora_up.weight"] @ factors[f"{QUERY}.lora_down.weight"]
     file = load(tmp_path, {**factors, f"{QUERY}.alpha": alpha})
@@ -87,7 +87,7 @@ def test_an_alpha_is_a_number_in_whatever_form(tmp_path: Path, alpha: Tensor) ->
     "module",
     [
         QUERY,
-        # As diffusers' scripts convert DoRAs (ComfyUI issue 3494): dots and underscores mixed.
+        # As written by diffusers' DoRA conversion (ComfyUI issue 3494): dots and underscores mixed.
         f"lora_unet_{BLOCK.replace('.', '_')}_attn1.to_q",
         f"unet.{BLOCK}.attn1.to_q",
         f"unet.base_model.model.{BLOCK}.attn1.to_q",
@@ -104,24 +104,24 @@ def test_an_alpha_is_a_number_in_whatever_form(tmp_path: Path, alpha: Tensor) ->
         "lora_magnitude_vector.default_0",
     ],
 )
-def test_pefts_magnitude_is_found_in_every_spelling(
+def test_pefts_magnitude_is_found_under_every_key(
     tmp_path: Path, module: str, magnitude: str
 ) -> None:
     tensors = {**lora(module), f"{module}.{magnitude}": torch.full((SIZE,), 3.0)}
-    # Of DoRA every output's row gets its magnitude as its norm, whatever the factors are.
+    # In DoRA the norm of every output's row becomes its magnitude, whatever the factors are.
     merged = query_of(load(tmp_path, tensors)) + 1
     torch.testing.assert_close(merged.norm(dim=1), torch.full((SIZE,), 3.0))
 
 
 @pytest.mark.parametrize("name", ["default", "default_0", "style_v1"])
-def test_pefts_name_of_the_adapter_may_stand_in_the_key(tmp_path: Path, name: str) -> None:
+def test_keys_may_contain_pefts_adapter_name(tmp_path: Path, name: str) -> None:
     up, down = torch.randn(SIZE, 2), torch.randn(2, SIZE)
     module = f"base_model.model.{BLOCK}.attn1.to_q"
     tensors = {f"{module}.lora_A.{name}.weight": down, f"{module}.lora_B.{name}.weight": up}
     torch.testing.assert_close(query_of(load(tmp_path, tensors)), up @ down)
 
 
-def test_an_embedding_bundled_by_onetrainer_may_have_a_name_of_words(tmp_path: Path) -> None:
+def test_a_bundled_embedding_may_have_spaces_in_its_name(tmp_path: Path) -> None:
     """OneTrainer issue 485."""
     tensors = {**lora(QUERY), "bundle_emb.ema yasuhara.clip_l": torch.ones(2, 768)}
     assert load(tmp_path, tensors).embeddings.keys() == {"ema yasuhara"}
@@ -129,7 +129,7 @@ def test_an_embedding_bundled_by_onetrainer_may_have_a_name_of_words(tmp_path: P
 
 def test_megabytes_of_metadata_are_read(tmp_path: Path) -> None:
     """kohya writes every tag of the training set into the header (sd-scripts issue 1380), and files
-    with more than 8 MiB of them were once taken for damaged pickles."""
+    with more than 8 MiB of tags used to be mistaken for damaged pickles."""
     tags = {f"a tag of the training set, number {n}": n for n in range(240_000)}
     metadata = {
         "ss_tag_frequency": json.dumps({"10_folder": tags}),
@@ -183,14 +183,13 @@ FOREIGN: list[tuple[str, dict[str, Tensor], str]] = [
         "does not fit the SD 1.x checkpoint: 2 of 2 tensors are for no layer of it",
     ),
     (
-        # A1111's users had these from an extension (sd_dreambooth_extension issue 1450): no telling
-        # which block is meant.
+        # Written by an A1111 extension (sd_dreambooth_extension issue 1450); the block is unknown.
         "no block",
         lora("0.attn1.to_k", 320, 320),
         "does not fit the SD 1.x checkpoint: 2 of 2 tensors are for no layer of it",
     ),
     (
-        # diffusers pull request 3437: four pairs for each projection, of which one was used.
+        # diffusers pull request 3437: four pairs per projection, of which one was used.
         "CLIP's projections by diffusers for a month of 2023",
         lora("text_encoder.text_model.encoder.layers.0.self_attn.k_proj.to_q", 768, 768),
         "does not fit the SD 1.x checkpoint: 2 of 2 tensors are for no layer of it",
@@ -201,7 +200,7 @@ FOREIGN: list[tuple[str, dict[str, Tensor], str]] = [
 @pytest.mark.parametrize(
     ("tensors", "message"), [case[1:] for case in FOREIGN], ids=[case[0] for case in FOREIGN]
 )
-def test_a_file_for_another_model_is_refused_and_its_model_told(
+def test_a_file_for_another_model_is_refused_and_identified(
     tmp_path: Path, tensors: dict[str, Tensor], message: str
 ) -> None:
     with pytest.raises(IncompatibleAdapter) as caught:
@@ -210,21 +209,23 @@ def test_a_file_for_another_model_is_refused_and_its_model_told(
 
 
 @pytest.mark.parametrize(
-    "part",
+    "suffix",
     [
-        # LyCORIS multiplies it into a factor before it saves; a file that has it is no such file.
+        # LyCORIS multiplies it into a factor before saving, so its files never have it.
         "scalar",
-        # ComfyUI's: a weight that replaces another, and one that is padded first.
+        # ComfyUI's: weights that replace others, or that are padded first.
         "set_weight",
         "reshape_weight",
         # PEFT's lora_bias.
         "lora_B.bias",
     ],
 )
-def test_a_part_that_would_change_the_picture_is_not_passed_over(tmp_path: Path, part: str) -> None:
+def test_an_unsupported_tensor_that_affects_the_image_is_not_ignored(
+    tmp_path: Path, suffix: str
+) -> None:
     with pytest.raises(IncompatibleAdapter, match="1 of 3 tensors are of no kind") as caught:
-        load(tmp_path, {**lora(QUERY), f"{QUERY}.{part}": torch.ones(1)})
-    assert f"({QUERY}.{part})" in str(caught.value)
+        load(tmp_path, {**lora(QUERY), f"{QUERY}.{suffix}": torch.ones(1)})
+    assert f"({QUERY}.{suffix})" in str(caught.value)
 
 
 def test_a_file_of_an_unknown_kind_alone_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_a_file_of_an_unknown_kind_alone_is_refused_before_it_is_read(tmp_path: 
         load(tmp_path, tensors)
 
 
-def test_metadata_that_is_not_text_is_damage(tmp_path: Path) -> None:
+def test_metadata_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     header = json.dumps({"__metadata__": {"ss_network_dim": 4}}).encode()
     path = tmp_path / "style.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
