@@ -18,7 +18,7 @@ _DEMO_STOP_TIMEOUT_S = 10
 
 
 def up(home: Home) -> int:
-    """Start the fleet, unless it runs."""
+    """Start the fleet, unless it is running."""
     with home.locked():
         fleet, started = _ensure_up(home)
     print(
@@ -28,14 +28,14 @@ def up(home: Home) -> int:
 
 
 def down(home: Home) -> int:
-    """Stop the fleet, if it runs."""
+    """Stop the fleet, if it is running."""
     with home.locked():
         print("The fleet is down." if stop(home) else "No fleet was up.")
     return 0
 
 
 def demo(home: Home) -> int:
-    """Run the demo on the fleet; one that was not up before is stopped again."""
+    """Run the demo on the fleet; a fleet that was not up before is stopped again."""
     with home.locked():
         fleet, started = _ensure_up(home)
     print(f"Flower shows the fleet at {fleet.flower_url}")
@@ -48,7 +48,7 @@ def demo(home: Home) -> int:
 
 
 def status(home: Home) -> int:
-    """Say what runs; 1 if not all of it does."""
+    """Show which processes run; returns 1 unless all of them do."""
     fleet = home.fleet()
     if fleet is None:
         print("No fleet is up.")
@@ -60,7 +60,7 @@ def status(home: Home) -> int:
 
 
 def _ensure_up(home: Home) -> tuple[Fleet, bool]:
-    """The fleet, and whether it had to be started; one that runs in part is stopped first."""
+    """The fleet, and whether it had to be started; a partly running fleet is stopped first."""
     fleet = home.fleet()
     if fleet is not None and fleet.alive and home.environment.exists():
         return fleet, False
@@ -69,7 +69,7 @@ def _ensure_up(home: Home) -> tuple[Fleet, bool]:
 
 
 def _run_demo(environment: dict[str, str]) -> int:
-    """What any fleet can show, then what the demo's own models can."""
+    """Run the demo of any fleet, then the gallery of the demo's own models."""
     commands = (
         [str(Path(sys.executable).with_name("imagefleet")), "demo", "--out", "out"],
         [sys.executable, str(REPOSITORY / "tools/demo_gallery.py"), "out"],

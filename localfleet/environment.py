@@ -1,4 +1,4 @@
-"""What the children of a local fleet find in their environment."""
+"""The environment of a local fleet's child processes."""
 
 import os
 from collections.abc import Mapping

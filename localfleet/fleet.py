@@ -1,4 +1,4 @@
-"""A fleet that outlives the command that started it, and the record by which it is stopped."""
+"""Starts a fleet that outlives its command, and records its processes so that it can be stopped."""
 
 import fcntl
 import logging
@@ -47,7 +47,7 @@ class Fleet(BaseModel, frozen=True):
 
 
 class Home:
-    """The folder of a local fleet's data, logs, keys and record, for its owner's eyes only."""
+    """The folder of a local fleet's data, logs, keys and record; readable by its owner only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -58,7 +58,7 @@ class Home:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Keep other commands from starting or stopping the same fleet meanwhile."""
+        """Lock the fleet, so that no other command starts or stops it meanwhile."""
         with (self.path / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -75,7 +75,7 @@ class Home:
         _write_private(self.record, fleet.model_dump_json(indent=2) + "\n")
 
     def keys(self) -> S3Keys:
-        """The S3 keys that belong to the data in this folder, made at the first call."""
+        """The S3 keys of the data in this folder, created at the first call."""
         path = self.path / "s3-keys.json"
         if not path.exists():
             _write_private(path, S3Keys.random().model_dump_json() + "\n")
@@ -83,12 +83,12 @@ class Home:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replace a file in one step; nobody but its owner can read it, at no moment."""
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    draft.touch(mode=0o600)
-    draft.write_text(text)
-    draft.replace(path)
+    """Replace a file atomically; only its owner can read it, at any moment."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode=0o600)
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def start(home: Home) -> Fleet:
@@ -124,7 +124,7 @@ def _start(home: Home) -> Fleet:
     for stage in ([redis, s3], [dashboard, worker]):
         for process in stage:
             if process is worker:
-                _forget_workers(redis.url)
+                _withdraw_workers(redis.url)
             logger.info("starting %s, log in %s", process.name, process.log)
             process.launch()
             fleet = fleet.with_process(process)
@@ -158,8 +158,8 @@ def _worker_announced(redis_url: str) -> bool:
             return False
 
 
-def _forget_workers(redis_url: str) -> None:
-    """Drop what the worker of an earlier run, killed, left in the append-only file."""
+def _withdraw_workers(redis_url: str) -> None:
+    """Withdraw announcements that a killed worker left in the append-only file."""
     with Redis.from_url(redis_url, decode_responses=True) as redis:
         for worker in live_workers(redis):
             withdraw(redis, worker.name)
@@ -172,12 +172,12 @@ def _exports(environment: Mapping[str, str]) -> str:
 
 def read_environment(home: Home) -> dict[str, str]:
     """The variables that an app needs to use the running fleet."""
-    words = [shlex.split(line, comments=True) for line in home.environment.read_text().splitlines()]
-    return dict(line[1].split("=", 1) for line in words if line)
+    lines = [shlex.split(line, comments=True) for line in home.environment.read_text().splitlines()]
+    return dict(words[1].split("=", 1) for words in lines if words)
 
 
 def stop(home: Home) -> bool:
-    """Stop whatever of the fleet still runs, the last one started first; False if nothing ran."""
+    """Stop the processes that still run, in reverse order of start; False if none ran."""
     fleet = home.fleet()
     if fleet is None:
         return False
@@ -185,8 +185,8 @@ def stop(home: Home) -> bool:
     for process in reversed(fleet.processes):
         if process.alive:
             logger.info("stopping %s", process.name)
-            patient = process.name == "worker"
-            process.stop(_WORKER_STOP_TIMEOUT_S if patient else _SERVER_STOP_TIMEOUT_S)
+            is_worker = process.name == "worker"
+            process.stop(_WORKER_STOP_TIMEOUT_S if is_worker else _SERVER_STOP_TIMEOUT_S)
             stopped = True
     home.environment.unlink(missing_ok=True)
     home.record.unlink()

@@ -13,26 +13,26 @@ _HIGHEST = 32_000
 
 
 def free_port() -> int:
-    """A port that nobody listens on right now."""
+    """A port on which nobody listens right now."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on right now."""
-    with ExitStack() as held:
-        return [_reserve(held, (0,)) for _ in range(count)]
+    """Different ports on which nobody listens right now."""
+    with ExitStack() as reserved:
+        return [_reserve(reserved, (0,)) for _ in range(count)]
 
 
 def free_port_pair(distance: int) -> int:
     """A free port whose neighbour `distance` above it is free too."""
-    with ExitStack() as held:
-        return _reserve(held, (0, distance))
+    with ExitStack() as reserved:
+        return _reserve(reserved, (0, distance))
 
 
-def _reserve(held: ExitStack, offsets: tuple[int, ...]) -> int:
+def _reserve(reserved: ExitStack, offsets: tuple[int, ...]) -> int:
     while True:
         port = random.randrange(_LOWEST, _HIGHEST - max(offsets))
-        sockets = [held.enter_context(socket.socket()) for _ in offsets]
+        sockets = [reserved.enter_context(socket.socket()) for _ in offsets]
         try:
             for sock, offset in zip(sockets, offsets, strict=True):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""A child process that counts as up only once it answers."""
+"""A child process that is considered started once it answers."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 class StartFailed(Exception):
-    """A process ended or did not answer while it was started; the message has its log's tail."""
+    """A process ended or did not answer during start; the message has the tail of its log."""
 
 
 @dataclass(kw_only=True)
@@ -38,17 +38,18 @@ class Process:
     name: str
     arguments: Sequence[str]
     url: str
-    """Where it is reached."""
+    """Where it can be reached."""
     directory: Path
-    """Its working directory; made if missing."""
+    """Its working directory; created if missing."""
     log: Path
     """Standard output and error are appended to this file."""
     environment: Mapping[str, str] = field(repr=False)
     """The whole environment of the process."""
     ready: Callable[[int], bool] = field(repr=False)
-    """Given its pid, whether it answers; must return within seconds."""
+    """Called with the pid: whether the process answers; must return within seconds."""
     detached: bool = False
-    """Outlives this process. Otherwise it is killed when the *thread* that started it ends."""
+    """Whether it outlives this process. If not, it is killed when the *thread* that started it
+    ends."""
     start_timeout_s: float = 60
     stop_timeout_s: float = 15
     _child: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
@@ -121,19 +122,20 @@ class Process:
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """End it in order, by force after `stop_timeout_s` seconds; nothing if it does not run."""
+        """Stop it gracefully, and kill it after `stop_timeout_s` seconds; no-op if it is not
+        running."""
         if self._child is not None and self.alive:
             self.record().stop(self.stop_timeout_s)
             self._child.wait()
 
     def kill(self) -> None:
-        """End it and its process group at once, as a crash would; nothing if it does not run."""
+        """Kill it and its process group at once, as a crash would; no-op if it is not running."""
         if self._child is not None and self.alive:
             os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
 
     def restart(self) -> None:
-        """Stop it and start it again: same ports, same data."""
+        """Stop it and start it again with the same ports and data."""
         self.stop()
         self.start()
 

@@ -1,4 +1,4 @@
-"""A running process as one command records it and another finds and stops it."""
+"""Records of running processes, by which a later command finds and stops them."""
 
 import os
 import select
@@ -11,7 +11,7 @@ _KILL_TIMEOUT_S = 10
 
 
 class ProcessRecord(BaseModel, frozen=True):
-    """One process, told from any later one with the same pid by its start time."""
+    """One process; its start time tells it from a later process with the same pid."""
 
     name: str
     pid: int
@@ -21,11 +21,11 @@ class ProcessRecord(BaseModel, frozen=True):
 
     @property
     def alive(self) -> bool:
-        """Whether that very process still runs."""
+        """Whether this process still runs."""
         return start_time(self.pid) == self.started
 
     def stop(self, timeout_s: float) -> None:
-        """End the process: SIGTERM, and after `patience_s` seconds SIGKILL to its whole group.
+        """Stop the process: SIGTERM, and after `timeout_s` seconds SIGKILL to its whole group.
 
         Does nothing if it has ended. Afterwards it no longer runs.
         """
@@ -34,7 +34,7 @@ class ProcessRecord(BaseModel, frozen=True):
         except ProcessLookupError:
             return
         try:
-            # Looked at after the pidfd is open, so the signal cannot reach a successor.
+            # Checked after the pidfd is open, so that the signal cannot reach a later process.
             if not self.alive:
                 return
             signal.pidfd_send_signal(fd, signal.SIGTERM)
@@ -51,7 +51,7 @@ def start_time(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The command's name, in parentheses, may hold spaces and parentheses of its own.
+    # The command's name, in parentheses, may itself contain spaces and parentheses.
     fields = stat.rpartition(")")[2].split()
     state, start_time = fields[0], int(fields[19])
     return None if state in "ZX" else start_time

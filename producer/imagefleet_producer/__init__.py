@@ -1,4 +1,4 @@
-"""Enqueue Stable Diffusion jobs on an Imagefleet and fetch the pictures.
+"""Enqueue Stable Diffusion jobs on an Imagefleet and fetch the images.
 
 from imagefleet_producer import Client, GenerateRequest
 
@@ -68,11 +68,11 @@ __all__ = [  # noqa: RUF022 — in groups, to be read as a table of contents
     "TextualInversion",
     "UpscalePass",
     "UpscaleRequest",
-    # Requests from pictures
+    # Requests from images
     "Parsed",
     "parse_parameters",
     "read_parameters",
-    # What comes back
+    # Results
     "ImageResult",
     "JobResult",
     "JobStatus",

@@ -1,4 +1,4 @@
-"""The way into the fleet."""
+"""The client, with which apps enqueue jobs."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ from imagefleet_shared.storage_keys import CONTENT_TYPES, input_key
 logger = logging.getLogger(__name__)
 
 _RETRIES = 2
-"""An app hears of a lost Redis after about 150 ms of trying, or the connect timeout."""
+"""An unreachable Redis is reported after about 150 ms of retries, or the connect timeout."""
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 
 
@@ -36,10 +36,10 @@ class Client:
 
     Args:
         broker: where Redis is; None reads the environment.
-        storage: where pictures are; None reads the environment.
+        storage: where images are; None reads the environment.
 
     Raises:
-        ImagefleetError: the URL of Redis or of the store makes no sense.
+        ImagefleetError: the URL of Redis or of the store is invalid.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class Client:
         priority: Priority = "normal",
         time_limit_s: float | None = None,
     ) -> Job:
-        """Enqueue a picture to be drawn.
+        """Enqueue a generate job.
 
         Args:
-            request: what to draw.
-            priority: jobs of a higher one are taken first.
+            request: what to generate.
+            priority: jobs of a higher priority run first.
             time_limit_s: the job fails with `JobTimeout` unless it ends within so many seconds
                 from now, queueing included; None: no limit.
 
         Raises:
             InvalidRequest: the time limit is not a finite number above 0.
             BrokerUnavailable: Redis cannot be reached or refuses; whether the job was enqueued is
-                not known: the message has its id, by which `job` can ask for it.
+                not known; the message has its id, which can be passed to `job`.
         """
         return self._submit("generate", request, priority, time_limit_s)
 
@@ -80,25 +80,25 @@ class Client:
         priority: Priority = "normal",
         time_limit_s: float | None = None,
     ) -> Job:
-        """Enqueue pictures to be enlarged; arguments and errors as `generate`."""
+        """Enqueue an upscale job; arguments and errors as `generate`."""
         return self._submit("upscale", request, priority, time_limit_s)
 
     def job(self, job_id: str) -> Job:
-        """The handle of a job enqueued before, here or in another process.
+        """A handle of a job that was enqueued before, in this or another process.
 
-        The id is not looked up: the handle's methods raise `JobNotFound` where there is none.
+        The id is not looked up: the handle's methods raise `JobNotFound` if there is no such job.
         """
         return Job(job_id, self._ledger, self._store)
 
     def put_image(self, image: Path | str | bytes | Image.Image) -> ImageRef:
-        """Put an input picture into the store.
+        """Upload an input image.
 
         Args:
             image: a path, a file's bytes (PNG, JPEG or WebP), or a PIL image, which is stored as
-                PNG, upright; what PNG cannot hold becomes RGB (CMYK) or RGBA.
+                PNG, upright; modes that PNG lacks are converted to RGB (CMYK) or RGBA.
 
         Raises:
-            InvalidImage: the file is not a picture of an allowed format; the PIL image cannot be
+            InvalidImage: the file is not an image of an allowed format; the PIL image cannot be
                 read, or its values have no fixed range (modes I and F).
             StorageUnavailable: the store cannot be reached or refuses.
             OSError: the path cannot be read.
@@ -109,7 +109,7 @@ class Client:
         return ImageRef(key=key)
 
     def stored(self, key: str) -> bytes | None:
-        """An object of the store: a picture, or a job's manifest; None where there is none.
+        """An object of the store: an image, or a job's manifest; None if there is none.
 
         Raises:
             StorageUnavailable: the store cannot be reached or refuses.
@@ -117,7 +117,7 @@ class Client:
         return self._store.find(key)
 
     def workers(self) -> list[WorkerInfo]:
-        """The workers that live now, with the models each can load.
+        """The live workers, with the models that each can load.
 
         Raises:
             BrokerUnavailable: Redis cannot be reached or refuses.
@@ -126,7 +126,7 @@ class Client:
             return live_workers(self._redis)
 
     def close(self) -> None:
-        """Give the connections back; the client is of no use afterwards."""
+        """Close the connections; the client cannot be used afterwards."""
         self._celery.close()
         self._redis.close()
 
@@ -154,8 +154,8 @@ class Client:
         try:
             publish(self._celery, wakeup)
         except OperationalError:
-            # The job is in the ledger, hence enqueued; the fleet finds that its message is missing.
-            logger.warning("job %s is entered, its message was not published", job.id)
+            # The job is in the ledger, hence enqueued; the reconciler publishes the message.
+            logger.warning("job %s is enqueued, its message was not published", job.id)
         return job
 
 
@@ -168,18 +168,18 @@ def _read(image: Path | str | bytes | Image.Image) -> tuple[bytes, ImageFormat]:
 
 
 def _png(image: Image.Image) -> bytes:
-    """The picture as the worker sees a file of it: upright by its EXIF orientation."""
-    what = f"picture ({image.mode}, {image.width}x{image.height})"
+    """The image as PNG, upright by its EXIF orientation, as a worker would decode its file."""
+    what = f"image ({image.mode}, {image.width}x{image.height})"
     if image.mode not in _PNG_MODES and image.mode.startswith(("I", "F")):
-        raise InvalidImage(f"{what}: its white may be any number; convert it to L, RGB or I;16")
+        raise InvalidImage(f"{what} has no fixed range of values; convert it to L, RGB or I;16")
     try:
         upright = ImageOps.exif_transpose(image)
         profile = upright.info.get("icc_profile")
         if upright.mode not in _PNG_MODES:
             upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
-            profile = None  # It was of the other colours.
+            profile = None  # It belongs to the former colour space.
         file = BytesIO()
         upright.save(file, "PNG", compress_level=1, icc_profile=profile)
-    except Exception as error:  # as open_image: it may be of a file, not yet decoded
+    except Exception as error:  # as open_image: the file may not have been decoded yet
         raise InvalidImage(f"{what} cannot be read: {error}") from error
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""A job's handle: where it stands, what came out. It can be made again from the id anywhere."""
+"""Handles of jobs: progress, result and cancellation. A job's id is all that a handle needs."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from imagefleet_shared.status import JobStatus, Progress
 from imagefleet_shared.storage import ObjectStore
 
 PREVIEW_SCALE = 8
-"""A preview comes at the size of the latents."""
+"""Previews have the size of the latents and are enlarged by this factor."""
 
 
 @contextmanager
 def broker_errors(consequence: str = "") -> Generator[None]:
-    """Translate a Redis that is lost, or that refuses (full, read-only), into our own error."""
+    """Translate Redis's errors (unreachable, full, read-only) into `BrokerUnavailable`."""
     try:
         yield
     except RedisError as exc:
@@ -40,7 +40,7 @@ class Job:
         return f"Job({self.id!r})"
 
     def status(self) -> JobStatus:
-        """Where the job stands.
+        """The job's status.
 
         Raises:
             JobNotFound: there is no such job, or its record has expired.
@@ -48,7 +48,7 @@ class Job:
         return self.progress().status
 
     def progress(self) -> Progress:
-        """How far the job is.
+        """The job's progress.
 
         Raises:
             JobNotFound: there is no such job, or its record has expired.
@@ -60,27 +60,27 @@ class Job:
         """The job's progress now and after every change, until it has ended.
 
         Args:
-            timeout: seconds until `JobTimeout`; None waits as long as it takes.
-                `BrokerUnavailable` instead where Redis is away then, or was for a minute.
+            timeout: seconds until `JobTimeout`; None waits as long as it takes. Raises
+                `BrokerUnavailable` instead if Redis is unreachable then, or was for a minute.
 
         Raises:
             JobNotFound: there is no such job, or its record has expired.
-            JobTimeout: the job has not ended in time; it goes on.
+            JobTimeout: the job has not ended in time; it continues.
         """
         with broker_errors():
             for record in self._ledger.watch(self.id, timeout):
                 yield record.progress
 
     def result(self, timeout: float | None = None) -> JobResult:
-        """Wait for the job and give its result.
+        """Wait for the job and return its result.
 
         Args:
-            timeout: seconds until `JobTimeout`; None waits as long as it takes.
-                `BrokerUnavailable` instead where Redis is away then, or was for a minute.
+            timeout: seconds until `JobTimeout`; None waits as long as it takes. Raises
+                `BrokerUnavailable` instead if Redis is unreachable then, or was for a minute.
 
         Raises:
             JobNotFound: there is no such job, or its record has expired.
-            JobTimeout: the job has not ended in time (it goes on), or it exceeded its own limit.
+            JobTimeout: the job has not ended in time (it continues), or exceeded its own limit.
             JobCanceled: it was canceled.
             InvalidRequest: the worker refused the request.
             WorkerFailure: the fleet failed.
@@ -92,10 +92,10 @@ class Job:
         raise AssertionError("watch ends only when the job has")
 
     def cancel(self) -> JobStatus:
-        """Ask for the job's end: a queued one ends now, a running one within a step.
+        """Cancel the job: a queued one ends now, a running one within a step.
 
         Returns:
-            Where the job stood; one that had ended stays as it is.
+            The status before the cancel; a job that had ended stays as it is.
 
         Raises:
             JobNotFound: there is no such job, or its record has expired.
@@ -104,44 +104,44 @@ class Job:
             return self._ledger.cancel(self.id)
 
     def preview(self) -> Image.Image | None:
-        """What the job's pictures look like so far, side by side, in rough colours.
+        """A preview of the job's unfinished images, side by side, in approximate colours.
 
-        Asking makes the worker draw it at its next step; ask again to see it. None where there is
-        none: not yet, or no longer (a minute after the last one).
+        Calling this makes the worker produce one at its next step; call again to get it. None if
+        there is none: not yet, or no longer (previews expire after a minute).
         """
         with broker_errors():
-            sketch = self._ledger.preview(self.id)
-        if sketch is None:
+            content = self._ledger.preview(self.id)
+        if content is None:
             return None
-        small = Image.open(BytesIO(sketch))
+        small = Image.open(BytesIO(content))
         size = (small.width * PREVIEW_SCALE, small.height * PREVIEW_SCALE)
         return small.resize(size, Image.Resampling.BICUBIC)
 
     def files(self, timeout: float | None = None) -> list[bytes]:
-        """Wait for the job and fetch its pictures as the files that lie in the store.
+        """Wait for the job and fetch its image files from the store.
 
         Raises:
-            FileUnavailable: a picture is gone from the store.
+            FileUnavailable: an image is no longer in the store.
             ImagefleetError: as `result`.
         """
         return [self._fetch(image.key) for image in self.result(timeout).images]
 
     def images(self, timeout: float | None = None) -> list[Image.Image]:
-        """Wait for the job and fetch its pictures, decoded.
+        """Wait for the job and fetch its images, decoded.
 
         Raises:
-            FileUnavailable: a picture is gone from the store.
+            FileUnavailable: an image is no longer in the store.
             ImagefleetError: as `result`.
         """
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for content in self.files(timeout):
-            picture = Image.open(BytesIO(content))
-            picture.load()
-            pictures.append(picture)
-        return pictures
+            image = Image.open(BytesIO(content))
+            image.load()
+            images.append(image)
+        return images
 
     def urls(self, timeout: float | None = None, expires_s: int = 3600) -> list[str]:
-        """Wait for the job and make URLs from which anyone may read its pictures for a while.
+        """Wait for the job and make URLs from which anyone may read its images for a while.
 
         Args:
             timeout: as in `result`.

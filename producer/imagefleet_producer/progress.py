@@ -16,14 +16,14 @@ def follow(
     timeout: float | None = None,
     preview: Path | None = None,
 ) -> None:
-    """Draw a job's progress until it has ended, however it ends; raises as `Job.events`.
+    """Show a job's progress until it has ended, however it ends; raises as `Job.events`.
 
     Args:
-        console: to draw on.
+        console: to print on.
         job: to follow.
-        label: what the job is called there.
+        label: name of the job in the progress bar.
         timeout: seconds until `JobTimeout`; None waits as long as it takes.
-        preview: a file that shows what the pictures look like so far; always a whole one.
+        preview: file for previews of the images; replaced atomically.
     """
     columns = (
         SpinnerColumn(),
@@ -46,11 +46,11 @@ def follow(
 
 
 def _save_preview(job: Job, file: Path) -> None:
-    picture = job.preview()
-    if picture:
-        unfinished = file.with_name(f".{file.name}")
-        picture.save(unfinished)
-        unfinished.replace(file)
+    image = job.preview()
+    if image:
+        temporary = file.with_name(f".{file.name}")
+        image.save(temporary)
+        temporary.replace(file)
 
 
 def _total(progress: JobProgress) -> int | None:

@@ -61,7 +61,7 @@ class Frozen(BaseModel):
 
 
 class RequestPart(Frozen):
-    """Base of requests and their parts: validation raises `InvalidRequest`, not pydantic's error."""
+    """Base of requests and their parts: invalid values raise `InvalidRequest`."""
 
     @model_validator(mode="wrap")
     @classmethod

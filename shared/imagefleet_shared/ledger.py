@@ -27,20 +27,20 @@ from imagefleet_shared.results import JobResult
 from imagefleet_shared.status import JobStatus, Stage
 
 FIRST_CHECK_S = 5
-"""After publishing, how long a message may take to be leased before anybody asks where it is."""
+"""How long a published message may wait to be leased before the job is reconciled."""
 OUTAGE_S = 60
-"""How long a waiting app sits out a Redis that does not answer."""
+"""How long a waiting app tolerates an unreachable Redis."""
 EXPIRE_CHECK_S = 1
-"""How often a waiting app sees to the end of a job whose time is over, or that was canceled."""
+"""How often a waiting app checks whether to end a job that is late or was canceled."""
 
 UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
 
 WATCHED_S = 5
-"""How long an app that asked for a preview is taken to be looking."""
+"""How long a request for a preview counts."""
 PREVIEW_TTL_S = 60
 
 LeaseStatus = Literal["held", "watched", "canceled", "late", "lost"]
-"""What becomes of a lease: the last three end the job; `watched` is held, and a preview wanted."""
+"""State of a lease: the last three end the job; `watched` means held, and a preview is wanted."""
 
 
 class Ledger:

@@ -1,6 +1,6 @@
-"""When a job counts as poison and is given up: it took too many workers down, or never ends."""
+"""When a job is poison and given up: it crashed too many workers, or had too many attempts."""
 
 MAX_FAULTS = 3
-"""Workers lost while they were at work on a job, before it is given up."""
+"""Workers lost while they ran a job, before it is given up."""
 MAX_ATTEMPTS = 9
-"""Attempts in all, those included in which the job only waited for its turn."""
+"""Attempts in all, including those in which the job only waited for its turn."""

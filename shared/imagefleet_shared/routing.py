@@ -20,7 +20,7 @@ SEQUENCE_HEADER: Final = "imagefleet_sequence"
 
 PREFIX: Final = "imagefleet:"
 OPEN_KEY: Final = PREFIX + "open"
-"""Sorted set of jobs that have not ended; score: when one is due to reconcile (Redis's clock, s)."""
+"""Sorted set of the jobs that have not ended; score: when one is due (Redis's clock, s)."""
 DEAD_KEY: Final = PREFIX + "dead"
 """List of poison jobs' ids, newest first."""
 SEQUENCE_KEY: Final = PREFIX + "sequence"

@@ -39,10 +39,11 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._started_s = monotonic()
 
     def write(self, row: Row) -> None:
-        """Append a row; values that JSON does not know are written as text."""
-        line = json.dumps(row, default=str)
+        """Append a row, with the seconds since the file was opened."""
+        line = json.dumps({**row, "at_s": round(monotonic() - self._started_s, 1)})
         with self._path.open("a") as stream:
             stream.write(line + "\n")
         if len(line) > _PRINTED_CHARACTERS:

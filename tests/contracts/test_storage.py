@@ -1,4 +1,4 @@
-"""What every object store promises, asked of each of them."""
+"""The contract of the object store, tested on every implementation."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +28,11 @@ def store(
     return open_store(StorageSettings())
 
 
-def test_what_was_put_is_found(store: ObjectStore) -> None:
-    stored = store.put_new("2026/a.png", b"picture", "image/png")
-    assert store.find("2026/a.png") == b"picture"
+def test_a_stored_object_is_found(store: ObjectStore) -> None:
+    stored = store.put_new("2026/a.png", b"content", "image/png")
+    assert store.find("2026/a.png") == b"content"
     assert (stored.key, stored.size_bytes) == ("2026/a.png", 7)
-    assert stored.sha256 == sha256(b"picture").hexdigest()
+    assert stored.sha256 == sha256(b"content").hexdigest()
     assert stored.url.endswith("2026/a.png")
 
 
@@ -42,20 +42,20 @@ def test_an_absent_key_is_none(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("key", ["a/./c", "a/b/c", "k" * 256, "k/" * 600 + "k", "k" * 5000])
-def test_a_key_that_the_store_refuses_is_none(store: ObjectStore, key: str) -> None:
+def test_a_key_that_the_store_rejects_is_none(store: ObjectStore, key: str) -> None:
     """It was taken for an outage: a worker waited ten minutes for the store to come back."""
-    store.put_new("a/b", b"picture", "image/png")
+    store.put_new("a/b", b"content", "image/png")
     assert store.find(key) is None
 
 
-def test_the_first_writer_wins_and_the_second_is_told_what_lies_there(store: ObjectStore) -> None:
+def test_the_first_writer_wins_and_the_second_gets_the_stored_object(store: ObjectStore) -> None:
     first = store.put_new("a/job.json", b"first", "application/json")
     second = store.put_new("a/job.json", b"second writer", "application/json")
     assert second == first
     assert store.find("a/job.json") == b"first"
 
 
-def test_of_many_writers_at_once_one_wins(store: ObjectStore) -> None:
+def test_of_many_concurrent_writers_one_wins(store: ObjectStore) -> None:
     def put(writer: int) -> str:
         return store.put_new("a/race", b"%d" % writer * 1000, "text/plain").sha256
 
@@ -66,8 +66,8 @@ def test_of_many_writers_at_once_one_wins(store: ObjectStore) -> None:
 
 def test_a_presigned_url_reads_the_object(store: ObjectStore) -> None:
     store.put_new("a.txt", b"hello", "text/plain")
-    with urlopen(store.presigned_url("a.txt", 60)) as answer:
-        assert answer.read() == b"hello"
+    with urlopen(store.presigned_url("a.txt", 60)) as response:
+        assert response.read() == b"hello"
 
 
 def test_without_a_signature_the_object_cannot_be_read(
@@ -103,6 +103,6 @@ def test_a_key_cannot_leave_a_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "s3://", "file:///", "http://host/x", "/tmp", "file://h/x"])
-def test_a_url_that_makes_no_sense_is_refused_with_what_would(url: str) -> None:
+def test_an_invalid_url_is_refused_with_the_valid_forms(url: str) -> None:
     with pytest.raises(ImagefleetError, match="s3://bucket"):
         open_store(StorageSettings(storage_url=url))

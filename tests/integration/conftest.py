@@ -1,4 +1,4 @@
-"""One rendering worker for all tests of a module: it takes seconds to start."""
+"""One worker process per test module, because it takes seconds to start."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.fleet import TestFleet
 
 @pytest.fixture(scope="module")
 def fleet_models(demo_models: Path) -> Path:
-    """The worker's model folder; a module that changes it defines its own."""
+    """The worker's model folder; modules that need another one override it."""
     return demo_models
 
 
@@ -25,7 +25,7 @@ def fleet(
     fleet_models: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[TestFleet]:
-    """A fleet of one real worker, and in `environment` what a client of it needs."""
+    """A fleet of one real worker; `environment` has what its clients need."""
     folder = tmp_path_factory.mktemp("fleet")
     for server in (redis_server, s3_server):
         if not server.alive:

@@ -1,4 +1,4 @@
-"""Whatever is asked for or lies around, the job ends in a typed error and the worker goes on."""
+"""Invalid requests and damaged files fail the job with a typed error; the worker keeps serving."""
 
 import pickle
 import re
@@ -46,7 +46,7 @@ TIMEOUT_S = 30
 
 
 class TouchesAFile:
-    """A pickle of this makes the file, if it is ever loaded."""
+    """A pickle of this creates the file if it is ever loaded."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,13 +57,13 @@ class TouchesAFile:
 
 @pytest.fixture(scope="module")
 def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a file appears for every pickle that was executed."""
+    """A folder in which a file appears for every pickle that was loaded."""
     return tmp_path_factory.mktemp("traps")
 
 
 @pytest.fixture(scope="module")
 def fleet_models(demo_models: Path, traps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's models among damaged and hostile files."""
+    """The demo's models, with damaged and hostile files beside them."""
     root = tmp_path_factory.mktemp("hostile") / "models"
     shutil.copytree(demo_models, root)
     checkpoints, upscalers = root / "checkpoints", root / "upscalers"
@@ -80,8 +80,8 @@ def fleet_models(demo_models: Path, traps: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(autouse=True)
-def _the_worker_goes_on(fleet: TestFleet) -> Iterator[None]:
-    """Given one worker; whatever the test does to it, the same process draws a picture after."""
+def _the_worker_keeps_serving(fleet: TestFleet) -> Iterator[None]:
+    """Whatever the test does to the worker, the same process generates an image afterwards."""
     before = worker_pids(fleet)
     yield
     result = fleet.client.generate(GenerateRequest(prompt="good", num_inference_steps=1)).result(
@@ -94,7 +94,7 @@ def _the_worker_goes_on(fleet: TestFleet) -> Iterator[None]:
 
 
 def worker_pids(fleet: TestFleet) -> list[str]:
-    """Pids of every worker process that the supervisor started so far."""
+    """Pids of all worker processes that the supervisor has started."""
     return re.findall(r"started, pid (\d+)", fleet.workers[0].log.read_text())
 
 
@@ -104,7 +104,7 @@ def generate(fleet: TestFleet, **fields: object) -> Job:
 
 
 def put(fleet: TestFleet, name: str, content: bytes) -> ImageRef:
-    """A file in the store that the client would not have put there."""
+    """Upload a file that the client would refuse."""
     storage = StorageSettings(
         storage_url=fleet.environment["IMAGEFLEET_STORAGE_URL"],
         s3_endpoint_url=fleet.environment["IMAGEFLEET_S3_ENDPOINT_URL"],
@@ -115,14 +115,14 @@ def put(fleet: TestFleet, name: str, content: bytes) -> ImageRef:
 
 
 @pytest.fixture
-def _store_keys(fleet: TestFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def _s3_credentials(fleet: TestFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in fleet.environment.items():
         if name.startswith("AWS_"):
             monkeypatch.setenv(name, value)
 
 
-def fails(job: Job, error: type[ImagefleetError], *words: object) -> None:
-    """The job ends in just that error, and its message has these words."""
+def assert_fails(job: Job, error: type[ImagefleetError], *words: object) -> None:
+    """The job fails with exactly that error, whose message has these words."""
     with pytest.raises(error) as caught:
         job.result(TIMEOUT_S)
     assert type(caught.value) is error
@@ -171,34 +171,34 @@ def bomb(side: int) -> bytes:
         ({"checkpoint": "demo\0"}, ("not a model name",)),
         ({"strength": 0.5}, ("strength", "0.5", "image")),
         ({"output_format": "gif"}, ("output_format", "gif", "png", "jpeg", "webp")),
-        ({"unheard_of": 1}, ("unheard_of", "not permitted")),
+        ({"no_such_field": 1}, ("no_such_field", "not permitted")),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_a_request_that_cannot_be_is_refused_before_it_is_sent(
+def test_an_invalid_request_is_refused_before_it_is_sent(
     fields: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    wanted: dict[str, Any] = {"prompt": "x", **fields}
+    values: dict[str, Any] = {"prompt": "x", **fields}
     with pytest.raises(InvalidRequest) as refused:
-        GenerateRequest(**wanted)
+        GenerateRequest(**values)
     for word in words:
         assert word in str(refused.value)
 
 
-def test_an_unknown_scheduler_is_refused_with_those_that_are_known() -> None:
+def test_an_unknown_scheduler_is_refused_with_the_known_ones() -> None:
     fields: dict[str, Any] = {"prompt": "x", "scheduler": "dreamy"}
     with pytest.raises(UnknownScheduler, match=r"'dreamy'; known: ddim, .*euler.*unipc"):
         GenerateRequest(**fields)
 
 
 @pytest.mark.parametrize("scheduler", OWN_TIMESTEPS)
-def test_noise_levels_that_a_scheduler_does_not_have_are_refused(scheduler: str) -> None:
+def test_a_sigma_schedule_that_a_scheduler_does_not_support_is_refused(scheduler: str) -> None:
     fields: dict[str, Any] = {"scheduler": scheduler, "sigma_schedule": "karras"}
     with pytest.raises(InvalidRequest, match=f"{scheduler}.*'automatic' only, given 'karras'"):
         GenerateRequest(prompt="x", **fields)
 
 
-def test_requests_cannot_be_changed_after_they_were_checked() -> None:
+def test_requests_are_immutable() -> None:
     request = GenerateRequest(prompt="x")
     with pytest.raises(ValidationError, match="frozen"):
         request.width = 10_000
@@ -210,38 +210,42 @@ def test_a_key_that_leaves_the_store_is_refused(key: str) -> None:
         ImageRef(key=key)
 
 
-def test_an_unknown_checkpoint_fails_with_those_that_are_known(fleet: TestFleet) -> None:
+def test_an_unknown_checkpoint_fails_with_the_known_ones(fleet: TestFleet) -> None:
     job = generate(fleet, checkpoint="mona-lisa")
-    fails(job, UnknownCheckpoint, "'mona-lisa'", "known: demo, demo-xl")
+    assert_fails(job, UnknownCheckpoint, "'mona-lisa'", "known: demo, demo-xl")
 
 
-def test_an_unknown_upscaler_fails_with_those_that_are_known(fleet: TestFleet) -> None:
+def test_an_unknown_upscaler_fails_with_the_known_ones(fleet: TestFleet) -> None:
     upscale = UpscalePass(scale=2, upscaler="mona-lisa")
-    fails(generate(fleet, upscale=upscale), UnknownUpscaler, "'mona-lisa'", "demo-x2, demo-x4")
+    assert_fails(
+        generate(fleet, upscale=upscale), UnknownUpscaler, "'mona-lisa'", "demo-x2, demo-x4"
+    )
     hires = HiresPass(scale=1.5, upscaler="mona-lisa")
-    fails(generate(fleet, hires=hires), UnknownUpscaler, "'mona-lisa'", "demo-x2, demo-x4")
+    assert_fails(generate(fleet, hires=hires), UnknownUpscaler, "'mona-lisa'", "demo-x2, demo-x4")
     image = fleet.client.put_image(png_bytes(64, 64))
     job = fleet.client.upscale(UpscaleRequest(images=(image,), scale=2, upscaler="mona-lisa"))
-    fails(job, UnknownUpscaler, "'mona-lisa'", "demo-x2, demo-x4")
+    assert_fails(job, UnknownUpscaler, "'mona-lisa'", "demo-x2, demo-x4")
 
 
 def test_more_pixels_than_the_worker_allows_fail_with_its_limit(fleet: TestFleet) -> None:
     limit = 2048 * 2048
-    fails(generate(fleet, width=4096, height=4096), UnsupportedSize, "4096x4096", limit)
+    assert_fails(generate(fleet, width=4096, height=4096), UnsupportedSize, "4096x4096", limit)
     hires = HiresPass(scale=8)
-    fails(generate(fleet, width=512, height=512, hires=hires), UnsupportedSize, "4096x4096", limit)
+    assert_fails(
+        generate(fleet, width=512, height=512, hires=hires), UnsupportedSize, "4096x4096", limit
+    )
     upscale = UpscalePass(scale=8)
     job = generate(fleet, width=2048, height=2048, upscale=upscale)
-    fails(job, UnsupportedSize, "16384x16384", 8192 * 8192)
+    assert_fails(job, UnsupportedSize, "16384x16384", 8192 * 8192)
 
 
 def test_a_prompt_of_too_many_tokens_fails_with_the_limit(fleet: TestFleet) -> None:
-    fails(generate(fleet, prompt="fox " * 751), PromptTooLong, "751", "750")
-    fails(generate(fleet, negative_prompt="fox " * 1000), PromptTooLong, "1000", "750")
+    assert_fails(generate(fleet, prompt="fox " * 751), PromptTooLong, "751", "750")
+    assert_fails(generate(fleet, negative_prompt="fox " * 1000), PromptTooLong, "1000", "750")
     generate(fleet, prompt="fox " * 750).result(TIMEOUT_S)
 
 
-def test_files_that_are_no_allowed_picture_are_refused_by_the_client(
+def test_files_that_are_not_allowed_images_are_refused_by_the_client(
     fleet: TestFleet, tmp_path: Path
 ) -> None:
     gif = BytesIO()
@@ -253,8 +257,8 @@ def test_files_that_are_no_allowed_picture_are_refused_by_the_client(
             fleet.client.put_image(bad)
 
 
-@pytest.mark.usefixtures("_store_keys")
-def test_a_picture_in_the_store_that_cannot_be_read_fails(fleet: TestFleet) -> None:
+@pytest.mark.usefixtures("_s3_credentials")
+def test_an_image_in_the_store_that_cannot_be_decoded_fails(fleet: TestFleet) -> None:
     whole = png_bytes(256, 256)
     gif = BytesIO()
     Image.new("RGB", (64, 64)).save(gif, "GIF")
@@ -267,11 +271,13 @@ def test_a_picture_in_the_store_that_cannot_be_read_fails(fleet: TestFleet) -> N
     }
     for name, (content, word) in files.items():
         image = put(fleet, f"inputs/{name}", content)
-        fails(generate(fleet, image=image, num_inference_steps=2), InvalidImage, word)
-        fails(fleet.client.upscale(UpscaleRequest(images=(image,), scale=2)), InvalidImage, word)
+        assert_fails(generate(fleet, image=image, num_inference_steps=2), InvalidImage, word)
+        assert_fails(
+            fleet.client.upscale(UpscaleRequest(images=(image,), scale=2)), InvalidImage, word
+        )
 
 
-@pytest.mark.usefixtures("_store_keys")
+@pytest.mark.usefixtures("_s3_credentials")
 def test_a_decompression_bomb_fails_before_it_is_decoded(fleet: TestFleet) -> None:
     content = bomb(30_000)
     assert len(content) < 1000
@@ -280,19 +286,19 @@ def test_a_decompression_bomb_fails_before_it_is_decoded(fleet: TestFleet) -> No
         generate(fleet, image=image, num_inference_steps=2),
         fleet.client.upscale(UpscaleRequest(images=(image,), scale=2)),
     ):
-        fails(job, UnsupportedSize, "30000x30000", 8192 * 8192)
+        assert_fails(job, UnsupportedSize, "30000x30000", 8192 * 8192)
 
 
-def test_a_bomb_does_not_go_off_in_the_client_either(fleet: TestFleet) -> None:
+def test_a_decompression_bomb_is_not_decoded_by_the_client_either(fleet: TestFleet) -> None:
     image = fleet.client.put_image(bomb(30_000))
-    fails(generate(fleet, image=image), UnsupportedSize, "30000x30000")
+    assert_fails(generate(fleet, image=image), UnsupportedSize, "30000x30000")
 
 
-def test_a_picture_that_is_not_in_the_store_fails_with_its_key(fleet: TestFleet) -> None:
+def test_an_image_that_is_not_in_the_store_fails_with_its_key(fleet: TestFleet) -> None:
     image = ImageRef(key="inputs/gone.png")
     job = generate(fleet, image=image, num_inference_steps=2)
-    fails(job, InvalidRequest, "'inputs/gone.png'", "not in the store")
-    fails(
+    assert_fails(job, InvalidRequest, "'inputs/gone.png'", "not in the store")
+    assert_fails(
         fleet.client.upscale(UpscaleRequest(images=(image,), scale=2)),
         InvalidRequest,
         "inputs/gone.png",
@@ -307,35 +313,37 @@ def test_a_picture_that_is_not_in_the_store_fails_with_its_key(fleet: TestFleet)
         ("empty", "not a .safetensors file"),
     ],
 )
-def test_a_damaged_checkpoint_fails_with_its_fault(
+def test_a_damaged_checkpoint_fails_with_the_reason(
     fleet: TestFleet, checkpoint: str, word: str
 ) -> None:
-    fails(generate(fleet, checkpoint=checkpoint), CorruptFile, f"{checkpoint}.safetensors", word)
+    assert_fails(
+        generate(fleet, checkpoint=checkpoint), CorruptFile, f"{checkpoint}.safetensors", word
+    )
 
 
 @pytest.mark.parametrize("upscaler", ["broken", "nonsense"])
 def test_a_damaged_upscaler_fails_with_its_name(fleet: TestFleet, upscaler: str) -> None:
     image = fleet.client.put_image(png_bytes(64, 64))
     job = fleet.client.upscale(UpscaleRequest(images=(image,), scale=2, upscaler=upscaler))
-    fails(job, CorruptFile, f"{upscaler}.safetensors")
+    assert_fails(job, CorruptFile, f"{upscaler}.safetensors")
     hires = HiresPass(scale=1.5, upscaler=upscaler)
-    fails(generate(fleet, hires=hires), CorruptFile, f"{upscaler}.safetensors")
+    assert_fails(generate(fleet, hires=hires), CorruptFile, f"{upscaler}.safetensors")
 
 
-def test_a_pickle_is_refused_unread_and_the_message_says_how_to_convert_it(
+def test_a_pickle_is_not_loaded_and_the_message_says_how_to_convert_it(
     fleet: TestFleet, traps: Path
 ) -> None:
     job = generate(fleet, checkpoint="old")
-    fails(job, CorruptFile, "old.ckpt is a pickle", "can run code", "save_file(tensors")
+    assert_fails(job, CorruptFile, "old.ckpt is a pickle", "can run code", "save_file(tensors")
     image = fleet.client.put_image(png_bytes(64, 64))
     job = fleet.client.upscale(UpscaleRequest(images=(image,), scale=2, upscaler="old-upscaler"))
-    fails(job, CorruptFile, "old-upscaler.pth")
+    assert_fails(job, CorruptFile, "old-upscaler.pth")
     assert not list(traps.iterdir())
 
 
-def test_a_pickle_of_the_trap_would_have_sprung_it(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(TouchesAFile(tmp_path / "sprung")))
-    assert (tmp_path / "sprung").exists()
+def test_loading_the_pickle_would_have_created_the_file(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(TouchesAFile(tmp_path / "loaded")))
+    assert (tmp_path / "loaded").exists()
 
 
 @pytest.mark.parametrize(
@@ -343,25 +351,25 @@ def test_a_pickle_of_the_trap_would_have_sprung_it(tmp_path: Path) -> None:
     [
         ('{"prompt": "x", "width": 9999999, "height": 64}', "width"),
         ('{"prompt": "x", "checkpoint": "../../etc/passwd"}', "not a model name"),
-        ('{"prompt": "x", "unheard_of": 1}', "unheard_of"),
+        ('{"prompt": "x", "no_such_field": 1}', "no_such_field"),
         ('{"prompt": "x", "guidance_scale": NaN}', "GenerateRequest"),
         ("{", "GenerateRequest"),
         ("[]", "GenerateRequest"),
     ],
 )
 def test_a_record_that_was_tampered_with_fails(fleet: TestFleet, record: str, word: str) -> None:
-    """The worker trusts no record: whoever can write to Redis is not its caller."""
+    """The worker validates records again: whoever can write to Redis need not be an app."""
     with Redis.from_url(fleet.broker.redis_url, decode_responses=True) as redis:
         ledger = Ledger(redis, record_ttl_s=60)
         request = GenerateRequest(prompt="x")
         wakeup = ledger.submit("tampered", "generate", request, "normal", None)
         redis.hset(job_key("tampered"), "request", record)
         send(fleet, [wakeup.job_id])
-        fails(fleet.client.job("tampered"), InvalidRequest, word)
+        assert_fails(fleet.client.job("tampered"), InvalidRequest, word)
         redis.delete(job_key("tampered"))
 
 
-def test_a_message_for_a_job_that_does_not_exist_is_done_with(fleet: TestFleet) -> None:
+def test_a_message_for_a_job_that_does_not_exist_is_consumed(fleet: TestFleet) -> None:
     send(fleet, ["no-such-job"])
     wait_for(lambda: waiting(fleet) == 0, TIMEOUT_S, "the message is consumed")
     with pytest.raises(JobNotFound):
@@ -371,16 +379,16 @@ def test_a_message_for_a_job_that_does_not_exist_is_done_with(fleet: TestFleet) 
 @pytest.mark.parametrize(
     "arguments", [[], [1, 2, 3], [None], [{"a": 1}], ["\0" * 5000], [["nested"]], [7]], ids=repr
 )
-def test_a_message_with_garbage_for_arguments_is_done_with(
+def test_a_message_with_garbage_as_arguments_is_consumed(
     fleet: TestFleet, arguments: list[object]
 ) -> None:
     send(fleet, arguments)
     wait_for(lambda: waiting(fleet) == 0, TIMEOUT_S, "the message is consumed")
 
 
-def test_a_message_that_is_not_one_is_thrown_away(fleet: TestFleet) -> None:
+def test_a_message_for_an_unknown_task_is_consumed(fleet: TestFleet) -> None:
     with make_celery(fleet.broker) as celery:
-        celery.send_task("imagefleet.unheard_of", args=["x"], queue=QUEUES["generate"])
+        celery.send_task("imagefleet.no_such_task", args=["x"], queue=QUEUES["generate"])
     wait_for(lambda: waiting(fleet) == 0, TIMEOUT_S, "the message is consumed")
 
 

@@ -1,4 +1,4 @@
-"""A fleet whose models all lie in a bucket draws with them, and says so."""
+"""A fleet whose models are all in a bucket lists them and renders with them."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ HIRES = {"scale": 1.5, "upscaler": "demo-x2", "num_inference_steps": 1}
 
 
 def in_cache(folder: Path) -> set[str]:
-    """Names of the files that are there whole."""
+    """Names of the completely downloaded files."""
     return {path.name for path in (folder / "cache/versions").glob("*/*.safetensors")}
 
 
@@ -34,7 +34,7 @@ def environment(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, str]:
-    """Of workers that find the demo's models in the bucket alone."""
+    """Environment of workers that have the demo's models in the bucket only."""
     environment = {
         **s3_settings_env,
         "IMAGEFLEET_MODELS_URL": f"s3://{BUCKET}/{unique_prefix}/models",
@@ -73,16 +73,16 @@ def test_a_job_has_all_its_models_on_local_disk_and_no_others(
         hires=HiresPass.model_validate(HIRES),
     )
     with resolver.on_disk(record(request)):
-        whole = in_cache(tmp_path)
+        cached = in_cache(tmp_path)
 
-    wanted = {"demo.safetensors", "demo-one.safetensors", "demo-x2.safetensors"}
-    # Embeddings have no header that would describe them, so all are fetched.
+    needed = {"demo.safetensors", "demo-one.safetensors", "demo-x2.safetensors"}
+    # Embeddings have no metadata that describes them, so all are downloaded.
     embeddings = {file.path.name for file in models.list_models("embedding")}
-    assert whole == wanted | embeddings
+    assert cached == needed | embeddings
 
 
-def test_models_of_a_job_that_waits_stay_on_disk(fleet: TestFleet, tmp_path: Path) -> None:
-    """They were evicted after two minutes in the line, and the job then failed."""
+def test_models_of_a_queued_job_stay_on_disk(fleet: TestFleet, tmp_path: Path) -> None:
+    """They were evicted after two minutes in the queue, and the job then failed."""
     fleet.start_sleeper(models=True, slots="3", model_disk_gb="1e-9")
 
     def enqueue(name: str, checkpoint: str, *loras: LoRA) -> None:
@@ -104,7 +104,7 @@ def test_models_of_a_job_that_waits_stay_on_disk(fleet: TestFleet, tmp_path: Pat
     assert {"demo.safetensors", "demo-one.safetensors"} <= in_cache(tmp_path)
 
 
-def test_a_worker_lists_and_draws_with_models_of_the_bucket(fleet: TestFleet) -> None:
+def test_a_worker_lists_and_renders_with_models_of_the_bucket(fleet: TestFleet) -> None:
     fleet.start_worker(device="cpu")
     with connect(fleet.broker, retries=2) as redis:
         [worker] = live_workers(redis)

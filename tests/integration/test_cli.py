@@ -1,4 +1,4 @@
-"""`imagefleet` as a shell runs it, against a real worker."""
+"""The command line in a shell, with a real worker."""
 
 import json
 import subprocess
@@ -21,14 +21,14 @@ TIMEOUT_S = 60
 
 
 class Shell:
-    """Runs the command in a folder of its own, as a fleet's user."""
+    """Runs the command line in its own folder, as a user of the fleet."""
 
     def __init__(self, fleet: TestFleet, folder: Path) -> None:
         self.folder = folder
         self._environment = child_environment(fleet.environment)
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
-        """Its standard output; fails unless it exits with `code`."""
+        """Run the command and return its stdout; fails unless it exits with `code`."""
         done = self.run(*arguments)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
@@ -49,7 +49,7 @@ class Shell:
 
 
 def shape(path: Path) -> tuple[str | None, tuple[int, int]]:
-    """A picture's format and size."""
+    """An image file's format and size."""
     with Image.open(path) as image:
         return image.format, image.size
 
@@ -59,21 +59,21 @@ def shell(fleet: TestFleet, tmp_path: Path) -> Shell:
     return Shell(fleet, tmp_path)
 
 
-def test_generate_saves_the_pictures_and_tells_where_they_lie(
+def test_generate_saves_the_images_and_prints_where_they_are(
     shell: Shell, fleet: TestFleet
 ) -> None:
-    told = shell("generate", "a fox", *QUICK, "-n", "2")
+    output = shell("generate", "a fox", *QUICK, "-n", "2")
     files = sorted((shell.folder / "out").iterdir())
     assert len(files) == 2
     for file in files:
         assert shape(file) == ("PNG", (128, 128))
-        assert f"out/{file.name}  128x128" in told
-    assert f"stored at {fleet.environment['IMAGEFLEET_STORAGE_URL']}/" in told
+        assert f"out/{file.name}  128x128" in output
+    assert f"stored at {fleet.environment['IMAGEFLEET_STORAGE_URL']}/" in output
     for stage in ("queue", "denoise", "decode", "store"):
-        assert f"{stage} " in told
+        assert f"{stage} " in output
 
 
-def test_generate_for_scripts_prints_one_json_object_and_nothing_else(shell: Shell) -> None:
+def test_generate_with_json_prints_one_json_object_and_nothing_else(shell: Shell) -> None:
     result = shell.json("generate", "a fox", *QUICK, "--out", "pictures", "--format", "webp")
     [file] = result["files"]
     assert shape(shell.folder / file) == ("WEBP", (128, 128))
@@ -93,10 +93,10 @@ def test_every_option_reaches_the_request(shell: Shell) -> None:
         *("--upscale", "2", "--upscaler", "demo-x2", "--format", "jpeg", "--priority", "high"),
         *("--time-limit", "50"),
     )
-    asked = result["request"]
-    assert asked["image"]["key"].startswith("inputs/")
-    del asked["image"]
-    assert asked | {"hires": None, "upscale": None} == asked | {
+    request = result["request"]
+    assert request["image"]["key"].startswith("inputs/")
+    del request["image"]
+    assert request | {"hires": None, "upscale": None} == request | {
         "prompt": "a fox",
         "negative_prompt": "fog",
         "checkpoint": "demo-xl",
@@ -113,17 +113,17 @@ def test_every_option_reaches_the_request(shell: Shell) -> None:
         "hires": None,
         "upscale": None,
     }
-    assert asked["hires"]["scale"] == 1.5
-    assert asked["hires"]["upscaler"] == "lanczos"
-    assert (asked["hires"]["num_inference_steps"], asked["hires"]["strength"]) == (2, 0.4)
-    assert (asked["upscale"]["upscaler"], asked["upscale"]["scale"]) == ("demo-x2", 2)
+    assert request["hires"]["scale"] == 1.5
+    assert request["hires"]["upscaler"] == "lanczos"
+    assert (request["hires"]["num_inference_steps"], request["hires"]["strength"]) == (2, 0.4)
+    assert (request["upscale"]["upscaler"], request["upscale"]["scale"]) == ("demo-x2", 2)
     [image] = result["images"]
     assert (image["width"], image["height"]) == (384, 192)
 
 
-def test_a_picture_is_drawn_again_and_options_win_over_it(shell: Shell) -> None:
-    drawing = ("a fox <lora:demo-one:0.5>", *QUICK, "--hires", "1.5", "--hires-steps", "2")
-    first = shell.json("generate", *drawing, "--scheduler", "DPM++ 2M Karras")
+def test_an_image_is_generated_again_and_options_override_it(shell: Shell) -> None:
+    options = ("a fox <lora:demo-one:0.5>", *QUICK, "--hires", "1.5", "--hires-steps", "2")
+    first = shell.json("generate", *options, "--scheduler", "DPM++ 2M Karras")
     [file] = first["files"]
     again = shell.json("generate", "--from", file, "--out", "again")
     with (
@@ -132,12 +132,12 @@ def test_a_picture_is_drawn_again_and_options_win_over_it(shell: Shell) -> None:
     ):
         assert old.tobytes() == new.tobytes()
     other = shell.json("generate", "an owl", "--from", file, "--hires", "0", "--format", "webp")
-    asked = other["request"]
-    assert (asked["prompt"], asked["hires"], asked["seed"]) == ("an owl", None, 7)
-    assert (asked["scheduler"], asked["sigma_schedule"]) == ("dpmpp_2m", "karras")
+    request = other["request"]
+    assert (request["prompt"], request["hires"], request["seed"]) == ("an owl", None, 7)
+    assert (request["scheduler"], request["sigma_schedule"]) == ("dpmpp_2m", "karras")
 
 
-def test_what_a_picture_says_and_nobody_can_do_is_told(shell: Shell) -> None:
+def test_labels_of_an_image_that_are_not_used_are_printed(shell: Shell) -> None:
     text = "a fox\nSteps: 2, Sampler: Euler, Schedule type: Karras, Size: 64x64, ENSD: 31337"
     content = encode_image(Image.new("RGB", (8, 8)), "jpeg", text)
     (shell.folder / "theirs.jpg").write_bytes(content)
@@ -146,13 +146,13 @@ def test_what_a_picture_says_and_nobody_can_do_is_told(shell: Shell) -> None:
     assert "not used: ENSD: 31337" in done.stderr
 
 
-def test_a_job_is_watched_into_a_file(shell: Shell, fleet: TestFleet) -> None:
+def test_status_saves_previews_to_a_file(shell: Shell, fleet: TestFleet) -> None:
     job_id = shell("generate", "a fox", *SLOW, "--no-wait").strip()
-    look = shell.folder / "look.png"
+    preview = shell.folder / "preview.png"
     with ThreadPoolExecutor() as pool:
-        watching = pool.submit(shell.run, "status", job_id, "--preview", look.name)
-        wait_for(look.exists, TIMEOUT_S, "a preview is in the file")
-        assert shape(look) == ("PNG", (512, 512))
+        watching = pool.submit(shell.run, "status", job_id, "--preview", preview.name)
+        wait_for(preview.exists, TIMEOUT_S, "a preview is in the file")
+        assert shape(preview) == ("PNG", (512, 512))
         fleet.client.job(job_id).cancel()
         assert watching.result().returncode == 4
 
@@ -164,7 +164,7 @@ def test_upscale_enlarges_a_file(shell: Shell) -> None:
     assert shape(shell.folder / file) == ("PNG", (120, 72))
 
 
-def test_upscale_takes_many_files_and_an_exact_size(shell: Shell) -> None:
+def test_upscale_accepts_many_files_and_an_exact_size(shell: Shell) -> None:
     for name, size in (("one.png", (40, 24)), ("two.png", (24, 40))):
         Image.new("RGB", size, "teal").save(shell.folder / name)
     result = shell.json("upscale", "one.png", "two.png", "--upscaler", "nearest")
@@ -173,7 +173,7 @@ def test_upscale_takes_many_files_and_an_exact_size(shell: Shell) -> None:
     assert [shape(shell.folder / file)[1] for file in result["files"]] == [(50, 50)] * 2
 
 
-def test_a_job_can_be_sent_watched_and_asked_about_in_steps(shell: Shell) -> None:
+def test_a_job_can_be_enqueued_watched_and_queried_separately(shell: Shell) -> None:
     job_id = shell("generate", "a fox", *QUICK, "--no-wait").strip()
     assert "succeeded" in shell("status", job_id, "--watch")
     progress = shell.json("status", job_id)
@@ -185,16 +185,16 @@ def test_a_job_can_be_sent_watched_and_asked_about_in_steps(shell: Shell) -> Non
     assert "had ended: succeeded" in shell("cancel", job_id)
 
 
-def test_a_canceled_job_ends_with_4(shell: Shell, fleet: TestFleet) -> None:
-    """A running one was told to be "canceled", though it may yet succeed."""
+def test_a_canceled_job_exits_with_4(shell: Shell, fleet: TestFleet) -> None:
+    """A running job was reported as "canceled", although it may still succeed."""
     job_id = shell.json("generate", "a fox", *SLOW, "--no-wait")["job_id"]
     job = fleet.client.job(job_id)
     wait_for(lambda: job.progress().stage == "denoise", TIMEOUT_S, "it runs")
-    assert shell("cancel", job_id) == "asked to end\n"
+    assert shell("cancel", job_id) == "request to end\n"
     assert "canceled" in shell("status", job_id, "--watch", code=4)
 
 
-def test_a_job_past_its_time_limit_ends_with_5(shell: Shell) -> None:
+def test_a_job_past_its_time_limit_exits_with_5(shell: Shell) -> None:
     done = shell.run("generate", "a fox", *SLOW, "--time-limit", "0.5")
     assert done.returncode == 5
     assert "JobTimeout: job" in done.stderr
@@ -202,19 +202,19 @@ def test_a_job_past_its_time_limit_ends_with_5(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "cancel"])
-def test_an_unknown_job_ends_with_3(shell: Shell, command: str) -> None:
+def test_an_unknown_job_exits_with_3(shell: Shell, command: str) -> None:
     done = shell.run(command, "no-such-job")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("JobNotFound: no job 'no-such-job'")
 
 
-def test_a_job_that_the_worker_refuses_ends_with_2(shell: Shell) -> None:
+def test_a_job_that_the_worker_refuses_exits_with_2(shell: Shell) -> None:
     done = shell.run("generate", "a fox", "--checkpoint", "mona-lisa", "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "UnknownCheckpoint: unknown checkpoint 'mona-lisa'; known: demo, demo-xl" in done.stderr
 
 
-def test_models_lists_what_the_workers_have(shell: Shell, fleet: TestFleet) -> None:
+def test_models_lists_the_workers_models(shell: Shell, fleet: TestFleet) -> None:
     table = shell("models")
     for word in ("demo-xl", "sdxl", "sd1", "demo-x4", "upscaler", "checkpoint", "MB"):
         assert word in table
@@ -223,8 +223,8 @@ def test_models_lists_what_the_workers_have(shell: Shell, fleet: TestFleet) -> N
     assert worker["default_checkpoint"] == "demo"
 
 
-def test_the_demo_draws_and_enlarges(shell: Shell) -> None:
-    told = shell("demo")
+def test_the_demo_generates_and_upscales(shell: Shell) -> None:
+    output = shell("demo")
     files = (shell.folder / "out").iterdir()
     assert sorted(shape(file) for file in files) == [("PNG", (256, 256)), ("PNG", (512, 512))]
-    assert "hires" in told
+    assert "hires" in output

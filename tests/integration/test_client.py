@@ -1,4 +1,4 @@
-"""What an app gets from its client on a real Redis, where no worker lives."""
+"""The client on a real Redis without a live worker."""
 
 import os
 import re
@@ -43,47 +43,45 @@ def client(redis_url: str, tmp_path: Path) -> Iterator[Client]:
 
 
 @pytest.fixture
-def full(redis: Redis) -> Iterator[None]:
-    """Given a Redis that has no room for more."""
+def full_redis(redis: Redis) -> Iterator[None]:
+    """A Redis that has no memory left."""
     redis.config_set("maxmemory", 1)
     yield
     redis.config_set("maxmemory", 0)
 
 
-def test_a_time_limit_holds_without_any_worker(client: Client) -> None:
-    """Whoever waited for the result waited for ever."""
+def test_a_time_limit_is_enforced_without_any_worker(client: Client) -> None:
+    """An app that waited for the result waited for ever."""
     job = client.generate(REQUEST, time_limit_s=0.1)
     with pytest.raises(JobTimeout, match=r"0\.1 s"):
         job.result(TIMEOUT_S)
 
 
-def test_a_time_limit_holds_for_whoever_asks_only_now_and_then(client: Client) -> None:
+def test_a_time_limit_is_enforced_by_a_single_status_call(client: Client) -> None:
     job = client.generate(REQUEST, time_limit_s=0.001)
     time.sleep(0.01)
     assert job.status() is JobStatus.FAILED
 
 
 @pytest.mark.parametrize("limit_s", [0, -3, nan, inf])
-def test_a_time_limit_that_makes_no_sense_is_refused(
-    client: Client, redis: Redis, limit_s: float
-) -> None:
-    """NaN meant no limit, and a job that had no time at all was entered."""
+def test_an_invalid_time_limit_is_refused(client: Client, redis: Redis, limit_s: float) -> None:
+    """NaN meant no limit, and a job without any time was enqueued."""
     with pytest.raises(InvalidRequest, match=f"above 0, given {limit_s}"):
         client.generate(REQUEST, time_limit_s=limit_s)
     assert redis.dbsize() == 0
 
 
-@pytest.mark.usefixtures("full")
+@pytest.mark.usefixtures("full_redis")
 def test_a_full_redis_is_unavailable(client: Client) -> None:
-    """Apps got redis-py's own errors, which they were not told of."""
+    """Apps got redis-py's own errors, which are not documented."""
     with pytest.raises(BrokerUnavailable, match=r"refuses: .*maxmemory"):
         client.generate(REQUEST)
     with pytest.raises(BrokerUnavailable, match=r"refuses: .*maxmemory"):
         client.job("job").preview()
 
 
-@pytest.mark.usefixtures("full")
-def test_a_full_redis_ends_the_command_line_with_1(
+@pytest.mark.usefixtures("full_redis")
+def test_a_full_redis_exits_the_command_line_with_1(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGEFLEET_REDIS_URL", redis_url)
@@ -93,8 +91,8 @@ def test_a_full_redis_ends_the_command_line_with_1(
     assert result.stderr.startswith("BrokerUnavailable: Redis cannot be reached or refuses")
 
 
-def test_a_job_whose_message_redis_refuses_is_entered(client: Client, redis: Redis) -> None:
-    """Hence it is no error: the fleet finds that the message is missing."""
+def test_a_job_whose_message_redis_refuses_is_enqueued(client: Client, redis: Redis) -> None:
+    """It is not an error: the reconciler publishes the missing message."""
     redis.execute_command("ACL", "SETUSER", "default", "-lpush")
     try:
         job = client.generate(REQUEST)
@@ -103,18 +101,18 @@ def test_a_job_whose_message_redis_refuses_is_entered(client: Client, redis: Red
     assert job.status() is JobStatus.QUEUED
 
 
-def test_a_job_that_was_enqueued_though_no_answer_came_is_found_by_the_errors_id(
+def test_a_job_that_was_enqueued_without_a_reply_is_found_by_the_id_in_the_error(
     client: Client, redis_server: Process
 ) -> None:
-    """The error said that nothing was enqueued; the job was drawn, and nobody could cancel it."""
+    """The error said that nothing was enqueued; the job ran, and nobody could cancel it."""
     client.generate(REQUEST)  # from here on Redis knows the script, and the connection is open
     os.kill(redis_server.pid, signal.SIGSTOP)
     try:
-        with pytest.raises(BrokerUnavailable) as told:
+        with pytest.raises(BrokerUnavailable) as caught:
             client.generate(REQUEST)
     finally:
         os.kill(redis_server.pid, signal.SIGCONT)
-    found = re.search(r"whether job (\w+) was enqueued is not known", str(told.value))
+    found = re.search(r"whether job (\w+) was enqueued is not known", str(caught.value))
     assert found is not None
     job = client.job(found[1])
     assert job.cancel() is JobStatus.QUEUED

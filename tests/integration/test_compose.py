@@ -1,4 +1,4 @@
-"""docker-compose.yml and worker/Dockerfile: what they promise, without an engine to run them."""
+"""docker-compose.yml and worker/Dockerfile, checked without a Docker engine."""
 
 import os
 import re
@@ -46,19 +46,19 @@ Compose = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def compose_1_29() -> list[str]:
-    """The command line of docker-compose 1.29.2, installed once beside the other local things."""
+    """The command line of docker-compose 1.29.2, installed once in `.local`."""
     folder = REPOSITORY / ".local/docker-compose-1.29.2"
     if not folder.exists():
         folder.parent.mkdir(mode=0o700, exist_ok=True)
-        draft = folder.with_name(f"{folder.name}.{os.getpid()}")
+        temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
         installed = subprocess.run(
-            [*pip, str(draft), *COMPOSE_1_29], check=False, capture_output=True, text=True
+            [*pip, str(temporary), *COMPOSE_1_29], check=False, capture_output=True, text=True
         )
         if installed.returncode:
-            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             pytest.skip(f"docker-compose 1.29.2 cannot be installed: {installed.stderr[-500:]}")
-        draft.rename(folder)
+        temporary.rename(folder)
     start = "from compose.cli.main import main; main()"
     return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {start}"]
 
@@ -100,21 +100,21 @@ def compose(request: pytest.FixtureRequest, tmp_path: Path) -> Compose:
 @pytest.fixture
 def services(tmp_path: Path) -> dict[str, Any]:
     """The services as docker-compose 1.29.2 understands them."""
-    shown = runner(compose_1_29(), tmp_path)("config", **dict.fromkeys(SECRETS, "secret"))
-    assert shown.returncode == 0, shown.stderr
-    return yaml.safe_load(shown.stdout)["services"]
+    result = runner(compose_1_29(), tmp_path)("config", **dict.fromkeys(SECRETS, "secret"))
+    assert result.returncode == 0, result.stderr
+    return yaml.safe_load(result.stdout)["services"]
 
 
-def test_both_generations_of_compose_read_it(compose: Compose) -> None:
-    shown = compose("--profile", "cpu", "config", "--services", **dict.fromkeys(SECRETS, "secret"))
-    assert shown.returncode == 0, shown.stderr
-    assert {"redis", "s3", "worker-cpu", "flower"} <= set(shown.stdout.split())
+def test_both_generations_of_compose_accept_the_file(compose: Compose) -> None:
+    result = compose("--profile", "cpu", "config", "--services", **dict.fromkeys(SECRETS, "secret"))
+    assert result.returncode == 0, result.stderr
+    assert {"redis", "s3", "worker-cpu", "flower"} <= set(result.stdout.split())
 
 
 @pytest.mark.parametrize("missing", SECRETS)
 def test_a_missing_secret_is_named_and_stops_everything(compose: Compose, missing: str) -> None:
-    given = {name: "secret" for name in SECRETS if name != missing}
-    refused = compose("config", **given)
+    secrets = {name: "secret" for name in SECRETS if name != missing}
+    refused = compose("config", **secrets)
     assert refused.returncode != 0
     assert f"set {missing} in .env" in refused.stderr
 
@@ -142,7 +142,7 @@ def test_redis_is_published_nowhere_and_the_others_on_loopback(services: dict[st
     assert ports == {"s3": ["127.0.0.1:8333:8333/tcp"], "flower": ["127.0.0.1:5555:5555/tcp"]}
 
 
-def test_redis_keeps_what_it_was_given_and_evicts_nothing(services: dict[str, Any]) -> None:
+def test_redis_persists_and_evicts_nothing(services: dict[str, Any]) -> None:
     redis = services["redis"]
     command = " ".join(redis["command"])
     assert "--requirepass secret" in command
@@ -150,23 +150,23 @@ def test_redis_keeps_what_it_was_given_and_evicts_nothing(services: dict[str, An
     assert redis["volumes"] == ["redis-data:/data:rw"]
 
 
-def test_everything_comes_back_after_a_crash(services: dict[str, Any]) -> None:
+def test_every_service_restarts_after_a_crash(services: dict[str, Any]) -> None:
     assert {service["restart"] for service in services.values()} == {"unless-stopped"}
 
 
-def test_every_service_is_checked_for_health(services: dict[str, Any]) -> None:
+def test_every_service_has_a_health_check(services: dict[str, Any]) -> None:
     for service in services.values():
         ours = "build" in service and "HEALTHCHECK" in stages()[service["build"]["target"]]
         assert ours or "healthcheck" in service
 
 
-def test_one_worker_reserves_the_gpus_and_the_other_none(services: dict[str, Any]) -> None:
+def test_only_the_gpu_worker_reserves_gpus(services: dict[str, Any]) -> None:
     [device] = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
     assert "deploy" not in services["worker-cpu"]
 
 
-def test_either_worker_starts_by_its_profile_alone(services: dict[str, Any]) -> None:
+def test_each_worker_starts_only_with_its_profile(services: dict[str, Any]) -> None:
     """A profile on one of them only would start the GPU worker on a machine without a GPU."""
     profiles = {name: service.get("profiles") for name, service in services.items()}
     assert profiles.pop("worker") == ["gpu"]

@@ -1,7 +1,7 @@
-"""The demo's trained models draw what they are asked for.
+"""The demo's trained models generate what the prompt says.
 
-These tests look at pictures: a sampler, a prompt weight or a LoRA that goes wrong draws something
-else, and a judge that knows all subjects says so. Thresholds are under what `bench_demo_model`
+These tests look at images: a broken scheduler, prompt weight or LoRA generates something else, and
+a classifier that knows all subjects detects it. Thresholds are below what `bench_demo_model`
 measures, by more than a few unlucky seeds.
 """
 
@@ -14,10 +14,10 @@ from imagefleet_shared.samplers import SCHEDULER_LABELS
 from tests.demo_exam import (
     FIRST_SEED,
     NATURAL,
-    rendered_accuracy,
+    accuracy,
     embedding_share,
     psnr_gain_db,
-    accuracy,
+    rendered_accuracy,
     snowman_share,
     styled_shares,
 )
@@ -43,25 +43,25 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> DemoRenderer:
     return DemoRenderer(tmp_path_factory.mktemp("store"))
 
 
-def test_the_judge_knows_every_subject_on_every_background() -> None:
-    """Or what it says of the models would mean nothing."""
+def test_the_classifier_knows_every_subject_on_every_background() -> None:
+    """Otherwise its results on the models would mean nothing."""
     random = Random(1)
     scenes = [
         Scene(subject=subject, background=background)
         for subject in SUBJECTS
         for background in BACKGROUNDS
     ]
-    drawn = [draw(scene, any_pose(random)) for scene in scenes]
-    assert min(accuracy(drawn, scenes)) > 0.98
+    images = [draw(scene, any_pose(random)) for scene in scenes]
+    assert min(accuracy(images, scenes)) > 0.98
 
 
-def test_a_hundred_scenes_that_were_held_out_are_drawn_right(renderer: DemoRenderer) -> None:
+def test_a_hundred_held_out_scenes_are_generated_correctly(renderer: DemoRenderer) -> None:
     subjects, backgrounds = rendered_accuracy(renderer, (NATURAL * 3)[:100])
     assert subjects >= 0.85
     assert backgrounds >= 0.9
 
 
-def test_another_seed_draws_another_picture_of_the_same(renderer: DemoRenderer) -> None:
+def test_another_seed_gives_another_image_of_the_same_scene(renderer: DemoRenderer) -> None:
     scene = NATURAL[0]
     one, other = renderer.render([caption(scene)] * 2, [1, 2])
     assert one.tobytes() != other.tobytes()
@@ -69,8 +69,10 @@ def test_another_seed_draws_another_picture_of_the_same(renderer: DemoRenderer) 
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_sampler_draws_what_is_asked(renderer: DemoRenderer, scheduler: str) -> None:
-    # PLMS extrapolates over four steps: steps as large as the others bear make it overshoot.
+def test_every_scheduler_generates_what_the_prompt_says(
+    renderer: DemoRenderer, scheduler: str
+) -> None:
+    # PLMS extrapolates over four steps and overshoots with the step size of the other schedulers.
     steps = 40 if scheduler == "plms" else 20
     subjects, backgrounds = rendered_accuracy(
         renderer, NATURAL[:8], scheduler=scheduler, num_inference_steps=steps
@@ -79,48 +81,48 @@ def test_every_sampler_draws_what_is_asked(renderer: DemoRenderer, scheduler: st
     assert backgrounds >= 7 / 8
 
 
-def test_a_weighted_prompt_still_draws_what_it_says(renderer: DemoRenderer) -> None:
-    """A weight that was read wrong (12 for 1.2), or brackets read as words, spoil the picture.
+def test_a_weighted_prompt_still_generates_what_it_says(renderer: DemoRenderer) -> None:
+    """A weight that is parsed wrong (12 for 1.2), or brackets read as words, spoil the image.
 
-    The weights of single words cannot be judged here: this UNet reads a caption where its window is
-    padded, and padding has no weight.
+    The weights of single words cannot be tested here: this UNet reads a caption from its padding
+    tokens, and padding has no weight.
     """
     scenes = NATURAL[:12]
     prompts = [f"({caption(scene)}:1.2)" for scene in scenes]
-    pictures = renderer.render(prompts, range(FIRST_SEED, FIRST_SEED + len(scenes)))
-    subjects, backgrounds = accuracy(pictures, scenes)
+    images = renderer.render(prompts, range(FIRST_SEED, FIRST_SEED + len(scenes)))
+    subjects, backgrounds = accuracy(images, scenes)
     assert subjects >= 10 / 12
     assert backgrounds >= 10 / 12
 
 
-def test_a_negative_prompt_keeps_a_colour_away(renderer: DemoRenderer) -> None:
+def test_a_negative_prompt_avoids_a_colour(renderer: DemoRenderer) -> None:
     prompts = ["a fox"] * 16
     seeds = range(FIRST_SEED, FIRST_SEED + 16)
-    free = [classify(picture).background for picture in renderer.render(prompts, seeds)]
-    most = max(free, key=free.count)
-    kept = renderer.render(prompts, seeds, negative_prompt=f"a fox on a {most} background")
-    assert [classify(picture).background for picture in kept].count(most) < free.count(most)
+    before = [classify(image).background for image in renderer.render(prompts, seeds)]
+    colour = max(before, key=before.count)
+    images = renderer.render(prompts, seeds, negative_prompt=f"a fox on a {colour} background")
+    assert [classify(image).background for image in images].count(colour) < before.count(colour)
 
 
-def test_a_hires_pass_keeps_what_the_first_pass_drew(renderer: DemoRenderer) -> None:
+def test_a_hires_pass_preserves_the_first_passs_image(renderer: DemoRenderer) -> None:
     scenes = NATURAL[:6]
     hires = HiresPass(scale=2, upscaler="demo-x2", strength=0.1, num_inference_steps=8)
     prompts = [caption(scene) for scene in scenes]
-    pictures = renderer.render(prompts, range(FIRST_SEED, FIRST_SEED + 6), hires=hires)
-    assert {picture.size for picture in pictures} == {(256, 256)}
-    subjects, backgrounds = accuracy(pictures, scenes)
+    images = renderer.render(prompts, range(FIRST_SEED, FIRST_SEED + 6), hires=hires)
+    assert {image.size for image in images} == {(256, 256)}
+    subjects, backgrounds = accuracy(images, scenes)
     assert subjects >= 5 / 6
     assert backgrounds >= 5 / 6
 
 
 @pytest.mark.parametrize("style", ["blueprint", "sticker"])
-def test_a_style_moves_pictures_to_its_own_set(renderer: DemoRenderer, style: Style) -> None:
+def test_a_style_lora_moves_images_to_its_own_set(renderer: DemoRenderer, style: Style) -> None:
     shares = styled_shares(renderer, style, 20)
     assert shares["moved"] >= 0.9, shares
     assert shares["nearer at 1"] >= shares["nearer at 0"] + 0.5, shares
 
 
-def test_a_lora_at_scale_0_leaves_the_picture_as_it_was(renderer: DemoRenderer) -> None:
+def test_a_lora_at_scale_0_does_not_change_the_image(renderer: DemoRenderer) -> None:
     prompts, seeds = [caption(NATURAL[0])], [FIRST_SEED]
     [before] = renderer.render(prompts, seeds)
     [styled] = renderer.render(prompts, seeds, loras=[LoRA(name="demo-blueprint")])
@@ -130,12 +132,12 @@ def test_a_lora_at_scale_0_leaves_the_picture_as_it_was(renderer: DemoRenderer) 
     assert at_zero.tobytes() == without.tobytes() == before.tobytes()
 
 
-def test_a_lora_brings_a_subject_that_the_checkpoint_never_saw(renderer: DemoRenderer) -> None:
+def test_a_lora_adds_a_subject_that_the_checkpoint_never_saw(renderer: DemoRenderer) -> None:
     assert snowman_share(renderer, 0.0, 8) == 0
     assert snowman_share(renderer, 1.0, 16) >= 0.85
 
 
-def test_the_embedding_draws_its_subject(renderer: DemoRenderer) -> None:
+def test_the_embedding_generates_its_subject(renderer: DemoRenderer) -> None:
     assert embedding_share(renderer, 24) >= 0.7
 
 

@@ -1,6 +1,6 @@
-"""Faces of generate and upscale jobs, through Redis, S3 and one worker.
+"""Face restoration of generate and upscale jobs, through Redis, S3 and one worker.
 
-The detector is the demo's, which was trained; restorer and parser are as small as they come.
+The detector is the demo's trained one; restorer and parser are tiny untrained networks.
 """
 
 import re
@@ -48,7 +48,7 @@ def fleet_models(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(autouse=True)
-def _the_worker_goes_on(fleet: TestFleet) -> Iterator[None]:
+def _the_worker_keeps_serving(fleet: TestFleet) -> Iterator[None]:
     """Whatever the test does, the same worker process restores a face right after it."""
     before = worker_pids(fleet)
     yield
@@ -92,7 +92,7 @@ def test_an_upscale_job_restores_the_face_and_nothing_else(fleet: TestFleet) -> 
     assert 0.05 < difference.mean() < 0.95
 
 
-def test_faces_before_and_after_the_upscale_are_two_pictures_both_right(
+def test_faces_restored_before_and_after_the_upscale_give_two_different_images(
     fleet: TestFleet,
 ) -> None:
     picture, _ = portrait()
@@ -110,14 +110,14 @@ def test_faces_before_and_after_the_upscale_are_two_pictures_both_right(
     assert changed(before, after).any()
 
 
-def test_a_picture_without_a_face_comes_back_bit_for_bit(fleet: TestFleet) -> None:
+def test_an_image_without_a_face_is_returned_bit_for_bit(fleet: TestFleet) -> None:
     flat = Image.new("RGB", (130, 90), "teal")
-    [back] = upscaled(fleet, flat)
-    assert not changed(back, flat).any()
+    [result] = upscaled(fleet, flat)
+    assert not changed(result, flat).any()
     assert "0 faces in 1 pictures" in fleet.workers[0].log.read_text()
 
 
-def test_alpha_stays_with_a_restored_face(fleet: TestFleet) -> None:
+def test_alpha_is_preserved_when_faces_are_restored(fleet: TestFleet) -> None:
     picture, _ = portrait()
     layered = picture.convert("RGBA")
     layered.putalpha(Image.linear_gradient("L").resize(picture.size))
@@ -128,16 +128,16 @@ def test_alpha_stays_with_a_restored_face(fleet: TestFleet) -> None:
 
 
 @pytest.fixture
-def _all_is_face(fleet_models: Path) -> Iterator[None]:
-    """The test's checkpoint draws no faces: a detector that sees one in any picture."""
+def _detect_a_face_anywhere(fleet_models: Path) -> Iterator[None]:
+    """A detector that detects a face in any image: the test's checkpoint generates none."""
     path = fleet_models / "faces/detection_mobilenet0.25_Final.safetensors"
     save_file(one_face(), path)
     yield
     path.unlink()
 
 
-@pytest.mark.usefixtures("_all_is_face")
-def test_a_generate_job_restores_the_faces_that_it_drew_and_no_others(fleet: TestFleet) -> None:
+@pytest.mark.usefixtures("_detect_a_face_anywhere")
+def test_a_generate_job_restores_faces_inside_the_mask_only(fleet: TestFleet) -> None:
     picture, _ = portrait(256, seed=3)
     mask = Image.new("L", picture.size)
     mask.paste(255, (64, 64, 192, 192))
@@ -157,14 +157,14 @@ def test_a_generate_job_restores_the_faces_that_it_drew_and_no_others(fleet: Tes
             {"face_restore": {"restorer": "tiny"}, "upscale": {"scale": 2}},
         )
     )
-    kept = np.asarray(mask) == 0
-    assert changed(restored, plain)[~kept].any()
-    assert not changed(restored, picture)[kept].any()
+    outside = np.asarray(mask) == 0
+    assert changed(restored, plain)[~outside].any()
+    assert not changed(restored, picture)[outside].any()
     expected = restored.resize(large.size, Image.Resampling.LANCZOS)
     assert not changed(large, expected).any()
 
 
-def test_the_picture_tells_how_its_faces_were_made(fleet: TestFleet) -> None:
+def test_the_infotext_has_the_face_restoration(fleet: TestFleet) -> None:
     faces = FaceRestore(restorer="tiny", visibility=0.5)
     request = GenerateRequest(prompt="x", num_inference_steps=1, face_restore=faces)
     [content] = fleet.client.generate(request).files(TIMEOUT_S)
@@ -173,7 +173,7 @@ def test_the_picture_tells_how_its_faces_were_made(fleet: TestFleet) -> None:
     assert "Face restoration visibility: 0.5" in text
 
 
-def test_models_lists_restorers_and_not_their_parts(fleet: TestFleet) -> None:
+def test_models_lists_restorers_but_not_detectors_and_parsers(fleet: TestFleet) -> None:
     [worker] = fleet.client.workers()
     faces = [(model.name, model.forms) for model in worker.models if model.kind == "face"]
     assert faces == [("hollow", ("GFPGAN",)), ("tiny", ("RestoreFormer",))]
@@ -191,14 +191,14 @@ def test_models_lists_restorers_and_not_their_parts(fleet: TestFleet) -> None:
         ({"restorer": "hollow", "fidelity": 0.5}, InvalidRequest, "is GFPGAN: leave it out"),
     ],
 )
-def test_what_cannot_restore_faces_is_refused(
+def test_an_unusable_restorer_is_refused(
     fleet: TestFleet, faces: dict[str, object], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         upscaled(fleet, portrait()[0], face_restore=faces)
 
 
-def test_a_restorer_is_no_upscaler(fleet: TestFleet) -> None:
+def test_a_restorer_is_not_an_upscaler(fleet: TestFleet) -> None:
     request = GenerateRequest(
         prompt="x", num_inference_steps=1, upscale=UpscalePass(scale=2, upscaler="tiny")
     )
@@ -206,7 +206,7 @@ def test_a_restorer_is_no_upscaler(fleet: TestFleet) -> None:
         fleet.client.generate(request).result(TIMEOUT_S)
 
 
-def test_a_missing_detector_fails_before_anything_is_drawn(
+def test_a_missing_detector_fails_before_anything_is_generated(
     fleet: TestFleet, fleet_models: Path
 ) -> None:
     path = fleet_models / DETECTOR

@@ -1,7 +1,7 @@
-"""Pictures through a real fleet: client, Redis, worker process, S3; compared with plain diffusers.
+"""Images from a real fleet (client, Redis, worker process, S3), compared with plain diffusers.
 
-The reference reads the very checkpoint that the worker has with diffusers' own reader, and builds
-its schedulers directly, so that nothing of ours stands between file and picture.
+The reference loads the worker's checkpoint with diffusers' own loader and builds its schedulers
+directly, so that none of our code is between file and image.
 """
 
 # ruff: noqa: ANN401 — diffusers' pipelines are typed in part: what they take and give is unknown
@@ -76,7 +76,7 @@ EULER = EulerDiscreteScheduler(**BETAS, timestep_spacing="linspace", steps_offse
 
 
 def plain_diffusers(checkpoint: Path, family: Family, folder: Path) -> Any:
-    """Diffusers' own pipeline of a single-file checkpoint; only sizes and tokenizers are told."""
+    """Diffusers' own pipeline of a single-file checkpoint; only sizes and tokenizers are given."""
     parts: dict[str, Any] = {**tiny.demo_models(family, seed=1), "scheduler": EULER}
     parts["tokenizer"] = clip_tokenizer("<|endoftext|>")
     pipeline: Any = StableDiffusionPipeline
@@ -93,17 +93,17 @@ def plain_diffusers(checkpoint: Path, family: Family, folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def drawing(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def txt2img(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`StableDiffusionPipeline` on the demo checkpoint."""
     checkpoint = demo_models / "checkpoints/demo.safetensors"
     return plain_diffusers(checkpoint, "sd1", tmp_path_factory.mktemp("sd1"))
 
 
 @pytest.fixture(scope="module")
-def redrawing(drawing: Any) -> Any:
+def img2img(txt2img: Any) -> Any:
     """`StableDiffusionImg2ImgPipeline` of the same components."""
     pipeline: Any = StableDiffusionImg2ImgPipeline(
-        **drawing.components, requires_safety_checker=False
+        **txt2img.components, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -113,8 +113,8 @@ def seeded(seed: int = SEED) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def drawn(pipeline: Any, scheduler: Any = EULER, **arguments: Any) -> Any:
-    """What plain diffusers gives: a picture, or latents where those are asked for."""
+def reference(pipeline: Any, scheduler: Any = EULER, **arguments: Any) -> Any:
+    """Output of plain diffusers: an image, or latents if requested."""
     pipeline.scheduler = scheduler
     settings: dict[str, Any] = {
         "prompt": PROMPT,
@@ -126,15 +126,17 @@ def drawn(pipeline: Any, scheduler: Any = EULER, **arguments: Any) -> Any:
     }
     if not isinstance(pipeline, StableDiffusionImg2ImgPipeline):
         settings = {"width": 128, "height": 128, **settings}
-    draw: Any = pipeline
-    images = draw(**settings).images
+    call: Any = pipeline
+    images = call(**settings).images
     return images if settings.get("output_type") == "latent" else images[0]
 
 
-def redrawn(pipeline: Any, start: Image.Image | torch.Tensor, executed: int, **fields: Any) -> Any:
-    """What plain diffusers draws over a picture, or over latents, in so many steps.
+def reference_img2img(
+    pipeline: Any, start: Image.Image | torch.Tensor, executed: int, **fields: Any
+) -> Any:
+    """Output of plain diffusers' img2img from an image, or from latents, in so many steps.
 
-    From the mode of the VAE's posterior, as in ours: a sample of it would take the noise's numbers.
+    From the mode of the VAE's posterior, as ours: sampling it would consume the noise's numbers.
     """
     if isinstance(start, Image.Image):
         pixels = torch.from_numpy(np.array(start)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -142,7 +144,7 @@ def redrawn(pipeline: Any, start: Image.Image | torch.Tensor, executed: int, **f
             mode = pipeline.vae.encode(pixels).latent_dist.mode()
         start = mode * pipeline.vae.config.scaling_factor
     steps = fields.get("num_inference_steps", STEPS)
-    return drawn(pipeline, image=start, strength=min(1.0, (executed + 0.01) / steps), **fields)
+    return reference(pipeline, image=start, strength=min(1.0, (executed + 0.01) / steps), **fields)
 
 
 def request(**fields: object) -> GenerateRequest:
@@ -157,15 +159,15 @@ def request(**fields: object) -> GenerateRequest:
     return GenerateRequest(**settings)
 
 
-def picture(fleet: TestFleet, wanted: GenerateRequest | UpscaleRequest) -> Image.Image:
-    [image] = submitted(fleet, wanted).images(TIMEOUT_S)
+def render(fleet: TestFleet, request: GenerateRequest | UpscaleRequest) -> Image.Image:
+    [image] = submit(fleet, request).images(TIMEOUT_S)
     return image
 
 
-def submitted(fleet: TestFleet, wanted: GenerateRequest | UpscaleRequest) -> Job:
-    if isinstance(wanted, GenerateRequest):
-        return fleet.client.generate(wanted)
-    return fleet.client.upscale(wanted)
+def submit(fleet: TestFleet, request: GenerateRequest | UpscaleRequest) -> Job:
+    if isinstance(request, GenerateRequest):
+        return fleet.client.generate(request)
+    return fleet.client.upscale(request)
 
 
 def difference(ours: Image.Image, theirs: Image.Image) -> int:
@@ -177,13 +179,13 @@ def difference(ours: Image.Image, theirs: Image.Image) -> int:
 
 
 def photo(width: int, height: int) -> Image.Image:
-    """A smooth, coloured picture."""
+    """A smooth, coloured image."""
     coarse = np.random.default_rng(3).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def enlarged(models: Path, name: str, image: Image.Image) -> Image.Image:
-    """What the network itself gives for the whole picture."""
+    """Output of the network itself for the whole image."""
     network: Any = ModelLoader("cpu").load_from_file(models / f"upscalers/{name}.safetensors")
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
@@ -209,16 +211,16 @@ SOLVERS: list[tuple[SchedulerName, SigmaSchedule, type, Mapping[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "sigmas", "scheduler", "arguments"), SOLVERS)
-def test_a_picture_equals_that_of_plain_diffusers(
+def test_txt2img_equals_plain_diffusers(
     fleet: TestFleet,
-    drawing: Any,
+    txt2img: Any,
     name: SchedulerName,
     sigmas: SigmaSchedule,
     scheduler: type,
     arguments: Mapping[str, Any],
 ) -> None:
-    ours = picture(fleet, request(scheduler=name, sigma_schedule=sigmas))
-    assert difference(ours, drawn(drawing, scheduler(**BETAS, **arguments))) <= 1
+    ours = render(fleet, request(scheduler=name, sigma_schedule=sigmas))
+    assert difference(ours, reference(txt2img, scheduler(**BETAS, **arguments))) <= 1
 
 
 @pytest.mark.parametrize(
@@ -233,14 +235,14 @@ def test_a_picture_equals_that_of_plain_diffusers(
     ids=str,
 )
 def test_settings_mean_what_they_mean_to_diffusers(
-    fleet: TestFleet, drawing: Any, fields: Mapping[str, Any], arguments: Mapping[str, Any]
+    fleet: TestFleet, txt2img: Any, fields: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> None:
-    assert difference(picture(fleet, request(**fields)), drawn(drawing, **arguments)) <= 1
+    assert difference(render(fleet, request(**fields)), reference(txt2img, **arguments)) <= 1
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
-def test_clip_skip_leaves_out_layers_for_prompt_and_negative(
-    fleet: TestFleet, drawing: Any, clip_skip: int
+def test_clip_skip_skips_layers_for_prompt_and_negative_prompt(
+    fleet: TestFleet, txt2img: Any, clip_skip: int
 ) -> None:
     """As in A1111.
 
@@ -249,90 +251,91 @@ def test_clip_skip_leaves_out_layers_for_prompt_and_negative(
     """
 
     def encoded(text: str) -> torch.Tensor:
-        tokens = drawing.tokenizer(text, padding="max_length", return_tensors="pt")
+        tokens = txt2img.tokenizer(text, padding="max_length", return_tensors="pt")
         with torch.no_grad():
-            output = drawing.text_encoder(tokens.input_ids, output_hidden_states=True)
-            return drawing.text_encoder.final_layer_norm(output.hidden_states[-1 - clip_skip])
+            output = txt2img.text_encoder(tokens.input_ids, output_hidden_states=True)
+            return txt2img.text_encoder.final_layer_norm(output.hidden_states[-1 - clip_skip])
 
     embeds = {"prompt_embeds": encoded(PROMPT), "negative_prompt_embeds": encoded(NEGATIVE)}
-    theirs = drawn(drawing, prompt=None, negative_prompt=None, **embeds)
-    assert difference(picture(fleet, request(clip_skip=clip_skip)), theirs) <= 1
+    theirs = reference(txt2img, prompt=None, negative_prompt=None, **embeds)
+    assert difference(render(fleet, request(clip_skip=clip_skip)), theirs) <= 1
 
 
-def test_each_picture_of_a_batch_equals_the_picture_drawn_alone(
-    fleet: TestFleet, drawing: Any
+def test_each_image_of_a_batch_equals_the_image_generated_alone(
+    fleet: TestFleet, txt2img: Any
 ) -> None:
-    job = submitted(fleet, request(num_images=3))
+    job = submit(fleet, request(num_images=3))
     images = job.images(TIMEOUT_S)
     assert [image.seed for image in job.result().images] == [SEED, SEED + 1, SEED + 2]
     for index, ours in enumerate(images):
-        alone = picture(fleet, request(seed=SEED + index))
+        alone = render(fleet, request(seed=SEED + index))
         assert difference(ours, alone) <= 1
-        assert difference(ours, drawn(drawing, generator=seeded(SEED + index))) <= 1
+        assert difference(ours, reference(txt2img, generator=seeded(SEED + index))) <= 1
     assert difference(images[0], images[1]) > 1
 
 
 @pytest.mark.parametrize(("strength", "executed"), [(0.35, 3), (0.5, 4), (1.0, 6)])
-def test_img2img_is_that_of_plain_diffusers_with_one_step_more(
-    fleet: TestFleet, redrawing: Any, strength: float, executed: int
+def test_img2img_equals_plain_diffusers_with_one_step_more(
+    fleet: TestFleet, img2img: Any, strength: float, executed: int
 ) -> None:
     """A1111 executes int(steps x strength) + 1 steps, diffusers one less."""
     start = photo(128, 96)
-    ours = picture(fleet, request(image=fleet.client.put_image(start), strength=strength))
-    assert difference(ours, redrawn(redrawing, start, executed)) <= 1
+    ours = render(fleet, request(image=fleet.client.put_image(start), strength=strength))
+    assert difference(ours, reference_img2img(img2img, start, executed)) <= 1
 
 
-def test_img2img_of_another_size_starts_from_the_picture_resized_by_lanczos(
-    fleet: TestFleet, redrawing: Any
+def test_img2img_of_another_size_starts_from_the_image_resized_by_lanczos(
+    fleet: TestFleet, img2img: Any
 ) -> None:
     start = photo(101, 83)
-    wanted = request(image=fleet.client.put_image(start), strength=0.5)
+    small_request = request(image=fleet.client.put_image(start), strength=0.5)
     resized = start.resize((96, 80), Image.Resampling.LANCZOS)
-    assert difference(picture(fleet, wanted), redrawn(redrawing, resized, executed=4)) <= 1
+    assert (
+        difference(render(fleet, small_request), reference_img2img(img2img, resized, executed=4))
+        <= 1
+    )
 
 
-def test_sdxl_equals_that_of_plain_diffusers(
-    fleet: TestFleet, demo_models: Path, tmp_path: Path
-) -> None:
+def test_sdxl_equals_plain_diffusers(fleet: TestFleet, demo_models: Path, tmp_path: Path) -> None:
     checkpoint = demo_models / "checkpoints/demo-xl.safetensors"
     pipeline = plain_diffusers(checkpoint, "sdxl", tmp_path)
     for fields, arguments in (
         ({"negative_prompt": ""}, {"negative_prompt": None}),
         ({}, {}),
         ({"width": 192, "height": 64}, {"width": 192, "height": 64}),
-        # As A1111, which skips nothing more of SDXL's encoders.
+        # As A1111, which ignores clip skip for SDXL.
         ({"clip_skip": 1, "guidance_scale": 1}, {"guidance_scale": 1.0}),
     ):
-        ours = picture(fleet, request(checkpoint="demo-xl", **fields))
-        assert difference(ours, drawn(pipeline, **arguments)) <= 1, fields
+        ours = render(fleet, request(checkpoint="demo-xl", **fields))
+        assert difference(ours, reference(pipeline, **arguments)) <= 1, fields
 
 
-Between = Literal["latent", "lanczos", "demo-x2"]
+HiresUpscaler = Literal["latent", "lanczos", "demo-x2"]
 
 
 @pytest.mark.parametrize("upscaler", ["latent", "lanczos", "demo-x2"])
 def test_a_hires_pass_is_img2img_on_the_stretched_schedule(
-    fleet: TestFleet, drawing: Any, redrawing: Any, demo_models: Path, upscaler: Between
+    fleet: TestFleet, txt2img: Any, img2img: Any, demo_models: Path, upscaler: HiresUpscaler
 ) -> None:
     """7 steps executed at strength 0.7 are the last 7 of 10 scheduled, as in A1111."""
     if upscaler == "latent":
-        latents = drawn(drawing, output_type="latent")
+        latents = reference(txt2img, output_type="latent")
         start: Any = interpolate(latents, size=(24, 24), mode="bilinear")
     else:
-        start = drawn(drawing)
+        start = reference(txt2img)
         if upscaler == "demo-x2":
             start = enlarged(demo_models, upscaler, start)
         start = start.resize((192, 192), Image.Resampling.LANCZOS)
-    theirs = redrawn(redrawing, start, executed=7, num_inference_steps=10)
+    theirs = reference_img2img(img2img, start, executed=7, num_inference_steps=10)
 
     hires = HiresPass(scale=1.5, upscaler=upscaler, num_inference_steps=7, strength=0.7)
-    ours = picture(fleet, request(hires=hires))
+    ours = render(fleet, request(hires=hires))
     assert difference(ours, theirs) <= 1
 
 
-def test_a_hires_pass_executes_exactly_the_steps_asked_for(fleet: TestFleet) -> None:
+def test_a_hires_pass_executes_exactly_the_requested_steps(fleet: TestFleet) -> None:
     hires = HiresPass(width=256, height=192, num_inference_steps=30, strength=0.3)
-    job = submitted(fleet, request(hires=hires))
+    job = submit(fleet, request(hires=hires))
     seen = {
         progress.stage: progress.steps
         for progress in job.events(TIMEOUT_S)
@@ -344,19 +347,19 @@ def test_a_hires_pass_executes_exactly_the_steps_asked_for(fleet: TestFleet) -> 
     assert {"denoise", "hires"} <= result.timings.stages_s.keys()
 
 
-def test_hires_takes_as_many_steps_as_the_first_pass_unless_told(fleet: TestFleet) -> None:
-    result = submitted(fleet, request(hires=HiresPass(scale=1.5))).result(TIMEOUT_S)
+def test_hires_takes_as_many_steps_as_the_first_pass_by_default(fleet: TestFleet) -> None:
+    result = submit(fleet, request(hires=HiresPass(scale=1.5))).result(TIMEOUT_S)
     assert isinstance(result.request, GenerateRequest)
     assert result.request.hires is not None
     assert result.request.hires.num_inference_steps == STEPS
 
 
-def test_events_tell_the_stages_in_order_and_end_with_success(fleet: TestFleet) -> None:
-    events = list(submitted(fleet, request(num_inference_steps=60)).events(TIMEOUT_S))
+def test_events_have_the_stages_in_order_and_end_with_success(fleet: TestFleet) -> None:
+    events = list(submit(fleet, request(num_inference_steps=60)).events(TIMEOUT_S))
     stages = ["queued", "load", "text", "denoise", "decode", "store", "done"]
-    turn = max(place for place, event in enumerate(events) if event.stage == "queued")
-    assert {event.stage for event in events[:turn]} <= {"queued", "load"}
-    order = [(stages.index(event.stage), event.step) for event in events[turn:]]
+    scheduled = max(index for index, event in enumerate(events) if event.stage == "queued")
+    assert {event.stage for event in events[:scheduled]} <= {"queued", "load"}
+    order = [(stages.index(event.stage), event.step) for event in events[scheduled:]]
     assert order == sorted(order)
     assert any(event.stage == "denoise" and event.steps == 60 for event in events)
     assert [event for event in events if event.status.ended] == [events[-1]]
@@ -364,8 +367,8 @@ def test_events_tell_the_stages_in_order_and_end_with_success(fleet: TestFleet) 
     assert events[-1].stage == "done"
 
 
-def test_the_result_tells_what_the_worker_decided(fleet: TestFleet) -> None:
-    result = submitted(fleet, GenerateRequest(prompt="x", num_inference_steps=1)).result(TIMEOUT_S)
+def test_the_result_has_what_the_worker_decided(fleet: TestFleet) -> None:
+    result = submit(fleet, GenerateRequest(prompt="x", num_inference_steps=1)).result(TIMEOUT_S)
     assert isinstance(result.request, GenerateRequest)
     decided = result.request
     assert (decided.checkpoint, decided.width, decided.height) == ("demo", 128, 128)
@@ -374,24 +377,24 @@ def test_the_result_tells_what_the_worker_decided(fleet: TestFleet) -> None:
     assert (result.worker, result.attempt) == (worker.name, 1)
 
 
-def test_a_small_picture_is_enlarged_as_by_the_network_itself(
+def test_an_upscale_of_a_small_image_equals_the_network_itself(
     fleet: TestFleet, demo_models: Path
 ) -> None:
     start = photo(96, 80)
     key = fleet.client.put_image(start)
-    ours = picture(fleet, UpscaleRequest(images=(key,), upscaler="demo-x2", scale=2))
+    ours = render(fleet, UpscaleRequest(images=(key,), upscaler="demo-x2", scale=2))
     assert difference(ours, enlarged(demo_models, "demo-x2", start)) <= 1
 
 
-def test_tiles_do_not_show(fleet: TestFleet, demo_models: Path) -> None:
-    """300x260 is four tiles of 192; where they meet they differ no more than elsewhere.
+def test_tiles_are_invisible(fleet: TestFleet, demo_models: Path) -> None:
+    """300x260 is four tiles of 192; at the seams they differ no more than elsewhere.
 
-    SwinIR pads the whole picture to its grid of 8, the tiles need no padding: the outermost two
-    input pixels may say something else.
+    SwinIR pads the whole image to its grid of 8, the tiles need no padding: the outermost two input
+    pixels may differ.
     """
     start = photo(300, 260)
     key = fleet.client.put_image(start)
-    ours = picture(fleet, UpscaleRequest(images=(key,), upscaler="demo-x2", scale=2))
+    ours = render(fleet, UpscaleRequest(images=(key,), upscaler="demo-x2", scale=2))
     whole = enlarged(demo_models, "demo-x2", start)
     inner = (4, 4, 596, 516)
     assert difference(ours.crop(inner), whole.crop(inner)) <= 2
@@ -399,24 +402,24 @@ def test_tiles_do_not_show(fleet: TestFleet, demo_models: Path) -> None:
 
 @pytest.mark.parametrize("upscaler", ["demo-x2", "demo-x4", "lanczos"])
 @pytest.mark.parametrize("scale", [1.5, 3])
-def test_any_factor_gives_exactly_the_size_asked_for(
+def test_any_factor_gives_exactly_the_requested_size(
     fleet: TestFleet, upscaler: str, scale: float
 ) -> None:
     key = fleet.client.put_image(photo(50, 34))
-    ours = picture(fleet, UpscaleRequest(images=(key,), upscaler=upscaler, scale=scale))
+    ours = render(fleet, UpscaleRequest(images=(key,), upscaler=upscaler, scale=scale))
     assert ours.size == (50 * scale, 34 * scale)
 
 
-def test_a_drawn_picture_can_be_enlarged_in_the_same_job(
-    fleet: TestFleet, drawing: Any, demo_models: Path
+def test_a_generated_image_can_be_upscaled_in_the_same_job(
+    fleet: TestFleet, txt2img: Any, demo_models: Path
 ) -> None:
-    ours = picture(fleet, request(upscale=UpscalePass(upscaler="demo-x4", scale=4)))
-    assert difference(ours, enlarged(demo_models, "demo-x4", drawn(drawing))) <= 1
+    ours = render(fleet, request(upscale=UpscalePass(upscaler="demo-x4", scale=4)))
+    assert difference(ours, enlarged(demo_models, "demo-x4", reference(txt2img))) <= 1
 
 
-def test_a_png_says_how_it_was_made(fleet: TestFleet, demo_models: Path) -> None:
-    wanted = request(scheduler="dpmpp_2m", sigma_schedule="karras", clip_skip=1)
-    [content] = submitted(fleet, wanted).files(TIMEOUT_S)
+def test_a_png_has_its_generation_parameters(fleet: TestFleet, demo_models: Path) -> None:
+    small_request = request(scheduler="dpmpp_2m", sigma_schedule="karras", clip_skip=1)
+    [content] = submit(fleet, small_request).files(TIMEOUT_S)
     with Image.open(BytesIO(content)) as image:
         text = image.info["parameters"]
     digest = sha256((demo_models / "checkpoints/demo.safetensors").read_bytes()).hexdigest()
@@ -429,20 +432,20 @@ def test_a_png_says_how_it_was_made(fleet: TestFleet, demo_models: Path) -> None
     )
 
 
-def test_an_enlarged_picture_keeps_the_text_of_its_making(fleet: TestFleet) -> None:
-    [content] = submitted(fleet, request()).files(TIMEOUT_S)
+def test_an_upscaled_image_keeps_its_generation_parameters(fleet: TestFleet) -> None:
+    [content] = submit(fleet, request()).files(TIMEOUT_S)
     key = fleet.client.put_image(content)
-    [large] = submitted(fleet, UpscaleRequest(images=(key,), scale=2)).files(TIMEOUT_S)
+    [large] = submit(fleet, UpscaleRequest(images=(key,), scale=2)).files(TIMEOUT_S)
     assert parameters(large) == (
         f"{parameters(content)}, Postprocess upscale by: 2, Postprocess upscaler: Lanczos"
     )
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
-def test_jpeg_and_webp_hold_the_same_picture_and_text(
+def test_jpeg_and_webp_have_the_same_image_and_text(
     fleet: TestFleet, output_format: ImageFormat
 ) -> None:
-    png, other = (submitted(fleet, request(output_format=name)) for name in ("png", output_format))
+    png, other = (submit(fleet, request(output_format=name)) for name in ("png", output_format))
     [content] = other.files(TIMEOUT_S)
     [file] = other.result().images
     assert file.format == output_format
@@ -455,8 +458,8 @@ def test_jpeg_and_webp_hold_the_same_picture_and_text(
     assert difference(lossy, Image.open(expected)) <= 1
 
 
-def test_the_files_lie_where_the_result_says(fleet: TestFleet) -> None:
-    job = submitted(fleet, request(num_images=2))
+def test_the_files_are_where_the_result_says(fleet: TestFleet) -> None:
+    job = submit(fleet, request(num_images=2))
     contents = job.files(TIMEOUT_S)
     s3 = boto3.client(
         "s3",
@@ -475,20 +478,20 @@ def test_the_files_lie_where_the_result_says(fleet: TestFleet) -> None:
 
 
 def test_presigned_urls_work_over_plain_http(fleet: TestFleet) -> None:
-    job = submitted(fleet, request())
+    job = submit(fleet, request())
     [url] = job.urls(TIMEOUT_S, expires_s=60)
     with urllib.request.urlopen(url, timeout=10) as response:
         assert response.headers["Content-Type"] == "image/png"
         assert [response.read()] == job.files()
 
 
-def test_a_job_can_be_picked_up_in_another_process(fleet: TestFleet) -> None:
-    job = submitted(fleet, request())
+def test_a_job_can_be_read_in_another_process(fleet: TestFleet) -> None:
+    job = submit(fleet, request())
     script = (
         "import sys; from imagefleet_producer import Client; "
         "print(Client().job(sys.argv[1]).result(60).model_dump_json())"
     )
-    there = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", script, job.id],
         env=child_environment(fleet.environment),
         cwd=REPOSITORY,
@@ -497,7 +500,7 @@ def test_a_job_can_be_picked_up_in_another_process(fleet: TestFleet) -> None:
         timeout=TIMEOUT_S,
         check=True,
     )
-    assert there.stdout.strip() == job.result().model_dump_json()
+    assert done.stdout.strip() == job.result().model_dump_json()
 
 
 def test_unknown_ids_are_not_found_rather_than_queued(fleet: TestFleet) -> None:
@@ -510,7 +513,7 @@ def test_unknown_ids_are_not_found_rather_than_queued(fleet: TestFleet) -> None:
 
 
 def test_a_canceled_job_ends_and_leaves_the_worker_warm(fleet: TestFleet) -> None:
-    job = submitted(fleet, request(num_inference_steps=150, width=512, height=512))
+    job = submit(fleet, request(num_inference_steps=150, width=512, height=512))
     running: list[Progress] = []
     for progress in job.events(TIMEOUT_S):
         if progress.stage == "denoise" and not running:
@@ -518,4 +521,4 @@ def test_a_canceled_job_ends_and_leaves_the_worker_warm(fleet: TestFleet) -> Non
             running.append(progress)
     assert running
     assert job.status() is JobStatus.CANCELED
-    assert submitted(fleet, request()).result(TIMEOUT_S).timings.stages_s["load"] < 1
+    assert submit(fleet, request()).result(TIMEOUT_S).timings.stages_s["load"] < 1

@@ -1,4 +1,4 @@
-"""Pictures stay what they were; a change that means to change them draws them anew."""
+"""Images equal the stored golden images, unless a change that intends otherwise updates them."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from PIL import Image
 from tests.golden_pictures import FOLDER, REQUESTS, render
 from tests.local_renderer import LocalRenderer, open_local_renderer
 
-# The same weights and steps give nearly the same picture on every machine: kernels round otherwise.
-LEAST_PSNR_DB = 45
+# The same weights and steps give nearly the same image on every machine: kernels round differently.
+MIN_PSNR_DB = 45
 
 
 @pytest.fixture(scope="module")
 def renderer(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> LocalRenderer:
-    return open_local_renderer(demo_models, tmp_path_factory.mktemp("atelier"))
+    return open_local_renderer(demo_models, tmp_path_factory.mktemp("store"))
 
 
 def psnr_db(one: Image.Image, other: Image.Image) -> float:
@@ -24,18 +24,20 @@ def psnr_db(one: Image.Image, other: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_picture_is_as_it_was(renderer: LocalRenderer, name: str, tmp_path: Path) -> None:
-    golden, drawn = Image.open(FOLDER / f"{name}.png").convert("RGB"), render(renderer, name)
-    assert drawn.size == golden.size
-    similarity = psnr_db(drawn, golden)
-    if similarity < LEAST_PSNR_DB:
+def test_an_image_equals_its_golden_image(
+    renderer: LocalRenderer, name: str, tmp_path: Path
+) -> None:
+    golden, rendered = Image.open(FOLDER / f"{name}.png").convert("RGB"), render(renderer, name)
+    assert rendered.size == golden.size
+    similarity = psnr_db(rendered, golden)
+    if similarity < MIN_PSNR_DB:
         both = Image.new("RGB", (2 * golden.width, golden.height))
         both.paste(golden, (0, 0))
-        both.paste(drawn, (golden.width, 0))
+        both.paste(rendered, (golden.width, 0))
         both.save(tmp_path / f"{name}.png")
-        pytest.fail(f"{name}: {similarity:.1f} dB; was and is: {tmp_path / name}.png")
+        pytest.fail(f"{name}: {similarity:.1f} dB; golden and rendered: {tmp_path / name}.png")
 
 
-def test_every_golden_picture_has_its_request_and_differs_from_the_others() -> None:
+def test_every_golden_image_has_its_request_and_differs_from_the_others() -> None:
     assert {file.stem for file in FOLDER.iterdir()} == set(REQUESTS)
     assert len({file.read_bytes() for file in FOLDER.iterdir()}) == len(REQUESTS)

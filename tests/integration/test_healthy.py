@@ -1,4 +1,4 @@
-"""`imagefleet-worker --healthy`, by which an orchestrator decides whether a worker must go."""
+"""`imagefleet-worker --healthy`, the health check for orchestrators."""
 
 import socket
 import subprocess
@@ -28,7 +28,7 @@ def healthy(redis_url: str) -> bool:
     return subprocess.run(command, env=environment, check=False).returncode == 0
 
 
-def serving(host: str) -> WorkerInfo:
+def worker_info(host: str) -> WorkerInfo:
     return WorkerInfo(
         name=f"{host}-cpu-77",
         host=host,
@@ -40,9 +40,9 @@ def serving(host: str) -> WorkerInfo:
     )
 
 
-def test_a_host_is_healthy_while_a_worker_of_its_own_serves(redis: Redis, redis_url: str) -> None:
-    """Given another host whose name begins with ours: it made us look healthy."""
-    announce(redis, serving(f"{HOST}-2"))
+def test_a_host_is_healthy_while_its_own_worker_is_live(redis: Redis, redis_url: str) -> None:
+    """Another host whose name begins with ours made us look healthy."""
+    announce(redis, worker_info(f"{HOST}-2"))
     assert not healthy(redis_url)
-    announce(redis, serving(HOST))
+    announce(redis, worker_info(HOST))
     assert healthy(redis_url)

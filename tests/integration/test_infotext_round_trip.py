@@ -1,4 +1,4 @@
-"""Pictures drawn again, through the real queue, from the text they carry; and read by others."""
+"""Images generated again from their infotext by a real fleet; and infotext read by others."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.fleet import TestFleet
 TIMEOUT_S = 60
 
 
-def drawn(fleet: TestFleet, request: GenerateRequest) -> bytes:
+def generate(fleet: TestFleet, request: GenerateRequest) -> bytes:
     [content] = fleet.client.generate(request).files(TIMEOUT_S)
     return content
 
@@ -50,22 +50,22 @@ def pixels(content: bytes, folder: Path) -> Any:  # noqa: ANN401 — numpy's arr
     ],
     ids=lambda fields: " ".join(fields),
 )
-def test_a_picture_is_drawn_again_from_its_own_text(
+def test_an_image_is_generated_again_from_its_own_text(
     fleet: TestFleet, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     plain: dict[str, Any] = {"prompt": "a red fox", "num_inference_steps": 4, "seed": 11}
-    first = drawn(fleet, GenerateRequest.model_validate(plain | fields))
+    first = generate(fleet, GenerateRequest.model_validate(plain | fields))
     text = read_parameters(first)
     assert text is not None
     assert ("Pad conds: True" in text) == ("many words" in text)
     parsed = parse(text)
     assert parsed.ignored == {}
-    again = drawn(fleet, parsed.request)
+    again = generate(fleet, parsed.request)
     assert read_parameters(again) == text
     assert np.array_equal(pixels(first, tmp_path), pixels(again, tmp_path))
 
 
-def test_a_picture_drawn_over_another_is_drawn_again_too(fleet: TestFleet, tmp_path: Path) -> None:
+def test_an_img2img_image_is_generated_again_too(fleet: TestFleet, tmp_path: Path) -> None:
     photo = Image.linear_gradient("L").convert("RGB").resize((128, 96))
     request = GenerateRequest(
         prompt="a red fox",
@@ -74,31 +74,31 @@ def test_a_picture_drawn_over_another_is_drawn_again_too(fleet: TestFleet, tmp_p
         image=fleet.client.put_image(photo),
         strength=0.6,
     )
-    first = drawn(fleet, request)
-    source = tmp_path / "picture.png"
+    first = generate(fleet, request)
+    source = tmp_path / "image.png"
     source.write_bytes(first)
     again, ignored = build_request(CliOptions.from_options({}), source, fleet.client)
     assert ignored == {}
-    assert np.array_equal(pixels(first, tmp_path), pixels(drawn(fleet, again), tmp_path))
+    assert np.array_equal(pixels(first, tmp_path), pixels(generate(fleet, again), tmp_path))
 
 
-def test_the_second_of_two_pictures_is_drawn_alone(fleet: TestFleet, tmp_path: Path) -> None:
-    """A batch differs from a picture alone in the lowest bit of few pixels, by float's rounding."""
+def test_the_second_of_two_images_is_generated_alone(fleet: TestFleet, tmp_path: Path) -> None:
+    """A batch differs from an image alone in the lowest bit of few pixels, by float rounding."""
     request = GenerateRequest(prompt="a red fox", num_inference_steps=4, seed=5, num_images=2)
     second = fleet.client.generate(request).files(TIMEOUT_S)[1]
     text = read_parameters(second)
     assert text is not None
     assert "Seed: 6," in text
-    again = drawn(fleet, parse(text).request)
+    again = generate(fleet, parse(text).request)
     difference = pixels(second, tmp_path).astype(int) - pixels(again, tmp_path)
     assert np.abs(difference).max() <= 1
 
 
 @pytest.mark.parametrize("file_format", ["png", "jpeg", "webp"])
-def test_another_program_reads_our_pictures(
+def test_another_program_reads_our_infotext(
     fleet: TestFleet, tmp_path: Path, file_format: ImageFormat
 ) -> None:
-    """sd-parsers, a reader of its own making for pictures of A1111."""
+    """sd-parsers is an independent reader of A1111's images."""
     request = GenerateRequest(
         prompt="a red fox,\nin the snow",
         negative_prompt="fog, rain",
@@ -108,8 +108,8 @@ def test_another_program_reads_our_pictures(
         sigma_schedule="karras",
         output_format=file_format,
     )
-    file = tmp_path / f"picture.{file_format}"
-    file.write_bytes(drawn(fleet, request))
+    file = tmp_path / f"image.{file_format}"
+    file.write_bytes(generate(fleet, request))
     read = ParserManager().parse(file)
     assert read is not None
     assert read.generator == Generators.AUTOMATIC1111

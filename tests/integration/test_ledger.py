@@ -1,4 +1,4 @@
-"""Transitions of the ledger, on a real Redis."""
+"""The ledger's transitions, on a real Redis."""
 
 import json
 import time
@@ -37,8 +37,8 @@ def ledger(redis: Redis) -> Ledger:
 
 
 @pytest.fixture
-def unhurried(redis: Redis) -> Ledger:
-    """A ledger whose leases outlast any stall of the machine."""
+def long_lease_ledger(redis: Redis) -> Ledger:
+    """A ledger whose leases are longer than any stall of the test machine."""
     return Ledger(redis, record_ttl_s=60, lease_s=30)
 
 
@@ -67,14 +67,14 @@ def result_of(taken: Lease) -> JobResult:
     )
 
 
-def test_a_submitted_job_is_queued_and_keeps_its_request(ledger: Ledger) -> None:
+def test_a_submitted_job_is_queued_with_its_request(ledger: Ledger) -> None:
     submit(ledger)
     record = ledger.read("job")
     assert record.status is JobStatus.QUEUED
     assert record.request() == REQUEST
 
 
-def test_submitting_twice_under_one_id_enters_one_job(ledger: Ledger, redis: Redis) -> None:
+def test_submitting_twice_under_one_id_records_one_job(ledger: Ledger, redis: Redis) -> None:
     first = ledger.submit("job", "generate", REQUEST, "normal", None)
     second = ledger.submit("job", "generate", REQUEST, "normal", None)
     assert first == second
@@ -101,7 +101,7 @@ def test_a_result_ends_the_job_once(ledger: Ledger, redis: Redis) -> None:
     submit(ledger)
     taken = lease(ledger)
     assert ledger.succeed(taken, result_of(taken))
-    assert ledger.succeed(taken, result_of(taken)), "asked again after a lost reply"
+    assert ledger.succeed(taken, result_of(taken)), "called again after a lost reply"
     assert not ledger.fail(taken, InvalidRequest("too late"))
     assert ledger.read("job").result() == result_of(taken)
     assert redis.zcard(routing.OPEN_KEY) == 0
@@ -115,7 +115,7 @@ def test_a_failed_job_raises_its_own_error(ledger: Ledger) -> None:
         ledger.read("job").result()
 
 
-def test_progress_is_told_with_the_renewal(ledger: Ledger) -> None:
+def test_a_renewal_reports_progress(ledger: Ledger) -> None:
     submit(ledger)
     taken = lease(ledger)
     assert ledger.renew([(taken, "denoise", 3, 20)]) == ["held"]
@@ -132,7 +132,7 @@ def test_a_renewed_lease_outlives_its_length(ledger: Ledger) -> None:
         assert ledger.reconcile() == []
 
 
-def test_a_lost_lease_is_freed_and_its_holder_can_change_nothing(
+def test_an_expired_lease_is_requeued_and_its_worker_can_change_nothing(
     ledger: Ledger, redis: Redis
 ) -> None:
     submit(ledger)
@@ -160,10 +160,10 @@ def test_a_job_that_loses_every_worker_is_poison(ledger: Ledger, redis: Redis) -
     assert redis.lrange(routing.DEAD_KEY, 0, -1) == ["job"]
 
 
-def test_a_job_that_waited_in_the_workers_it_lost_is_not_at_fault(
+def test_a_job_that_was_only_queued_in_lost_workers_is_not_at_fault(
     ledger: Ledger, redis: Redis
 ) -> None:
-    """One that waited beside a job that hung three workers was given up with it."""
+    """A job that waited beside one that hung three workers was given up with it."""
     submit(ledger)
     for attempt in range(MAX_ATTEMPTS):
         lease(ledger)
@@ -173,7 +173,7 @@ def test_a_job_that_waited_in_the_workers_it_lost_is_not_at_fault(
         ledger.read("job").result()
 
 
-def test_faults_and_waiting_are_counted_apart(ledger: Ledger, redis: Redis) -> None:
+def test_faults_and_other_attempts_are_counted_separately(ledger: Ledger, redis: Redis) -> None:
     submit(ledger)
     for _ in range(MAX_FAULTS):
         lease(ledger)
@@ -186,7 +186,7 @@ def test_faults_and_waiting_are_counted_apart(ledger: Ledger, redis: Redis) -> N
     assert ledger.read("job").status is JobStatus.QUEUED
 
 
-def test_a_job_handed_back_does_not_count_as_an_attempt(ledger: Ledger) -> None:
+def test_a_requeued_job_does_not_count_as_an_attempt(ledger: Ledger) -> None:
     submit(ledger)
     wakeup = ledger.release(lease(ledger))
     assert wakeup is not None
@@ -202,7 +202,7 @@ def test_a_queued_job_is_canceled_at_once(ledger: Ledger) -> None:
         ledger.read("job").result()
 
 
-def test_a_running_job_hears_of_its_cancel_at_the_next_renewal(ledger: Ledger) -> None:
+def test_a_cancel_of_a_running_job_is_noticed_at_the_next_renewal(ledger: Ledger) -> None:
     submit(ledger)
     taken = lease(ledger)
     assert ledger.cancel("job") is JobStatus.RUNNING
@@ -211,10 +211,10 @@ def test_a_running_job_hears_of_its_cancel_at_the_next_renewal(ledger: Ledger) -
     assert ledger.read("job").status is JobStatus.CANCELED
 
 
-def test_a_canceled_job_whose_worker_died_ends_at_its_next_lease(
+def test_a_canceled_job_whose_worker_died_ends_when_it_is_reconciled(
     ledger: Ledger, redis: Redis
 ) -> None:
-    """A cancel once sent to a worker that then died was forgotten with it."""
+    """A cancel that was sent to a worker that then died was lost."""
     submit(ledger)
     lease(ledger)
     ledger.cancel("job")
@@ -223,7 +223,7 @@ def test_a_canceled_job_whose_worker_died_ends_at_its_next_lease(
     assert ledger.read("job").status is JobStatus.CANCELED
 
 
-def test_a_job_past_its_time_is_not_started(ledger: Ledger) -> None:
+def test_a_late_job_is_not_started(ledger: Ledger) -> None:
     submit(ledger, allowed_s=0.01)
     time.sleep(0.02)
     assert ledger.lease("job", "one") is None
@@ -231,15 +231,15 @@ def test_a_job_past_its_time_is_not_started(ledger: Ledger) -> None:
         ledger.read("job").result()
 
 
-def test_a_running_job_past_its_time_hears_so(ledger: Ledger) -> None:
+def test_a_time_limit_is_noticed_at_the_next_renewal(ledger: Ledger) -> None:
     submit(ledger, allowed_s=1)
     taken = lease(ledger)
     time.sleep(1.1)
     assert ledger.renew([(taken, "denoise", 1, 2)]) == ["late"]
 
 
-def test_a_job_past_its_time_ends_where_no_worker_lives(ledger: Ledger) -> None:
-    """Only workers ended late jobs: with none alive, whoever waited waited for ever."""
+def test_a_late_job_ends_without_a_live_worker(ledger: Ledger) -> None:
+    """Only workers ended late jobs: without a live one, an app waited for ever."""
     submit(ledger, allowed_s=0.01)
     [*_, last] = ledger.watch("job", timeout_s=30)
     assert last.status is JobStatus.FAILED
@@ -247,35 +247,35 @@ def test_a_job_past_its_time_ends_where_no_worker_lives(ledger: Ledger) -> None:
         last.result()
 
 
-def test_a_running_job_past_its_time_is_ended_for_its_worker_only_once_the_lease_is_over(
-    unhurried: Ledger, redis: Redis
+def test_a_late_running_job_is_ended_by_others_only_after_its_lease_expired(
+    long_lease_ledger: Ledger, redis: Redis
 ) -> None:
-    submit(unhurried, allowed_s=1)
-    taken = lease(unhurried)
+    submit(long_lease_ledger, allowed_s=1)
+    taken = lease(long_lease_ledger)
     time.sleep(1.1)
-    assert unhurried.read_or_expire("job").status is JobStatus.RUNNING
+    assert long_lease_ledger.read_or_expire("job").status is JobStatus.RUNNING
     make_due(redis)
-    assert unhurried.read_or_expire("job").status is JobStatus.FAILED
-    assert unhurried.renew([(taken, "denoise", 1, 2)]) == ["lost"]
+    assert long_lease_ledger.read_or_expire("job").status is JobStatus.FAILED
+    assert long_lease_ledger.renew([(taken, "denoise", 1, 2)]) == ["lost"]
     assert redis.zcard(routing.OPEN_KEY) == 0
 
 
-def test_a_canceled_job_of_a_dead_worker_ends_where_no_other_lives(
-    unhurried: Ledger, redis: Redis
+def test_a_canceled_job_of_a_dead_worker_ends_without_a_live_worker(
+    long_lease_ledger: Ledger, redis: Redis
 ) -> None:
-    """It stayed `running` until a worker came."""
-    submit(unhurried)
-    lease(unhurried)
-    unhurried.cancel("job")
-    assert unhurried.read_or_expire("job").status is JobStatus.RUNNING, (
-        "its worker decides, while it lives"
+    """It stayed `running` until a worker started."""
+    submit(long_lease_ledger)
+    lease(long_lease_ledger)
+    long_lease_ledger.cancel("job")
+    assert long_lease_ledger.read_or_expire("job").status is JobStatus.RUNNING, (
+        "its worker ends it while the lease lasts"
     )
     make_due(redis)
-    [*_, last] = unhurried.watch("job", timeout_s=30)
+    [*_, last] = long_lease_ledger.watch("job", timeout_s=30)
     assert last.status is JobStatus.CANCELED
 
 
-def test_a_job_in_time_is_left_alone(ledger: Ledger, redis: Redis) -> None:
+def test_a_job_within_its_time_limit_is_not_ended(ledger: Ledger, redis: Redis) -> None:
     submit(ledger, allowed_s=1000)
     assert ledger.read_or_expire("job").status is JobStatus.QUEUED
     lease(ledger)
@@ -283,9 +283,9 @@ def test_a_job_in_time_is_left_alone(ledger: Ledger, redis: Redis) -> None:
     assert ledger.read_or_expire("job").status is JobStatus.RUNNING
 
 
-@pytest.mark.parametrize(("allowed_s", "looks"), [(None, [0]), (1000, range(1, 25))])
-def test_watching_looks_after_a_jobs_end_rarely_and_only_where_it_has_a_limit(
-    ledger: Ledger, redis: Redis, allowed_s: float | None, looks: Container[int]
+@pytest.mark.parametrize(("allowed_s", "checks"), [(None, [0]), (1000, range(1, 25))])
+def test_watching_checks_the_time_limit_rarely_and_only_if_there_is_one(
+    ledger: Ledger, redis: Redis, allowed_s: float | None, checks: Container[int]
 ) -> None:
     submit(ledger, allowed_s=allowed_s)
     taken, steps = lease(ledger), 30
@@ -295,11 +295,11 @@ def test_watching_looks_after_a_jobs_end_rarely_and_only_where_it_has_a_limit(
     for step in range(steps):
         ledger.renew([(taken, "denoise", step, steps)])
         assert next(watched).progress.step == step
-    assert scripts_run(redis) - before - steps in looks
+    assert scripts_run(redis) - before - steps in checks
 
 
-def test_a_canceled_job_that_is_handed_back_is_not_drawn(ledger: Ledger, redis: Redis) -> None:
-    """Canceled just before its worker shut down, it was queued again, and leased."""
+def test_a_canceled_job_is_not_requeued(ledger: Ledger, redis: Redis) -> None:
+    """Canceled just before its worker shut down, it was requeued and leased again."""
     submit(ledger)
     taken = lease(ledger)
     ledger.cancel("job")
@@ -309,21 +309,23 @@ def test_a_canceled_job_that_is_handed_back_is_not_drawn(ledger: Ledger, redis: 
     assert redis.zcard(routing.OPEN_KEY) == 0
 
 
-def test_a_queued_job_that_was_canceled_as_it_ran_is_neither_leased_nor_published(
+def test_a_queued_job_that_was_canceled_while_it_ran_is_neither_leased_nor_published(
     ledger: Ledger, redis: Redis
 ) -> None:
-    """Workers of an earlier version hand canceled jobs back as queued ones."""
-    for job_id in ("leased", "looked after"):
+    """Workers of an earlier version requeue canceled jobs."""
+    for job_id in ("leased", "reconciled"):
         submit(ledger, job_id)
         redis.hset(routing.job_key(job_id), "cancel", "1")
     assert ledger.lease("leased", "one") is None
-    make_due(redis, "looked after")
+    make_due(redis, "reconciled")
     assert ledger.reconcile() == []
-    for job_id in ("leased", "looked after"):
+    for job_id in ("leased", "reconciled"):
         assert ledger.read(job_id).status is JobStatus.CANCELED
 
 
-def test_a_lost_message_is_found_and_a_waiting_one_is_left(ledger: Ledger, redis: Redis) -> None:
+def test_a_lost_message_is_published_again_and_a_waiting_one_is_not(
+    ledger: Ledger, redis: Redis
+) -> None:
     celery = make_celery(BrokerSettings(redis_url=f"redis://{_address(redis)}/0"))
     for job_id in ("lost", "waiting", "last"):
         wakeup = ledger.submit(job_id, "generate", REQUEST, "normal", None)
@@ -331,10 +333,10 @@ def test_a_lost_message_is_found_and_a_waiting_one_is_left(ledger: Ledger, redis
             publish(celery, wakeup)
         make_due(redis, job_id)
     assert [wakeup.job_id for wakeup in ledger.reconcile()] == ["lost"]
-    assert ledger.reconcile() == [], "looked after again only after a while"
+    assert ledger.reconcile() == [], "not due again yet"
 
 
-def test_a_message_says_nothing_but_the_job_id(ledger: Ledger, redis: Redis) -> None:
+def test_a_message_has_nothing_but_the_job_id(ledger: Ledger, redis: Redis) -> None:
     celery = make_celery(BrokerSettings(redis_url=f"redis://{_address(redis)}/0"))
     publish(celery, ledger.submit("job", "generate", REQUEST, "high", None))
     message = str(redis.lindex(routing.queue_list("generate", "high"), 0))
@@ -342,7 +344,7 @@ def test_a_message_says_nothing_but_the_job_id(ledger: Ledger, redis: Redis) -> 
     assert json.loads(message)["headers"]["argsrepr"] == "['job']"
 
 
-def test_watching_yields_every_state_until_the_end(ledger: Ledger) -> None:
+def test_watching_yields_every_status_until_the_end(ledger: Ledger) -> None:
     submit(ledger)
     watched = ledger.watch("job", timeout_s=5)
     assert next(watched).status is JobStatus.QUEUED
@@ -352,16 +354,14 @@ def test_watching_yields_every_state_until_the_end(ledger: Ledger) -> None:
     assert [record.status for record in watched] == [JobStatus.SUCCEEDED]
 
 
-def test_watching_gives_up_in_time(ledger: Ledger) -> None:
+def test_watching_times_out(ledger: Ledger) -> None:
     submit(ledger)
     with pytest.raises(JobTimeout):
         list(ledger.watch("job", timeout_s=0.05))
 
 
-def test_watching_gives_up_in_time_while_redis_is_away_too(
-    ledger: Ledger, redis_server: Process
-) -> None:
-    """Only the outage that is sat out counted: whoever gave 1 s waited for a minute."""
+def test_watching_times_out_while_redis_is_down_too(ledger: Ledger, redis_server: Process) -> None:
+    """Only the tolerated outage counted: with a timeout of 1 s it waited for a minute."""
     submit(ledger)
     watched = ledger.watch("job", timeout_s=1)
     assert next(watched).status is JobStatus.QUEUED
@@ -370,7 +370,7 @@ def test_watching_gives_up_in_time_while_redis_is_away_too(
         executor.submit(next, watched).result(timeout=OUTAGE_S / 2)
 
 
-def test_an_outage_shorter_than_the_time_to_wait_is_sat_out(
+def test_an_outage_shorter_than_the_timeout_is_tolerated(
     ledger: Ledger, redis_server: Process
 ) -> None:
     submit(ledger)
@@ -389,31 +389,31 @@ def test_one_worker_reconciles_at_a_time(ledger: Ledger) -> None:
     assert ledger.lock_reconciler("two", 1)
 
 
-def test_a_preview_is_shown_by_the_lease_holder_only_and_not_for_ever(
+def test_a_preview_is_published_with_the_lease_only_and_expires(
     ledger: Ledger, redis: Redis
 ) -> None:
     submit(ledger)
     taken = lease(ledger)
     assert ledger.preview("job") is None
-    assert ledger.publish_preview(taken, b"\xff\xd8 picture")
-    assert ledger.preview("job") == b"\xff\xd8 picture"
+    assert ledger.publish_preview(taken, b"\xff\xd8 image")
+    assert ledger.preview("job") == b"\xff\xd8 image"
     assert 0 < redis.ttl(routing.preview_key("job")) <= PREVIEW_TTL_S
     assert not ledger.publish_preview(Lease(taken.job, "another token"), b"forged")
     ledger.succeed(taken, result_of(taken))
     assert not ledger.publish_preview(taken, b"too late")
-    assert ledger.preview("job") == b"\xff\xd8 picture"
+    assert ledger.preview("job") == b"\xff\xd8 image"
 
 
-def test_a_watched_job_hears_so_for_a_while(ledger: Ledger, redis: Redis) -> None:
+def test_a_requested_preview_is_noticed_for_a_while(ledger: Ledger, redis: Redis) -> None:
     submit(ledger)
     taken = lease(ledger)
-    beat: tuple[Lease, Stage, int, int] = (taken, "denoise", 1, 2)
-    assert ledger.renew([beat]) == ["held"]
+    renewal: tuple[Lease, Stage, int, int] = (taken, "denoise", 1, 2)
+    assert ledger.renew([renewal]) == ["held"]
     ledger.preview("job")
-    assert ledger.renew([beat]) == ["watched"]
+    assert ledger.renew([renewal]) == ["watched"]
     assert 0 < redis.ttl(routing.watched_key("job")) <= WATCHED_S
     ledger.cancel("job")
-    assert ledger.renew([beat]) == ["canceled"]
+    assert ledger.renew([renewal]) == ["canceled"]
 
 
 def _address(redis: Redis) -> str:

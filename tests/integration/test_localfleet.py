@@ -1,4 +1,4 @@
-"""The local fleet: servers that answer, keep their data, and leave nothing running."""
+"""The local fleet's servers: they answer, persist their data, and leave nothing running."""
 
 import os
 import signal
@@ -60,18 +60,18 @@ def s3_client(url: str, access_key: str, secret_key: str) -> S3Client:
 
 
 class TestRedis:
-    def test_a_killed_server_comes_back_on_its_port_with_its_data(
+    def test_a_killed_server_restarts_on_its_port_with_its_data(
         self, redis_server: Process, redis_url: str
     ) -> None:
         with Redis.from_url(redis_url) as client:
-            client.set("kept", "yes")
+            client.set("key", "yes")
             # With `appendfsync everysec` an answer does not mean that the append-only file has the
             # write: while an fsync runs, writes to the file wait for up to two seconds.
             client.waitaof(1, 0, 5000)
             redis_server.kill()
             assert not redis_server.alive
             redis_server.start()
-            assert client.get("kept") == b"yes"
+            assert client.get("key") == b"yes"
 
     def test_a_restarted_server_keeps_its_url(self, redis_server: Process, redis_url: str) -> None:
         before = redis_server.pid
@@ -90,7 +90,7 @@ class TestRedis:
             "bind": "127.0.0.1",
         }
 
-    def test_every_test_finds_it_empty(self, redis_url: str) -> None:
+    def test_every_test_starts_with_an_empty_redis(self, redis_url: str) -> None:
         with Redis.from_url(redis_url) as client:
             assert client.dbsize() == 0
 
@@ -100,19 +100,19 @@ class TestS3:
         self, s3_server: Process, s3_keys: S3Keys, unique_prefix: str
     ) -> None:
         client = s3_client(s3_server.url, s3_keys.access_key, s3_keys.secret_key)
-        client.put_object(Bucket=BUCKET, Key=f"{unique_prefix}/a", Body=b"picture")
+        client.put_object(Bucket=BUCKET, Key=f"{unique_prefix}/a", Body=b"content")
         s3_server.kill()
         s3_server.start()
-        answer = client.get_object(Bucket=BUCKET, Key=f"{unique_prefix}/a")
-        with answer["Body"] as body:
-            assert body.read() == b"picture"
+        response = client.get_object(Bucket=BUCKET, Key=f"{unique_prefix}/a")
+        with response["Body"] as body:
+            assert body.read() == b"content"
 
     def test_a_wrong_key_is_refused(self, s3_server: Process, s3_keys: S3Keys) -> None:
         client = s3_client(s3_server.url, s3_keys.access_key, "wrong-secret")
         with pytest.raises(ClientError, match=r"403|SignatureDoesNotMatch"):
             client.list_objects_v2(Bucket=BUCKET)
 
-    def test_an_object_is_written_once_only_if_so_asked(
+    def test_an_object_is_written_only_once_with_if_none_match(
         self, s3_server: Process, s3_keys: S3Keys, unique_prefix: str
     ) -> None:
         client = s3_client(s3_server.url, s3_keys.access_key, s3_keys.secret_key)
@@ -124,7 +124,7 @@ class TestS3:
     def test_all_its_ports_are_on_loopback(self, s3_server: Process) -> None:
         assert listening_addresses(s3_server.pid) == {"127.0.0.1"}
 
-    def test_the_settings_for_tests_reach_it(
+    def test_the_settings_for_tests_work(
         self, s3_settings_env: dict[str, str], unique_prefix: str
     ) -> None:
         assert s3_settings_env["IMAGEFLEET_STORAGE_URL"] == f"s3://{BUCKET}/{unique_prefix}"
@@ -156,7 +156,7 @@ def listening_addresses(pid: int) -> set[str]:
     return found
 
 
-def test_no_test_sees_settings_or_credentials_from_outside() -> None:
+def test_tests_see_no_settings_or_credentials_from_outside() -> None:
     assert not [name for name in os.environ if name.startswith("IMAGEFLEET_")]
     assert "AWS_ACCESS_KEY_ID" not in os.environ
 
@@ -168,13 +168,15 @@ class TestProcess:
             process.start()
         assert not process.alive
 
-    def test_one_that_never_answers_is_not_left_running(self, tmp_path: Path) -> None:
+    def test_a_process_that_never_answers_is_not_left_running(self, tmp_path: Path) -> None:
         process = sleeper(tmp_path, "import time; time.sleep(600)", start_timeout_s=0.2)
         with pytest.raises(StartFailed, match=r"did not answer within 0\.2 s"):
             process.start()
         assert not process.alive
 
-    def test_one_that_ignores_sigterm_is_killed_when_patience_ends(self, tmp_path: Path) -> None:
+    def test_a_process_that_ignores_sigterm_is_killed_after_the_timeout(
+        self, tmp_path: Path
+    ) -> None:
         script = """
             import signal, time
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -222,7 +224,7 @@ class TestProcess:
 
 
 def test_flower_shows_the_task_names_of_a_celery_worker(redis_url: str, tmp_path: Path) -> None:
-    """The dashboard lists what ran, by task events, and lets nobody act on it."""
+    """The dashboard lists tasks by their events, and is read-only."""
     app = f"""
         from celery import Celery
         app = Celery("shown", broker={redis_url!r})

@@ -1,4 +1,4 @@
-"""`python -m localfleet`: what is started is recorded, found again, and stopped."""
+"""`python -m localfleet`: started processes are recorded, found again, and stopped."""
 
 import json
 import os
@@ -40,14 +40,14 @@ STUB_CLIENT = """
 
     def main():
         workers = live_workers(connect(BrokerSettings(), retries=0))
-        print("demo saw", [worker.name for worker in workers], sys.argv[1:], flush=True)
+        print("demo found", [worker.name for worker in workers], sys.argv[1:], flush=True)
         time.sleep(float(os.environ.get("STUB_SLEEPS", 0)))
         return 7
 """
 
 
 class CommandLine:
-    """`python -m localfleet` in a folder of its own, with a stub worker and a stub client."""
+    """`python -m localfleet` in its own folder, with a stub worker and a stub client."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.home = tmp_path / "home"
@@ -79,13 +79,13 @@ class CommandLine:
 
     def processes(self) -> dict[str, ProcessRecord]:
         recorded = json.loads((self.home / "fleet.json").read_text())["processes"]
-        return {each["name"]: ProcessRecord.model_validate(each) for each in recorded}
+        return {record["name"]: ProcessRecord.model_validate(record) for record in recorded}
 
 
 @pytest.fixture
 def localfleet(tmp_path: Path) -> Iterator[CommandLine]:
     command = CommandLine(tmp_path)
-    # A shell's background jobs ignore Ctrl-C, and so would the processes that they start.
+    # A shell's background jobs ignore SIGINT, and so would the processes that they start.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield command
     command("down")
@@ -122,7 +122,7 @@ class TestCommandLine:
         for name in ("IMAGEFLEET_REDIS_URL", "IMAGEFLEET_STORAGE_URL", "AWS_SECRET_ACCESS_KEY"):
             assert f"{name}=" in sourced.stdout
 
-    def test_a_fleet_that_lost_a_process_is_started_anew(self, localfleet: CommandLine) -> None:
+    def test_a_fleet_that_lost_a_process_is_restarted(self, localfleet: CommandLine) -> None:
         localfleet("up")
         before = localfleet.processes()
         before["worker"].stop(TIMEOUT_S)
@@ -132,7 +132,7 @@ class TestCommandLine:
         assert not before["redis"].alive
         assert all(process.alive for process in localfleet.processes().values())
 
-    def test_a_worker_that_fails_takes_the_fleet_down_with_its_reason(
+    def test_a_worker_that_fails_to_start_stops_the_fleet_with_its_reason(
         self, localfleet: CommandLine
     ) -> None:
         failed = localfleet("up", STUB_FAILS="1")
@@ -141,10 +141,10 @@ class TestCommandLine:
         assert "no GPU, no luck" in failed.stderr
         assert "No fleet" in localfleet("down").stdout
 
-    def test_demo_brings_its_own_fleet_and_stops_it(self, localfleet: CommandLine) -> None:
+    def test_demo_starts_its_own_fleet_and_stops_it(self, localfleet: CommandLine) -> None:
         ended = localfleet("demo")
         assert ended.returncode == 7, ended.stderr
-        assert "demo saw ['stub'] ['demo', '--out', 'out']" in ended.stdout
+        assert "demo found ['stub'] ['demo', '--out', 'out']" in ended.stdout
         assert "No fleet" in localfleet("down").stdout
 
     def test_demo_leaves_a_running_fleet_running(self, localfleet: CommandLine) -> None:
@@ -152,19 +152,19 @@ class TestCommandLine:
         assert localfleet("demo").returncode == 7
         assert localfleet("status").returncode == 0
 
-    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
     def test_demo_stops_its_fleet_when_it_is_interrupted(
-        self, localfleet: CommandLine, how: signal.Signals
+        self, localfleet: CommandLine, sig: signal.Signals
     ) -> None:
         with localfleet.begin("demo", STUB_SLEEPS="600") as child:
             assert child.stdout is not None
             assert "Flower shows the fleet at" in child.stdout.readline()
-            assert "demo saw" in child.stdout.readline()
+            assert "demo found" in child.stdout.readline()
             processes = localfleet.processes()
-            if how is signal.SIGINT:
-                os.killpg(child.pid, how)  # as a terminal does
+            if sig is signal.SIGINT:
+                os.killpg(child.pid, sig)  # as a terminal does
             else:
-                child.send_signal(how)
+                child.send_signal(sig)
             child.communicate(timeout=TIMEOUT_S)
-        assert child.returncode == 128 + how
+        assert child.returncode == 128 + sig
         assert not any(process.alive for process in processes.values())

@@ -1,4 +1,4 @@
-"""Which jobs workers take, and in which order: a small backlog spreads, a large one batches."""
+"""Which jobs workers prefetch, and their order: a small backlog spreads, a large one batches."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -59,9 +59,9 @@ def wait_until_both_take_jobs(fleet: TestFleet) -> None:
     )
 
 
-def serving(fleet: TestFleet) -> int:
+def live_workers(fleet: TestFleet) -> int:
     with connect(fleet.broker, retries=2) as redis:
-        return read_backlog(redis, ["generate"], "a worker that looks on")["generate"].workers - 1
+        return read_backlog(redis, ["generate"], "another worker")["generate"].workers - 1
 
 
 def test_two_jobs_go_to_two_idle_workers_and_many_go_to_both_in_batches(fleet: TestFleet) -> None:
@@ -69,13 +69,13 @@ def test_two_jobs_go_to_two_idle_workers_and_many_go_to_both_in_batches(fleet: T
         start(fleet)
     wait_until_both_take_jobs(fleet)
     for turn in range(3):
-        two = [enqueue(fleet, f"two-{turn}-{place}", 2) for place in range(2)]
+        two = [enqueue(fleet, f"two-{turn}-{index}", 2) for index in range(2)]
         assert len(workers_of(two)) == 2
 
-    # While both are at work, a backlog gathers.
-    busy = [enqueue(fleet, f"busy-{place}", 2) for place in range(2)]
-    wait_for(lambda: all(job.progress().step > 0 for job in busy), 60, "both are at work")
-    many = [enqueue(fleet, f"many-{place}", 0.5) for place in range(32)]
+    # While both are busy, a backlog builds up.
+    busy = [enqueue(fleet, f"busy-{index}", 2) for index in range(2)]
+    wait_for(lambda: all(job.progress().step > 0 for job in busy), 60, "both are running")
+    many = [enqueue(fleet, f"many-{index}", 0.5) for index in range(32)]
     results = [job.result(timeout=60) for job in many]
     assert len({result.job_id for result in results}) == 32
     taken = Counter(result.worker for result in results)
@@ -85,28 +85,28 @@ def test_two_jobs_go_to_two_idle_workers_and_many_go_to_both_in_batches(fleet: T
     assert batches <= 8, f"{batches:.0f} batches of 32 jobs"
 
 
-def test_when_a_worker_dies_the_other_takes_its_share_too(fleet: TestFleet) -> None:
+def test_when_a_worker_dies_the_other_takes_the_whole_backlog(fleet: TestFleet) -> None:
     victim, _ = (start(fleet) for _ in range(2))
     wait_until_both_take_jobs(fleet)
-    assert serving(fleet) == 2
-    busy = [enqueue(fleet, f"busy-{place}", 3) for place in range(2)]
-    wait_for(lambda: all(job.progress().step > 0 for job in busy), 60, "both are at work")
+    assert live_workers(fleet) == 2
+    busy = [enqueue(fleet, f"busy-{index}", 3) for index in range(2)]
+    wait_for(lambda: all(job.progress().step > 0 for job in busy), 60, "both are running")
     victim.kill()
-    wait_for(lambda: serving(fleet) == 1, 3 * ANNOUNCE_S + 15, "it is taken for gone")
-    many = [enqueue(fleet, f"many-{place}", 0.5) for place in range(16)]
+    wait_for(lambda: live_workers(fleet) == 1, 3 * ANNOUNCE_S + 15, "its announcement expires")
+    many = [enqueue(fleet, f"many-{index}", 0.5) for index in range(16)]
     assert len(workers_of(many)) == 1
-    assert len(workers_of(busy)) == 1, "the dead one's job was done too"
+    assert len(workers_of(busy)) == 1, "the dead worker's job was run too"
     assert max(job.result().timings.batch_jobs for job in many) >= 8
 
 
-def test_of_the_jobs_that_a_worker_holds_those_of_higher_priority_go_first(
+def test_of_a_workers_leased_jobs_those_of_higher_priority_run_first(
     fleet: TestFleet,
 ) -> None:
     fleet.start_sleeper(max_batch_pixels="0")
     first = enqueue(fleet, "first", 3)
-    wait_for(lambda: first.progress().step > 0, 60, "the first is at work")
+    wait_for(lambda: first.progress().step > 0, 60, "the first is running")
     jobs = [enqueue(fleet, "low", 0.1, "low"), enqueue(fleet, "high", 0.1)]
-    wait_for(lambda: all(job.status() is JobStatus.RUNNING for job in jobs), 60, "both are held")
+    wait_for(lambda: all(job.status() is JobStatus.RUNNING for job in jobs), 60, "both are leased")
     assert fleet.runs() == ["first"]
     workers_of(jobs)
     assert fleet.runs() == ["first", "high", "low"]

@@ -1,4 +1,4 @@
-"""What an app installs: the wheels of shared and producer alone, in an empty environment."""
+"""The wheels that an app installs, shared and producer, in an empty environment."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def python(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that holds just the wheels and what they ask for."""
+    """The interpreter of an environment with only the wheels and their dependencies."""
     folder = tmp_path_factory.mktemp("app")
     venv.create(folder, with_pip=True)
     python = folder / "bin/python"
@@ -80,21 +80,21 @@ def run(*command: str | Path, cwd: str = "", **environment: str) -> str:
 
 @pytest.fixture
 def app(python: Path, tmp_path: Path) -> dict[str, str]:
-    """Settings of an app: a store in a folder, a Redis that is down."""
+    """Environment of an app: a store in a folder, a Redis that is down."""
     return {
         "IMAGEFLEET_STORAGE_URL": (tmp_path / "store").as_uri(),
         "IMAGEFLEET_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
     }
 
 
-def test_there_is_one_wheel_each(wheels: list[Path]) -> None:
+def test_shared_and_producer_build_one_wheel_each(wheels: list[Path]) -> None:
     assert [wheel.name.partition("-")[0] for wheel in wheels] == [
         "imagefleet_producer",
         "imagefleet_shared",
     ]
 
 
-def test_the_import_works_and_no_torch_is_there(python: Path) -> None:
+def test_the_import_works_without_torch(python: Path) -> None:
     found = json.loads(run(python, "-I", "-c", IMPORTS))
     assert found["installed"] == []
     assert not set(HEAVY) & set(found["loaded"])
@@ -103,9 +103,9 @@ def test_the_import_works_and_no_torch_is_there(python: Path) -> None:
     assert (Path(found["from"]).parent / "py.typed").exists()
 
 
-def test_a_job_is_really_enqueued(python: Path, app: dict[str, str], redis_url: str) -> None:
-    told = run(python, "-I", "-c", ENQUEUES, **app | {"IMAGEFLEET_REDIS_URL": redis_url})
-    job_id, status = told.split()
+def test_a_job_is_enqueued(python: Path, app: dict[str, str], redis_url: str) -> None:
+    output = run(python, "-I", "-c", ENQUEUES, **app | {"IMAGEFLEET_REDIS_URL": redis_url})
+    job_id, status = output.split()
     assert status == "queued"
     with Redis.from_url(redis_url, decode_responses=True) as redis:
         assert redis.hget(routing.job_key(job_id), "kind") == "generate"
@@ -117,7 +117,9 @@ def test_a_job_is_really_enqueued(python: Path, app: dict[str, str], redis_url: 
         assert "a fox" not in messages[0]
 
 
-def test_a_redis_that_is_down_is_told_within_two_seconds(python: Path, app: dict[str, str]) -> None:
+def test_a_redis_that_is_down_is_reported_within_two_seconds(
+    python: Path, app: dict[str, str]
+) -> None:
     seconds, _, message = run(python, "-I", "-c", FAILS, **app).partition(" ")
     assert float(seconds) < 2
     assert message.startswith("Redis cannot be reached")

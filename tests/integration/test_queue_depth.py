@@ -1,4 +1,4 @@
-"""What waits, and how many workers there are for it."""
+"""The backlog, and the number of workers that serve it."""
 
 import pytest
 from redis import Redis
@@ -20,8 +20,8 @@ def broker(redis_url: str) -> BrokerSettings:
 @pytest.fixture
 def redis(broker: BrokerSettings) -> Redis:
     redis = connect(broker, retries=2)
-    # A worker that an earlier test killed keeps its sockets until its memory is freed, and a
-    # message that its last BRPOP gets is gone.
+    # A worker killed by an earlier test keeps its sockets until its memory is freed, and a message
+    # received by its last BRPOP is lost.
     wait_for(lambda: redis.info("clients")["blocked_clients"] == 0, 10, "no other consumer")
     return redis
 
@@ -38,7 +38,7 @@ def info(name: str, *kinds: JobKind) -> WorkerInfo:
     )
 
 
-def test_workers_are_counted_for_what_they_take_and_who_asks_counts_announced_or_not(
+def test_workers_are_counted_by_kind_and_the_calling_one_always_counts(
     redis: Redis,
 ) -> None:
     announce(redis, info("one", "generate", "upscale"))

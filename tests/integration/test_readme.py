@@ -1,4 +1,4 @@
-"""What the README says is true."""
+"""The README agrees with the code, and its examples run."""
 
 import re
 import subprocess
@@ -13,13 +13,13 @@ from tests.fleet import REPOSITORY, TestFleet
 from tools.make_readme_tables import README, fill_tables
 
 
-def test_the_tables_say_what_the_code_says() -> None:
+def test_the_tables_are_up_to_date() -> None:
     assert fill_tables(README.read_text()) == README.read_text(), (
         "run python -m tools.make_readme_tables"
     )
 
 
-def test_every_make_target_and_file_that_is_named_exists() -> None:
+def test_every_named_make_target_and_file_exists() -> None:
     text = README.read_text() + (REPOSITORY / "CONTRIBUTING.md").read_text()
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z]+)`", text)) <= targets

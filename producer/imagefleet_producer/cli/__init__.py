@@ -1,6 +1,6 @@
 """`imagefleet`: enqueue, watch and cancel jobs from a shell.
 
-Exit codes: 0 done; 1 the fleet failed; 2 the request was refused, or a setting; 3 no such job;
+Exit codes: 0 success; 1 the fleet failed; 2 the request or a setting is invalid; 3 no such job;
 4 canceled; 5 not done in time.
 """
 
@@ -14,7 +14,7 @@ from imagefleet_producer.cli.shell import with_exit_codes
 from imagefleet_producer.cli.upscale import upscale
 
 app = typer.Typer(
-    help="Enqueue Stable Diffusion jobs on an Imagefleet and fetch the pictures.",
+    help="Enqueue Stable Diffusion jobs on an Imagefleet and fetch the images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

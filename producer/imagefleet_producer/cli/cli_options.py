@@ -1,4 +1,4 @@
-"""What a caller asks for on the command line, and what a picture says, made into a request."""
+"""Builds requests from command line options and from the infotext of an image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ Fields = dict[str, object]
 
 _PARTS = ("hires", "inpaint", "upscale", "face_restore")
 _OFF = {"hires": "scale", "upscale": "scale", "face_restore": "visibility"}
-"""What is 0 where a part is not wanted."""
+"""The field of a part that switches it off if it is 0."""
 _SIZES = ("scale", "width", "height")
 _DEFAULT_UPSCALE = 2
 
 
 @dataclass(frozen=True)
 class CliOptions:
-    """The options that were given: fields of the request, and of its parts by the part's name."""
+    """The options that were given: fields of the request, and fields of its parts by part."""
 
     fields: Fields
     parts: Mapping[str, Fields]
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> Self:
-        """Options by name; those of a part have its name before theirs. None: not given."""
+        """Sort options by name; those of a part are prefixed with its name. None: not given."""
         fields: Fields = {}
         parts: dict[str, Fields] = {part: {} for part in _PARTS}
         for name, value in options.items():
@@ -44,45 +44,44 @@ class CliOptions:
             fields["seed_resize_from"] = tuple(size.split("x"))
         return cls(fields, parts)
 
-    def applied_to(self, picture: Fields) -> Fields:
-        """A picture's fields, with what was asked for in the place of what it says."""
-        fields = _merge(picture, self.fields)
-        for name, asked in self.parts.items():
+    def applied_to(self, image_fields: Fields) -> Fields:
+        """An image's fields, overridden by the options."""
+        fields = _merge(image_fields, self.fields)
+        for name, options in self.parts.items():
             before = fields.get(name)
-            known: Fields = before if isinstance(before, dict) else {}
-            if name in _OFF and asked.get(_OFF[name]) == 0:
+            base: Fields = before if isinstance(before, dict) else {}
+            if name in _OFF and options.get(_OFF[name]) == 0:
                 fields.pop(name, None)
-            elif asked:
-                changed = fields[name] = _merge(known, asked)
-                if name == "upscale" and changed.keys().isdisjoint(_SIZES):
-                    changed["scale"] = _DEFAULT_UPSCALE
+            elif options:
+                merged = fields[name] = _merge(base, options)
+                if name == "upscale" and merged.keys().isdisjoint(_SIZES):
+                    merged["scale"] = _DEFAULT_UPSCALE
         return self._drop_disabled(fields)
 
     def _drop_disabled(self, fields: Fields) -> Fields:
-        """Nor what the picture says of a variation or an upscale that is no longer wanted."""
-        left = dict(fields)
+        """Drop the image's fields that depend on a variation or upscale that is switched off."""
+        kept = dict(fields)
         if self.fields.get("variation_strength") == 0 and "variation_seed" not in self.fields:
-            left.pop("variation_seed", None)
-        faces = left.get("face_restore")
+            kept.pop("variation_seed", None)
+        faces = kept.get("face_restore")
         if isinstance(faces, dict) and self.parts["upscale"].get("scale") == 0:
-            asked = self.parts["face_restore"]
-            said = {name: faces[name] for name in faces if name != "after_upscale"}
-            left["face_restore"] = {**said, **asked}
-        return left
+            from_image = {name: faces[name] for name in faces if name != "after_upscale"}
+            kept["face_restore"] = {**from_image, **self.parts["face_restore"]}
+        return kept
 
 
 def build_request(
     options: CliOptions, source: Path | None, client: Client
 ) -> tuple[GenerateRequest, Mapping[str, str]]:
-    """The request, and what the source says that it does not heed.
+    """Build a request; also returns the labels of the source that it ignores.
 
     Args:
-        asked: wins over the source; its files are put into the store.
-        source: a picture to draw again.
-        client: of the fleet whose store is meant.
+        options: override the source; their files are uploaded.
+        source: an image to generate again.
+        client: to upload with.
 
     Raises:
-        InvalidRequest: there is neither prompt nor picture, or it makes no sense.
+        InvalidRequest: there is neither a prompt nor a source, or the request is invalid.
     """
     fields, inpaint = options.fields, options.parts["inpaint"]
     image = mask = None
@@ -92,25 +91,25 @@ def build_request(
         inpaint["mask_image"] = mask = client.put_image(path)
     if source is None:
         if "prompt" not in fields:
-            raise InvalidRequest("give a prompt, or a picture with --from")
+            raise InvalidRequest("give a prompt, or an image with --from")
         return GenerateRequest.model_validate(options.applied_to({})), {}
-    said, ignored = _read_infotext(source).with_images(image, mask)
-    return GenerateRequest.model_validate(options.applied_to(said)), ignored
+    image_fields, ignored = _read_infotext(source).with_images(image, mask)
+    return GenerateRequest.model_validate(options.applied_to(image_fields)), ignored
 
 
 def _read_infotext(source: Path) -> InfotextFields:
     text = read_parameters(source.read_bytes())
     if text is None:
-        raise InvalidRequest(f"{source} carries no text of how it was made")
+        raise InvalidRequest(f"{source} carries no text of its generation parameters")
     return read(text)
 
 
-def _merge(before: Fields, asked: Fields) -> Fields:
-    """The one with the other's in their places; a new size or solver leaves no half of the old."""
-    kept = dict(before)
-    if "scale" in asked or ("scale" in before and {"width", "height"} & asked.keys()):
+def _merge(base: Fields, options: Fields) -> Fields:
+    """Override fields; a new size or scheduler replaces all fields of the old one."""
+    kept = dict(base)
+    if "scale" in options or ("scale" in base and {"width", "height"} & options.keys()):
         for name in _SIZES:
             kept.pop(name, None)
-    if "scheduler" in asked:
+    if "scheduler" in options:
         kept.pop("sigma_schedule", None)
-    return {**kept, **asked}
+    return {**kept, **options}

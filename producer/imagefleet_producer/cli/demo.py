@@ -1,4 +1,4 @@
-"""`demo`: what a fleet does, in a minute."""
+"""`demo`: shows what a fleet does, in a minute."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from imagefleet_shared.requests import GenerateRequest, UpscaleRequest
 
 
 def demo(folder: Out = Path("out")) -> None:
-    """Draw a picture with a hires pass, then enlarge it: what a fleet does, in a minute."""
+    """Generate an image with a hires pass, then upscale it: what a fleet does, in a minute."""
     with open_client() as client:
         prepare(folder)
-        drawing = client.generate(
+        generate_job = client.generate(
             GenerateRequest(
                 prompt="a red fox on a white background",
                 num_inference_steps=20,
@@ -23,16 +23,16 @@ def demo(folder: Out = Path("out")) -> None:
                 hires=HiresPass(scale=2, upscaler=LANCZOS, num_inference_steps=8, strength=0.2),
             )
         )
-        follow(err, drawing, "txt2img + hires")
-        drawn = drawing.result()
-        report(drawn, save(drawing, folder))
-        model = _upscaler(client)
+        follow(err, generate_job, "txt2img + hires")
+        generated = generate_job.result()
+        report(generated, save(generate_job, folder))
+        upscaler = _upscaler(client)
         request = UpscaleRequest(
-            images=(ImageRef(key=drawn.images[0].key),), upscaler=model, scale=2
+            images=(ImageRef(key=generated.images[0].key),), upscaler=upscaler, scale=2
         )
-        enlarging = client.upscale(request)
-        follow(err, enlarging, f"upscale by {model}")
-        report(enlarging.result(), save(enlarging, folder))
+        upscale_job = client.upscale(request)
+        follow(err, upscale_job, f"upscale by {upscaler}")
+        report(upscale_job.result(), save(upscale_job, folder))
 
 
 def _upscaler(client: Client) -> str:

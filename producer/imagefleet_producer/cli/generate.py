@@ -1,4 +1,4 @@
-"""`generate`: draw pictures from a prompt, or again from a picture."""
+"""`generate`: generate images from a prompt, or again from an image's infotext."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,12 +23,12 @@ from imagefleet_shared.field_types import Emphasis, MaskFill, ResizeMode
 from imagefleet_shared.samplers import SigmaSchedule
 
 
-# Long because it is a table: every parameter is a field of the request, the names of parts' fields
-# behind the part's. None is "not said", which leaves the field to the picture or to its default.
+# Long because it is a table: every parameter is a field of the request; fields of a part are
+# prefixed with the part's name. None is "not given": the image's value or the default is used.
 def generate(
     context: typer.Context,
     prompt: Annotated[
-        str | None, typer.Argument(help="What to draw; default: as in --from.")
+        str | None, typer.Argument(help="What to generate; default: as in --from.")
     ] = None,
     source: Annotated[
         Path | None,
@@ -36,7 +36,7 @@ def generate(
             "--from",
             exists=True,
             dir_okay=False,
-            help="Draw this picture again, from the text it carries; other options win over it.",
+            help="Generate this image again, from the text it carries; other options override it.",
         ),
     ] = None,
     negative_prompt: Annotated[str | None, Option("--negative", help="What to avoid.")] = None,
@@ -53,50 +53,51 @@ def generate(
     sigma_schedule: Annotated[
         SigmaSchedule | None, Option("--sigmas", help="Spacing of noise levels.")
     ] = None,
-    eta: Annotated[float | None, Option(help="Share of fresh noise in each step.")] = None,
-    emphasis: Annotated[Emphasis | None, Option(help="How (word:1.2) acts.")] = None,
-    clip_skip: Annotated[int | None, Option(help="Layers to leave out.")] = None,
+    eta: Annotated[float | None, Option(help="Share of new noise in each step.")] = None,
+    emphasis: Annotated[Emphasis | None, Option(help="How (word:1.2) is applied.")] = None,
+    clip_skip: Annotated[int | None, Option(help="Layers to skip.")] = None,
     seed: Annotated[int | None, Option(help="Default: from the job's id.")] = None,
-    variation_seed: Annotated[int | None, Option(help="Seed of noise mixed in.")] = None,
+    variation_seed: Annotated[int | None, Option(help="Seed of the noise to mix in.")] = None,
     variation_strength: Annotated[float | None, Option(help="Share of that noise.")] = None,
     seed_resize_from: Annotated[
-        str | None, Option(metavar="WxH", help="Keep the composition of that size.")
+        str | None, Option(metavar="WxH", help="Preserve the composition of that size.")
     ] = None,
     rng: Annotated[
-        Literal["cpu", "gpu"] | None, Option(help="Whose random numbers; A1111's default: gpu.")
+        Literal["cpu", "gpu"] | None, Option(help="Random number generator; A1111's default: gpu.")
     ] = None,
-    num_images: Annotated[int, Option("--images", "-n", help="Pictures to draw.")] = 1,
+    num_images: Annotated[int, Option("--images", "-n", help="Images to generate.")] = 1,
     image: Annotated[
         Path | None,
-        Option(exists=True, dir_okay=False, help="Start from this picture (img2img)."),
+        Option(exists=True, dir_okay=False, help="Start from this image (img2img)."),
     ] = None,
     strength: Annotated[float | None, Option(help="img2img: how much is redrawn.")] = None,
     resize_mode: Annotated[ResizeMode | None, Option(help="img2img: how it is fitted.")] = None,
     inpaint_mask_image: Annotated[
         Path | None,
         Option(
-            "--inpaint-mask", exists=True, dir_okay=False, help="Draw only where this is white."
+            "--inpaint-mask", exists=True, dir_okay=False, help="Repaint only where this is white."
         ),
     ] = None,
     inpaint_mask_blur: Annotated[int | None, Option("--mask-blur", help="Pixels.")] = None,
     inpaint_invert: Annotated[
-        bool | None, Option("--mask-invert/--no-mask-invert", help="Draw where it is black.")
+        bool | None, Option("--mask-invert/--no-mask-invert", help="Repaint where it is black.")
     ] = None,
     inpaint_fill: Annotated[
-        MaskFill | None, Option("--mask-fill", help="What lies under the mask at the start.")
+        MaskFill | None, Option("--mask-fill", help="What is under the mask at the start.")
     ] = None,
     inpaint_only_masked: Annotated[
-        bool | None, Option("--only-masked/--whole-picture", help="Draw the masked region alone.")
+        bool | None,
+        Option("--only-masked/--whole-picture", help="Generate the masked region alone."),
     ] = None,
     inpaint_padding: Annotated[
-        int | None, Option("--mask-padding", help="Pixels round it, with --only-masked.")
+        int | None, Option("--mask-padding", help="Pixels around it, with --only-masked.")
     ] = None,
     refiner_checkpoint: Annotated[
         str | None, Option("--refiner", help="Checkpoint that takes over.")
     ] = None,
     refiner_switch_at: Annotated[float | None, Option(help="After this share of steps.")] = None,
     hires_scale: Annotated[
-        float | None, Option("--hires", help="Second pass, larger by this; 0 is none.")
+        float | None, Option("--hires", help="Second pass, larger by this factor; 0: none.")
     ] = None,
     hires_width: Annotated[int | None, Option(help="Its size, instead.")] = None,
     hires_height: Annotated[int | None, Option(help="Its size, instead.")] = None,
@@ -106,7 +107,7 @@ def generate(
     hires_num_inference_steps: Annotated[
         int | None, Option("--hires-steps", help="Steps executed.")
     ] = None,
-    hires_strength: Annotated[float | None, Option(help="Share of noise put back.")] = None,
+    hires_strength: Annotated[float | None, Option(help="Share of noise added.")] = None,
     hires_scheduler: Annotated[str | None, Option(help="Default: as the first pass.")] = None,
     hires_sigma_schedule: Annotated[
         SigmaSchedule | None, Option("--hires-sigmas", help="Default: as the first pass.")
@@ -117,19 +118,19 @@ def generate(
     ] = None,
     hires_checkpoint: Annotated[str | None, Option(help="Default: as the first pass.")] = None,
     upscale_scale: Annotated[
-        float | None, Option("--upscale", help="Enlarge the result by this; 0 is none.")
+        float | None, Option("--upscale", help="Enlarge the result by this factor; 0: none.")
     ] = None,
     upscale_upscaler: Annotated[
         str | None, Option("--upscaler", help="lanczos or a model.")
     ] = None,
     face_restore_restorer: Annotated[
-        str | None, Option("--face-restorer", help="Draw faces anew with this model.")
+        str | None, Option("--face-restorer", help="Restore faces with this model.")
     ] = None,
     face_restore_visibility: Annotated[
-        float | None, Option("--face-visibility", help="Share of the new face; 0 is none.")
+        float | None, Option("--face-visibility", help="Share of the restored face; 0: none.")
     ] = None,
     face_restore_fidelity: Annotated[
-        float | None, Option("--face-fidelity", help="CodeFormer: 0 cleanest, 1 truest.")
+        float | None, Option("--face-fidelity", help="CodeFormer: 0 best quality, 1 most faithful.")
     ] = None,
     face_restore_after_upscale: Annotated[
         bool | None, Option("--faces-after-upscale/--faces-before-upscale", help="Order.")
@@ -142,7 +143,7 @@ def generate(
     no_wait: NoWait = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw pictures from a prompt, or again from a picture."""
+    """Generate images from a prompt, or again from an image."""
     with open_client() as client:
         request, ignored = build_request(CliOptions.from_options(context.params), source, client)
         for label, value in ignored.items():

@@ -15,7 +15,7 @@ def status(
     preview: Preview = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say where a job stands."""
+    """Show a job's status and progress."""
     with open_client() as client:
         job = client.job(job_id)
         if watch or preview:
@@ -30,10 +30,10 @@ def status(
 
 
 def cancel(job_id: str) -> None:
-    """Ask for a job's end."""
+    """Cancel a job."""
     with open_client() as client:
-        stood = client.job(job_id).cancel()
-        if stood.ended:
-            out.print(f"had ended: {stood}")
+        before = client.job(job_id).cancel()
+        if before.ended:
+            out.print(f"had ended: {before}")
         else:
-            out.print("asked to end" if stood is JobStatus.RUNNING else "canceled")
+            out.print("asked to end" if before is JobStatus.RUNNING else "canceled")

@@ -1,4 +1,4 @@
-"""`models`: what may be asked for by name."""
+"""`models`: lists models and schedulers by name."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -38,11 +38,11 @@ def models(
 
 
 def model_table(workers: Sequence[WorkerInfo], width: int) -> Table:
-    """A row for each model; what does not fit is folded: a name that is cut cannot be asked for.
+    """A row for each model. Long cells are folded: a truncated name could not be used in a request.
 
     Args:
-        workers: whose models; not all of them know a file's hash yet.
-        width: columns of the terminal, of which names take a third at most.
+        workers: whose models to list; not all of them have hashed a file yet.
+        width: columns of the terminal, of which names take at most a third.
     """
     found: dict[tuple[str, str, int], list[ModelInfo]] = {}
     for worker in workers:
@@ -57,12 +57,12 @@ def model_table(workers: Sequence[WorkerInfo], width: int) -> Table:
     table = Table(*columns)
     for (kind, name, size_bytes), copies in sorted(found.items()):
         hashes = sorted({model.sha256[:10] for model in copies if model.sha256})
-        told = (
+        cells = (
             *(kind, name, copies[0].family or "", ", ".join(copies[0].forms)),
             *(", ".join(copies[0].trigger_words), f"{size_bytes / 1e6:.1f} MB"),
             *(", ".join(hashes), str(len(copies))),
         )
-        table.add_row(*(Text(words) for words in told))  # Bare strings would be read as markup.
+        table.add_row(*(Text(cell) for cell in cells))  # Plain strings would be read as markup.
     return table
 
 

@@ -1,4 +1,4 @@
-"""What a command leaves behind: files, and words about them."""
+"""What a command outputs: image files, and a report or JSON."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from imagefleet_shared.results import JobResult
 
 
 def prepare(folder: Path, *, no_wait: bool = False, preview: Path | None = None) -> None:
-    """See that what a job leaves can be kept; before it is enqueued, or it is drawn for nothing.
+    """Check that a job's output can be saved, before the job is enqueued.
 
     Raises:
         InvalidRequest: a preview of a job that is not waited for.
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be created.
     """
     if no_wait and preview:
         raise InvalidRequest("--preview needs the job to be waited for: give it without --no-wait")
@@ -25,7 +25,7 @@ def prepare(folder: Path, *, no_wait: bool = False, preview: Path | None = None)
 def finish(
     job: Job, folder: Path, *, no_wait: bool, as_json: bool, preview: Path | None = None
 ) -> None:
-    """Wait for a job, save its pictures and tell of them; or tell its id."""
+    """Wait for a job, save its images and report them; or only print its id."""
     if no_wait:
         if as_json:
             print_json({"job_id": job.id})
@@ -43,7 +43,7 @@ def finish(
 
 
 def save(job: Job, folder: Path) -> list[Path]:
-    """The pictures of a finished job, as files in the folder, which is there."""
+    """Save the images of a finished job in an existing folder, and return the files."""
     files: list[Path] = []
     for index, (content, image) in enumerate(zip(job.files(), job.result().images, strict=True)):
         files.append(folder / f"{job.id[:12]}-{index}.{image.format}")
@@ -52,16 +52,16 @@ def save(job: Job, folder: Path) -> list[Path]:
 
 
 def report(result: JobResult, files: list[Path]) -> None:
-    """Where the pictures are, and where the time went."""
+    """Print where the images are, and where the time went."""
     for file, image in zip(files, result.images, strict=True):
         _print_line(f"{file}  {image.width}x{image.height}")
         _print_line(f"  stored at {image.url}")
     timings = result.timings
     times = {"queue": timings.queue_s, "wait": timings.engine_wait_s, **timings.stages_s}
-    words = [f"{stage} {seconds:.2f} s" for stage, seconds in times.items()]
-    words.append(f"store {timings.store_s:.2f} s")
-    _print_line("  " + " · ".join(words))
+    parts = [f"{stage} {seconds:.2f} s" for stage, seconds in times.items()]
+    parts.append(f"store {timings.store_s:.2f} s")
+    _print_line("  " + " · ".join(parts))
 
 
-def _print_line(words: str) -> None:
-    out.print(words, markup=False, highlight=False, soft_wrap=True)
+def _print_line(text: str) -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What all commands have in common: consoles, exit codes, options."""
+"""Shared by all commands: consoles, exit codes, options."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from imagefleet_shared.field_types import ImageFormat, Priority, describe_error
 
 P = ParamSpec("P")
 
-# Rich takes a pipe for a terminal of 80 columns.
+# Rich treats a pipe as a terminal of 80 columns.
 out = Console(width=None if sys.stdout.isatty() else 10_000)
 err = Console(stderr=True)
 
@@ -38,7 +38,7 @@ EXIT_CODES: list[tuple[type[ImagefleetError], int]] = [
 
 
 def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn our errors, and those of the caller's files, into a line on stderr and an exit code."""
+    """Turn our own errors and OSErrors into a line on stderr and an exit code."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -47,7 +47,7 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
         except ImagefleetError as exc:
             code = next(code for kind, code in EXIT_CODES if isinstance(exc, kind))
             raise _exit_with(f"{type(exc).__name__}: {exc}", code) from exc
-        except BrokenPipeError:  # Whoever read our output has enough: typer ends without a word.
+        except BrokenPipeError:  # The reader of our output has gone: typer exits silently.
             raise
         except OSError as exc:
             raise _exit_with(str(exc), 2) from exc
@@ -56,7 +56,7 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def open_client() -> Client:
-    """A client of the fleet that the environment names; ends with 2 where that makes no sense."""
+    """A client with settings from the environment; exits with 2 if they are invalid."""
     try:
         return Client()
     except ValidationError as exc:
@@ -65,13 +65,13 @@ def open_client() -> Client:
         raise _exit_with(f"settings: {exc}", 2) from exc
 
 
-def _exit_with(words: str, code: int) -> typer.Exit:
-    err.print(words, style="red", markup=False, highlight=False, soft_wrap=True)
+def _exit_with(message: str, code: int) -> typer.Exit:
+    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     return typer.Exit(code)
 
 
 def print_json(value: object) -> None:
-    """One JSON object and nothing else, for scripts."""
+    """Print one JSON object and nothing else, for scripts."""
     sys.stdout.write(json.dumps(value) + "\n")
 
 
@@ -79,14 +79,14 @@ def _check_preview_path(path: Path | None) -> Path | None:
     if path and path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise typer.BadParameter(f"{path.name!r} must end in .png, .jpg or .webp")
     if path and not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
-        raise typer.BadParameter(f"{str(path.parent)!r} is no folder that can be written to")
+        raise typer.BadParameter(f"{str(path.parent)!r} is not a writable folder")
     return path
 
 
 Out = Annotated[
     Path,
     typer.Option(
-        "--out", "-o", file_okay=False, writable=True, help="Folder to save the pictures in."
+        "--out", "-o", file_okay=False, writable=True, help="Folder to save the images in."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
@@ -94,13 +94,13 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and 
 Limit = Annotated[
     float | None, typer.Option("--time-limit", help="Seconds within which the job must end.")
 ]
-PriorityOption = Annotated[Priority, typer.Option(help="Jobs of a higher one are taken first.")]
+PriorityOption = Annotated[Priority, typer.Option(help="Jobs of a higher priority run first.")]
 Format = Annotated[ImageFormat, typer.Option("--format", help="File format.")]
 Preview = Annotated[
     Path | None,
     typer.Option(
         callback=_check_preview_path,
         dir_okay=False,
-        help="Keep the present look of the picture in this file.",
+        help="Save previews of the images to this file.",
     ),
 ]

@@ -1,8 +1,8 @@
-"""The `parameters` text that a picture carries, in A1111's format: written and read.
+"""Infotext, the `parameters` text of an image in A1111's format: writing and reading.
 
-Three parts, each on lines of its own: the prompt; `Negative prompt: …` where there is one; then
-`Steps: …, Sampler: …` and so on. What changes the picture is in the text, in A1111's words where it
-has any.
+It has three parts, each on its own lines: the prompt; `Negative prompt: …` if there is one; then
+`Steps: …, Sampler: …` and so on. Everything that changes the image is in the text, under A1111's
+labels if it has any.
 """
 
 from imagefleet_shared.infotext.read import InfotextFields, Parsed, parse, read

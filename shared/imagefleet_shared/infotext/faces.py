@@ -1,4 +1,4 @@
-"""The labels of restored faces, beside `Face restoration`: written and read."""
+"""Labels of face restoration: writing and reading."""
 
 from typing import cast
 
@@ -13,16 +13,16 @@ _NAMES = {
 }
 _A1111_ARCHITECTURES = ("GFPGAN", "CodeFormer")
 _ENLARGED = "Postprocess upscale "
-"""How the labels of a size begin: `… by`, `… to`."""
+"""Prefix of the labels of an upscale's size: `… by`, `… to`."""
 
 
 def write_postprocess_fields(faces: FaceRestore | None) -> dict[str, object]:
-    """All that the text of an enlarged picture tells of its faces."""
+    """All labels of restored faces, for the text of an upscaled image."""
     return {"Face restoration": faces.restorer, **write_fields(faces)} if faces else {}
 
 
 def write_fields(faces: FaceRestore | None) -> dict[str, object]:
-    """What the text tells beside the restorer; A1111 has a word for the weight only."""
+    """Labels besides the restorer's; A1111 has one for the weight only."""
     if faces is None:
         return {}
     return {
@@ -32,17 +32,17 @@ def write_fields(faces: FaceRestore | None) -> dict[str, object]:
     }
 
 
-def restored_after_upscale(taken: object) -> bool:
-    """Whether faces that were `taken` were restored after the picture was enlarged."""
-    fields = cast(dict[str, object], taken) if isinstance(taken, dict) else {}
+def restored_after_upscale(face_restore: object) -> bool:
+    """Whether `read_fields` says that faces were restored after the upscale."""
+    fields = cast(dict[str, object], face_restore) if isinstance(face_restore, dict) else {}
     return str(fields.get("after_upscale")) == "True"
 
 
 def read_fields(labels: dict[str, str]) -> dict[str, object] | None:
-    """The labels taken as fields of a `FaceRestore`; None where no faces were restored.
+    """Pop the labels of a `FaceRestore` and return its fields; None if no faces were restored.
 
     A1111's extras name no restorer, but have a visibility for each architecture, and the labels are
-    in the order in which things were done. Its architectures are taken as names of files.
+    in the order of processing. Its architectures are read as file names.
     """
     fields: dict[str, object] = {
         name: labels.pop(label) for label, name in _NAMES.items() if label in labels

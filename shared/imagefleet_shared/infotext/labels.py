@@ -1,4 +1,4 @@
-"""What A1111 calls the values that are no numbers, and how each is found by its label."""
+"""A1111's labels of values that are not numbers, and lookup by label."""
 
 from typing import Literal, TypeVar
 
@@ -50,10 +50,10 @@ T = TypeVar("T")
 
 
 def by_label(what: str, labels: dict[T, str], given: str) -> T:
-    """The value that a label means, in any case.
+    """The value of a label, in any case.
 
     Raises:
-        InvalidRequest: there is no such label; the message lists those that are.
+        InvalidRequest: there is no such label; the message lists the known ones.
     """
     for value, label in labels.items():
         if label.lower() == given.lower():
@@ -62,12 +62,12 @@ def by_label(what: str, labels: dict[T, str], given: str) -> T:
 
 
 def upscaler_by_label(given: str) -> str:
-    """An upscaler's name; what is no label is the name of a model."""
+    """The upscaler of a label; any other text is the name of a model."""
     if given == "None":  # A1111 then resizes by Lanczos
         return LANCZOS
     return next((name for name, label in UPSCALERS.items() if label == given), given)
 
 
 def eta_label(scheduler: SchedulerName) -> str:
-    """A1111 keeps one eta for its k-diffusion samplers and one for those of DDIM's kind."""
+    """Label of eta: A1111 has one for k-diffusion samplers and one for DDIM, PLMS and UniPC."""
     return "Eta DDIM" if scheduler in OWN_TIMESTEPS else "Eta"

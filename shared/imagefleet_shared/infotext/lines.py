@@ -1,6 +1,6 @@
-"""The form of the text: prompts, and a line of labels with values, quoted as A1111 does.
+"""Syntax of infotexts: prompts, and a line of labels with values, quoted as in A1111.
 
-Taking apart takes linear time, whatever the text: no pattern with two ways to match is in here.
+Parsing takes linear time for any text: no regular expression here can backtrack.
 """
 
 import json
@@ -15,12 +15,12 @@ _DECODER = JSONDecoder(strict=False)
 
 
 def number(value: float) -> str:
-    """The shortest text that reads back as the same number; whole ones without a point."""
+    """The shortest text that reads back as the same number; integers without a point."""
     return repr(float(value)).removesuffix(".0")
 
 
 def join_text(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> str:
-    """The three parts as one text."""
+    """Prompt, negative prompt and fields as one text."""
     lines = [prompt] if prompt else []
     if negative_prompt:
         lines.append(f"{_NEGATIVE} {negative_prompt}")
@@ -28,7 +28,7 @@ def join_text(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -
 
 
 def join_fields(fields: Mapping[str, object]) -> str:
-    """`Label: value, …`; what is None is left out."""
+    """`Label: value, …`; fields that are None are left out."""
     return ", ".join(
         f"{label}: {_quoted(str(value))}" for label, value in fields.items() if value is not None
     )
@@ -61,26 +61,26 @@ def split_text(text: str) -> tuple[str, str, list[tuple[str, str]]]:
 def split_fields(line: str) -> list[tuple[str, str]]:
     """The labels of a line and their values, unquoted; a label alone has an empty value."""
     pairs: list[tuple[str, str]] = []
-    last_brace, at = line.rfind("}"), 0
-    while at < len(line):
-        comma = line.find(",", at)
+    last_brace, position = line.rfind("}"), 0
+    while position < len(line):
+        comma = line.find(",", position)
         end = len(line) if comma < 0 else comma
-        colon = line.find(":", at, end)
+        colon = line.find(":", position, end)
         if colon < 0:
-            label, value = line[at:end], ""
+            label, value = line[position:end], ""
         else:
-            label, start = line[at:colon], colon + 1
+            label, start = line[position:colon], colon + 1
             while start < end and line[start].isspace():
                 start += 1
             value, end = _value(line, start, end, last_brace)
         if label.strip():
             pairs.append((label.strip(), value))
-        at = end + 1
+        position = end + 1
     return pairs
 
 
 def _value(line: str, start: int, end: int, last_brace: int) -> tuple[str, int]:
-    """A value that begins at `start`, and where the comma after it is."""
+    """The value that begins at `start`, and the position of the comma after it."""
     if line.startswith('"', start):
         try:
             value, after = _DECODER.raw_decode(line, start)

@@ -1,7 +1,7 @@
-"""The text of a picture, of ours or of A1111, read back into a request.
+"""Reads infotext, of Imagefleet or of A1111, back into a request.
 
-A text cannot hold pictures. What A1111 drew over another one needs that one again, and its mask:
-without them, what concerns them is ignored. Ours names both by their keys in the store.
+A text cannot contain images. An img2img text of A1111 needs the initial image again, and its mask;
+without them, the labels that concern them are ignored. Ours has the keys of both in the store.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,45 +27,45 @@ _REDUNDANT_LABELS = (
     *("Version", "User", "Init image hash", "VAE hash", "Lora hashes", "TI hashes", "Hashes"),
     "Pad conds",
 )
-"""Labels that change no picture, say again what another one says, or what is always so here."""
+"""Labels that do not affect the image, repeat another label, or say what is always true here."""
 
 
 @dataclass(frozen=True)
 class InfotextFields:
-    """What a text tells. Values are as the text has them: the request checks them."""
+    """The fields of a text. Values are as in the text: the request validates them."""
 
     fields: Fields
-    """Of a `GenerateRequest`; parts are mappings."""
+    """Fields of a `GenerateRequest`; its parts are mappings."""
     img2img_fields: Fields
-    """Of one that has an image: `strength`, `resize_mode`, `inpaint`, `image` where it is known."""
+    """Fields of img2img: `strength`, `resize_mode`, `inpaint`, and `image` if it is known."""
     ignored: Mapping[str, str]
-    """Labels that say what no request can, with their values."""
+    """Labels that no request field can represent, with their values."""
     ignored_without_image: Mapping[str, str]
-    """Labels that `drawn_over` was read from."""
+    """Labels that `img2img_fields` was read from, which are ignored without an image."""
 
     def with_images(
         self, image: ImageRef | None = None, mask_image: ImageRef | None = None
     ) -> tuple[Fields, Mapping[str, str]]:
-        """Fields of a request that is drawn over these, or those that the text names.
+        """Fields of a request with these images, or those that the text names.
 
         Returns:
             The fields, and the labels that are ignored.
         """
-        over = dict(self.img2img_fields)
+        img2img_fields = dict(self.img2img_fields)
         if image:
-            over["image"] = image
-        if "image" not in over:
+            img2img_fields["image"] = image
+        if "image" not in img2img_fields:
             return self.fields, {**self.ignored, **self.ignored_without_image}
-        settings, ignored = over.pop("inpaint", None), dict(self.ignored)
-        mask: Fields = dict(settings) if isinstance(settings, dict) else {}
+        settings, ignored = img2img_fields.pop("inpaint", None), dict(self.ignored)
+        inpaint: Fields = dict(settings) if isinstance(settings, dict) else {}
         if mask_image:
-            mask["mask_image"] = mask_image
-        fields = {**self.fields, **over}
-        if "mask_image" not in mask:
-            return fields, ignored | _masking(self.ignored_without_image)
-        fields["inpaint"] = mask
+            inpaint["mask_image"] = mask_image
+        fields = {**self.fields, **img2img_fields}
+        if "mask_image" not in inpaint:
+            return fields, ignored | _inpaint_labels(self.ignored_without_image)
+        fields["inpaint"] = inpaint
         if faces.restored_after_upscale(fields.get("face_restore")):
-            # One request cannot: they would be redrawn where the mask keeps them.
+            # No request can do that: faces outside the mask would be changed.
             del fields["face_restore"]
             ignored[faces.AFTER_UPSCALE] = "True"
         return fields, ignored
@@ -73,37 +73,38 @@ class InfotextFields:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A text as a request."""
+    """An infotext parsed into a request."""
 
     request: GenerateRequest
     ignored: Mapping[str, str]
-    """Labels that it does not heed, with their values."""
+    """Labels that no request field can represent, with their values."""
 
 
 def parse(
     text: str | None, image: ImageRef | None = None, mask_image: ImageRef | None = None
 ) -> Parsed:
-    """The request that a picture's text describes.
+    """The request that an infotext describes.
 
     Args:
-        text: of A1111 or of Imagefleet; None, which `read_parameters` gives for none, is refused.
-        image: what it was drawn over, where it was and the text does not name it.
+        text: of A1111 or of Imagefleet; None, which `read_parameters` returns if there is none, is
+            refused.
+        image: the initial image of img2img, if the text does not name it.
         mask_image: the mask, likewise.
 
     Raises:
-        InvalidRequest: the text describes nothing, or something that cannot be done.
+        InvalidRequest: the text has no parameters, or invalid ones.
     """
     if text is None:
-        raise InvalidRequest("the picture carries no text of how it was made")
+        raise InvalidRequest("the image carries no text of its generation parameters")
     fields, ignored = read(text).with_images(image, mask_image)
     return Parsed(GenerateRequest.model_validate(fields), ignored)
 
 
 def read(text: str) -> InfotextFields:
-    """What a picture's text tells, for those who change it before they make it a request.
+    """The fields of an infotext, to be changed before they become a request.
 
     Raises:
-        InvalidRequest: no line of labels, or a label's value is none of those allowed.
+        InvalidRequest: there is no line of labels, or a label's value is not allowed.
     """
     prompt, negative_prompt, pairs = split_text(text)
     labels, later = _first_of_each(pairs)
@@ -111,7 +112,7 @@ def read(text: str) -> InfotextFields:
     fields |= sampling(labels)
     scheduler, size = fields.get("scheduler"), (fields.get("width"), fields.get("height"))
     fields |= noise(labels, scheduler) | models(labels)
-    # Faces before the upscale takes its labels: their order tells which ran first.
+    # Faces are read before the upscale pops its labels: the order of labels tells which ran first.
     parts = {
         "hires": hires(labels, size, scheduler),
         "face_restore": faces.read_fields(labels),
@@ -119,16 +120,16 @@ def read(text: str) -> InfotextFields:
     }
     fields |= {name: part for name, part in parts.items() if part}
     before = dict(labels)
-    over = img2img(labels)
+    img2img_fields = img2img(labels)
     needing_image = {label: value for label, value in before.items() if label not in labels}
     ignored = {**labels, **later}
     for label in _REDUNDANT_LABELS:
         ignored.pop(label, None)
-    return InfotextFields(fields, over, ignored, needing_image)
+    return InfotextFields(fields, img2img_fields, ignored, needing_image)
 
 
 def _first_of_each(pairs: Iterable[tuple[str, str]]) -> tuple[Labels, Labels]:
-    """What each label says first; and what it says later, as when a picture was enlarged twice."""
+    """The first value of each label, and the later ones, as of an image that was upscaled twice."""
     first: Labels = {}
     later: Labels = {}
     for label, value in pairs:
@@ -139,7 +140,7 @@ def _first_of_each(pairs: Iterable[tuple[str, str]]) -> tuple[Labels, Labels]:
     return first, later
 
 
-def _masking(labels: Mapping[str, str]) -> Labels:
+def _inpaint_labels(labels: Mapping[str, str]) -> Labels:
     return {
         label: value for label, value in labels.items() if "Mask" in label or "Inpaint" in label
     }

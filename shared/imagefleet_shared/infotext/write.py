@@ -1,10 +1,10 @@
-"""A request and the models it was drawn with, written as the text of a picture.
+"""Writes a request and the models it used as infotext.
 
 Order, labels and omissions are those of A1111 v1.10 (`create_infotext` and what its passes add).
-Ours are, because A1111 has none: `Init image`, `Inpaint mask`, `Resize mode`, `Hires denoising
-strength` (where img2img has one too), `Textual inversions`, `Postprocess upscaler 2
-visibility`, `Postprocess tile size` and `… overlap`, `Face restoration visibility` and `… after
-upscale`. A1111's `Face restoration` is the architecture; ours is the file's name.
+Our own labels, where A1111 has none: `Init image`, `Inpaint mask`, `Resize mode`, `Hires denoising
+strength` (if img2img has one too), `Textual inversions`, `Postprocess upscaler 2 visibility`,
+`Postprocess tile size` and `… overlap`, `Face restoration visibility` and `… after upscale`.
+A1111's `Face restoration` is the architecture; ours is the file's name.
 """
 
 import json
@@ -26,7 +26,7 @@ _DEFAULT_OVERLAP: int = UpscalePass.model_fields["tile_overlap"].default
 
 @dataclass(frozen=True)
 class Models:
-    """The files that a picture was made with; digests are SHA-256, hexadecimal."""
+    """The model files that an image was generated with; digests are SHA-256, hexadecimal."""
 
     checkpoint: str
     checkpoint_sha256: str | None
@@ -38,21 +38,22 @@ class Models:
     other_checkpoints: Mapping[str, str] = field(default_factory=dict[str, str])
     """Digests of the refiner and of the hires pass's checkpoint, by name, where known."""
     padded: bool = False
-    """Texts of fewer windows than the longest were filled up with empty ones."""
+    """Whether prompts with fewer windows than the longest were padded."""
 
 
 def generated(
     request: GenerateRequest, seed: int, models: Models, variation_seed: int | None = None
 ) -> str:
-    """The text of a drawn picture.
+    """The infotext of a generated image.
 
-    A LoRA that came as a field is added to the prompt as a tag, so that the text tells all.
+    A LoRA that is a field of the request is added to the prompt as a tag, so that the text is
+    complete.
 
     Args:
-        request: with everything decided, sizes above all.
-        seed: of this picture.
-        models: what it was made with; of digests A1111 shows the first ten or twelve digits.
-        variation_seed: of this picture; None: the request's.
+        request: with all values that the worker decided, such as sizes.
+        seed: of this image.
+        models: that it was generated with; of digests the first ten or twelve digits are written.
+        variation_seed: of this image; None: the request's.
     """
     if variation_seed is None:
         variation_seed = request.variation_seed
@@ -71,16 +72,16 @@ def generated(
         "Variation seed strength": number(request.variation_strength) if varied else None,
         "Seed resize from": request.seed_resize_from and "{}x{}".format(*request.seed_resize_from),
         "Denoising strength": _strength(request),
-        # A1111 counts from 1, diffusers and we from "leave none out".
+        # A1111 counts from 1, diffusers from 0 skipped layers.
         "Clip skip": request.clip_skip and request.clip_skip + 1,
-        # A1111 names a source only where it is not the GPU.
+        # A1111 writes the source only if it is not the GPU.
         "RNG": "CPU" if request.rng == "cpu" else None,
         **_img2img(request),
         **(_hires(request, request.hires, models) if request.hires else {}),
         "Lora hashes": _hashes(models.loras),
         "TI hashes": _hashes(models.embeddings),
         "Textual inversions": _inversions(request),
-        # By default A1111 does not; told of it, it does.
+        # A1111 does not pad by default; with this label it does.
         "Pad conds": models.padded or None,
         "Emphasis": None if request.emphasis == "original" else labels.EMPHASES[request.emphasis],
         labels.eta_label(request.scheduler): None if request.eta is None else number(request.eta),
@@ -93,7 +94,7 @@ def generated(
 
 
 def upscaled(request: UpscaleRequest, parameters: str | None) -> str:
-    """The text of an enlarged picture: that of its input, and what was done to it."""
+    """The infotext of an upscaled image: that of its input, and the upscale."""
     text = join_fields(_postprocess(request) | faces.write_postprocess_fields(request.face_restore))
     if not parameters:
         return text
@@ -102,7 +103,7 @@ def upscaled(request: UpscaleRequest, parameters: str | None) -> str:
 
 
 def with_tags(prompt: str, loras: Sequence[LoRA]) -> str:
-    """The prompt, with a tag for each LoRA that it does not name yet."""
+    """The prompt, with a tag added for each LoRA that has none in it."""
     tagged = set(_TAGGED.findall(prompt))
     tags = [_tag(lora) for lora in loras if lora.name not in tagged]
     return " ".join([prompt, *tags] if prompt else tags)
@@ -120,7 +121,7 @@ def _strength(request: GenerateRequest) -> str | None:
 
 
 def _img2img(request: GenerateRequest) -> dict[str, object]:
-    """What img2img and inpainting have of their own."""
+    """Labels of img2img and inpainting."""
     if request.image is None:
         return {}
     fields: dict[str, object] = {"Init image": request.image.key}
@@ -143,9 +144,9 @@ def _hires(request: GenerateRequest, hires: HiresPass, models: Models) -> dict[s
     strength = number(hires.strength) if request.image else None
     prompt = None
     if hires.prompt is not None or hires.loras is not None:
-        # Read back, the request has no LoRAs but those of its tags: this pass must name its own.
-        own = request.prompt if hires.prompt is None else hires.prompt
-        prompt = with_tags(own, request.loras if hires.loras is None else hires.loras)
+        # A request that is read back has its LoRAs as tags only: this pass must tag its own.
+        own_prompt = request.prompt if hires.prompt is None else hires.prompt
+        prompt = with_tags(own_prompt, request.loras if hires.loras is None else hires.loras)
     return {
         "Hires checkpoint": hires.checkpoint and _titled(hires.checkpoint, models),
         "Hires sampler": hires.scheduler and SCHEDULER_LABELS[hires.scheduler],
@@ -172,19 +173,21 @@ def _refiner(request: GenerateRequest, models: Models) -> dict[str, object]:
 
 
 def _titled(checkpoint: str, models: Models) -> str:
-    """A further checkpoint as A1111 names it: with the short hash, where that is known."""
+    """A refiner or hires checkpoint as A1111 writes it: with its short hash, if that is known."""
     digest = models.other_checkpoints.get(checkpoint)
     return f"{checkpoint} [{digest[:_HASH_LENGTH]}]" if digest else checkpoint
 
 
 def _hashes(digests: Mapping[str, str]) -> str | None:
-    shown = (f"{name}: {digest[:_ADAPTER_HASH_LENGTH]}" for name, digest in digests.items())
-    return ", ".join(shown) or None
+    hashes = (f"{name}: {digest[:_ADAPTER_HASH_LENGTH]}" for name, digest in digests.items())
+    return ", ".join(hashes) or None
 
 
 def _inversions(request: GenerateRequest) -> str | None:
-    asked = [one.model_dump(exclude_defaults=True) for one in request.textual_inversions]
-    return json.dumps(asked, ensure_ascii=False) if asked else None
+    inversions = [
+        inversion.model_dump(exclude_defaults=True) for inversion in request.textual_inversions
+    ]
+    return json.dumps(inversions, ensure_ascii=False) if inversions else None
 
 
 def _postprocess(upscale: UpscalePass) -> dict[str, object]:

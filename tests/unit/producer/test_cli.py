@@ -1,4 +1,4 @@
-"""The command line where no fleet is needed: help, refusals, and a fleet that is not there."""
+"""The command line without a fleet: help, invalid requests, and an unreachable Redis."""
 
 import json
 import time
@@ -16,7 +16,7 @@ COMMANDS = ["generate", "upscale", "status", "cancel", "models", "demo"]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
-    """Given a Redis that is down and a store in a folder."""
+    """The command line with a Redis that is down and a store in a folder."""
     monkeypatch.setenv("IMAGEFLEET_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
     monkeypatch.setenv("IMAGEFLEET_STORAGE_URL", (tmp_path / "store").as_uri())
     monkeypatch.chdir(tmp_path)
@@ -31,14 +31,14 @@ def picture(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(cli: CliRunner, command: str) -> None:
+def test_every_command_has_help(cli: CliRunner, command: str) -> None:
     result = cli.invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert "Usage:" in result.output
     assert "--help" in result.output
 
 
-def test_the_commands_are_these(cli: CliRunner) -> None:
+def test_help_lists_all_commands(cli: CliRunner) -> None:
     result = cli.invoke(app, ["--help"])
     assert result.exit_code == 0
     for command in COMMANDS:
@@ -58,7 +58,7 @@ def test_the_commands_are_these(cli: CliRunner) -> None:
     ],
     ids=" ".join,
 )
-def test_a_redis_that_is_down_is_told_within_two_seconds(
+def test_a_redis_that_is_down_is_reported_within_two_seconds(
     cli: CliRunner, arguments: list[str]
 ) -> None:
     started = time.monotonic()
@@ -70,7 +70,7 @@ def test_a_redis_that_is_down_is_told_within_two_seconds(
     assert "Traceback" not in result.output
 
 
-def test_an_upscale_with_redis_down_is_told_too(cli: CliRunner, picture: str) -> None:
+def test_an_upscale_with_redis_down_fails_too(cli: CliRunner, picture: str) -> None:
     result = cli.invoke(app, ["upscale", picture])
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("BrokerUnavailable")
@@ -90,18 +90,18 @@ def test_an_upscale_with_redis_down_is_told_too(cli: CliRunner, picture: str) ->
         (["--hires", "0.5"], ["scale", "0.5"]),
         (["--upscale", "9"], ["scale", "9"]),
         (["--format", "gif"], ["gif", "png"]),
-        (["--unheard-of"], ["unheard-of"]),
+        (["--no-such-option"], ["no-such-option"]),
         (["--hires-steps", "3"], ["scale", "width"]),
         (["--mask-blur", "3"], ["mask_image"]),
         (["--seed-resize-from", "64"], ["seed_resize_from"]),
-        (["--preview", "look.xyz"], ["look.xyz", ".png"]),
+        (["--preview", "preview.xyz"], ["preview.xyz", ".png"]),
         (["--from", "picture.gone"], ["picture.gone"]),
         (["--time-limit", "0"], ["time_limit_s", "given 0"]),
         (["--time-limit", "nan"], ["time_limit_s", "given nan"]),
     ],
     ids=lambda value: " ".join(value),
 )
-def test_a_request_that_cannot_be_ends_with_2_and_its_reason(
+def test_an_invalid_request_exits_with_2_and_its_reason(
     cli: CliRunner, options: list[str], words: list[str]
 ) -> None:
     result = cli.invoke(app, ["generate", "a fox", *options])
@@ -111,7 +111,7 @@ def test_a_request_that_cannot_be_ends_with_2_and_its_reason(
         assert word in result.stderr
 
 
-def test_nothing_to_draw_ends_with_2(cli: CliRunner, picture: str) -> None:
+def test_neither_prompt_nor_image_exits_with_2(cli: CliRunner, picture: str) -> None:
     result = cli.invoke(app, ["generate"])
     assert result.exit_code == 2
     assert result.stderr.startswith("InvalidRequest: give a prompt")
@@ -132,7 +132,9 @@ def test_schedulers_are_listed_without_a_fleet(cli: CliRunner) -> None:
 
 
 @pytest.mark.parametrize("command", ["upscale", "generate"])
-def test_a_picture_that_is_none_ends_with_2(cli: CliRunner, tmp_path: Path, command: str) -> None:
+def test_a_file_that_is_not_an_image_exits_with_2(
+    cli: CliRunner, tmp_path: Path, command: str
+) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     arguments = {"upscale": ["text.png"], "generate": ["fox", "--image", "text.png"]}[command]
     result = cli.invoke(app, [command, *arguments])
@@ -143,9 +145,7 @@ def test_a_picture_that_is_none_ends_with_2(cli: CliRunner, tmp_path: Path, comm
 @pytest.mark.parametrize(
     "arguments", [["upscale", "gone.png"], ["generate", "fox", "--image", "gone.png"]]
 )
-def test_a_picture_that_is_not_there_ends_with_2_and_no_traceback(
-    cli: CliRunner, arguments: list[str]
-) -> None:
+def test_a_missing_file_exits_with_2_and_no_traceback(cli: CliRunner, arguments: list[str]) -> None:
     result = cli.invoke(app, arguments)
     assert result.exit_code == 2
     assert "gone.png" in result.stderr
@@ -160,10 +160,10 @@ def test_a_picture_that_is_not_there_ends_with_2_and_no_traceback(
         ("RECORD_TTL_S", "5", "record_ttl_s: Input should be"),
     ],
 )
-def test_settings_that_make_no_sense_end_with_a_line_and_no_traceback(
+def test_invalid_settings_exit_with_a_line_and_no_traceback(
     cli: CliRunner, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
 ) -> None:
-    """Only the store's URL did; the others ended with a traceback and 1, "the fleet failed"."""
+    """Only the store's URL did; the others exited with a traceback and 1, "the fleet failed"."""
     monkeypatch.setenv(f"IMAGEFLEET_{name}", value)
     result = cli.invoke(app, ["models"])
     assert (result.exit_code, result.stdout) == (2, "")
@@ -172,7 +172,7 @@ def test_settings_that_make_no_sense_end_with_a_line_and_no_traceback(
     assert result.stderr.count("\n") == 1
 
 
-def test_a_redis_url_that_makes_no_sense_is_told_without_its_password(
+def test_an_invalid_redis_url_is_reported_without_its_password(
     cli: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IMAGEFLEET_REDIS_URL", "redis://fox:hunter2/x@127.0.0.1:6379/0")
@@ -186,20 +186,20 @@ def test_a_redis_url_that_makes_no_sense_is_told_without_its_password(
     [
         (["--out", "picture.png"], "picture.png"),
         (["--out", "picture.png/deeper"], "picture.png"),
-        (["--preview", "look.png", "--no-wait"], "--no-wait"),
-        (["--preview", "gone/look.png"], "gone"),
+        (["--preview", "preview.png", "--no-wait"], "--no-wait"),
+        (["--preview", "gone/preview.png"], "gone"),
         (["--preview", "folder.png"], "folder.png"),
-        (["--preview", "picture.png/look.png"], "picture.png"),
-        (["--preview", "look.xbm"], "look.xbm"),
+        (["--preview", "picture.png/preview.png"], "picture.png"),
+        (["--preview", "preview.xbm"], "preview.xbm"),
     ],
 )
 @pytest.mark.usefixtures("picture")
-def test_what_cannot_be_kept_is_refused_before_anything_is_enqueued(
+def test_output_that_cannot_be_saved_is_refused_before_anything_is_enqueued(
     cli: CliRunner, tmp_path: Path, options: list[str], word: str
 ) -> None:
-    """It was drawn first and then lost in a traceback, or went on without anyone to watch it.
+    """The image was rendered first and then lost in a traceback, or the job ran without a watcher.
 
-    Redis is down: whoever enqueues ends with 1.
+    Redis is down: enqueueing would exit with 1.
     """
     (tmp_path / "folder.png").mkdir()
     result = cli.invoke(app, ["generate", "a fox", *options])
@@ -210,7 +210,9 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_enqueued(
 
 @pytest.mark.parametrize("command", [["upscale", "picture.png"], ["demo"]], ids=" ".join)
 @pytest.mark.usefixtures("picture")
-def test_so_it_is_by_every_command_that_saves_pictures(cli: CliRunner, command: list[str]) -> None:
+def test_every_command_that_saves_images_refuses_such_a_folder(
+    cli: CliRunner, command: list[str]
+) -> None:
     result = cli.invoke(app, [*command, "--out", "picture.png/deeper"])
     assert (result.exit_code, result.stdout) == (2, "")
     assert "picture.png" in result.stderr

@@ -1,4 +1,4 @@
-"""Options and pictures, made into requests."""
+"""Building requests from command line options and from images."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ from imagefleet_shared.image_files import encode_image
 from imagefleet_shared.infotext import Models, generated
 from localfleet.ports import free_port
 
-DRAWN = GenerateRequest(
+GENERATED = GenerateRequest(
     prompt="a fox <lora:ink:0.5>",
     negative_prompt="fog",
     checkpoint="demo",
@@ -38,16 +38,16 @@ DRAWN = GenerateRequest(
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    """Of a store in a folder, and of a Redis that is never asked."""
+    """A client of a store in a folder, and of a Redis that is never used."""
     broker = BrokerSettings(redis_url=f"redis://127.0.0.1:{free_port()}/0")
     with Client(broker, StorageSettings(storage_url=(tmp_path / "store").as_uri())) as client:
         yield client
 
 
-def picture(folder: Path, request: GenerateRequest = DRAWN) -> Path:
-    """A picture's file, as a worker writes it."""
+def generated_file(folder: Path, request: GenerateRequest = GENERATED) -> Path:
+    """An image file, as a worker writes it."""
     text = generated(request, request.seed or 0, Models("demo", None, {}, {}))
-    file = folder / "picture.png"
+    file = folder / "image.png"
     file.write_bytes(encode_image(Image.new("RGB", (8, 8)), "png", text))
     return file
 
@@ -58,12 +58,14 @@ def photo(folder: Path, name: str) -> Path:
     return file
 
 
-def asked(client: Client, source: Path | None = None, **options: object) -> GenerateRequest:
+def request_from(client: Client, source: Path | None = None, **options: object) -> GenerateRequest:
     return build_request(CliOptions.from_options(options), source, client)[0]
 
 
-def test_a_picture_is_asked_for_again(client: Client, tmp_path: Path) -> None:
-    assert asked(client, picture(tmp_path), prompt=None, hires_scale=None) == DRAWN
+def test_an_image_gives_its_request_again(client: Client, tmp_path: Path) -> None:
+    assert (
+        request_from(client, generated_file(tmp_path), prompt=None, hires_scale=None) == GENERATED
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,11 +84,11 @@ def test_a_picture_is_asked_for_again(client: Client, tmp_path: Path) -> None:
         ({"upscale_upscaler": "lanczos"}, {"upscale": UpscalePass(scale=2, upscaler="lanczos")}),
     ],
 )
-def test_what_is_asked_for_wins_over_the_picture(
+def test_options_override_the_image(
     client: Client, tmp_path: Path, options: Mapping[str, object], changed: Mapping[str, object]
 ) -> None:
-    expected = DRAWN.model_copy(update=dict(changed))
-    assert asked(client, picture(tmp_path), **options) == expected
+    expected = GENERATED.model_copy(update=dict(changed))
+    assert request_from(client, generated_file(tmp_path), **options) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,53 +100,55 @@ def test_what_is_asked_for_wins_over_the_picture(
         ({"hires_prompt": "an owl", "hires_checkpoint": "xl"}, {"prompt": "an owl"}),
     ],
 )
-def test_so_it_does_in_the_parts_of_the_request(
+def test_options_override_the_parts_of_the_request(
     client: Client, tmp_path: Path, options: Mapping[str, object], changed: Mapping[str, object]
 ) -> None:
-    hires = asked(client, picture(tmp_path), **options).hires
+    hires = request_from(client, generated_file(tmp_path), **options).hires
     assert hires is not None
     assert hires.model_dump(include=set(changed)) == changed
     assert hires.strength == 0.4
 
 
-def test_faces_are_asked_for_by_name_and_left_out_by_a_visibility_of_0(
+def test_faces_are_restored_by_name_and_switched_off_by_a_visibility_of_0(
     client: Client, tmp_path: Path
 ) -> None:
     options = {"face_restore_restorer": "GFPGANv1.4", "face_restore_after_upscale": True}
-    with_faces = asked(client, picture(tmp_path), **options)
+    with_faces = request_from(client, generated_file(tmp_path), **options)
     expected = FaceRestore(restorer="GFPGANv1.4", after_upscale=True)
     assert with_faces.face_restore == expected
-    again = asked(client, picture(tmp_path, with_faces), face_restore_visibility=0.5)
+    again = request_from(client, generated_file(tmp_path, with_faces), face_restore_visibility=0.5)
     assert again.face_restore == expected.model_copy(update={"visibility": 0.5})
-    without = asked(client, picture(tmp_path, with_faces), face_restore_visibility=0.0)
+    without = request_from(
+        client, generated_file(tmp_path, with_faces), face_restore_visibility=0.0
+    )
     assert without.face_restore is None
 
 
-def test_what_belongs_to_a_part_that_is_left_out_goes_with_it(
+def test_fields_that_depend_on_a_switched_off_part_are_dropped(
     client: Client, tmp_path: Path
 ) -> None:
     faces = FaceRestore(restorer="GFPGANv1.4", after_upscale=True)
     varied = {"variation_seed": 5, "variation_strength": 0.1, "face_restore": faces}
-    drawn = picture(tmp_path, DRAWN.model_copy(update=varied))
-    again = asked(client, drawn, variation_strength=0.0, upscale_scale=0.0)
+    source = generated_file(tmp_path, GENERATED.model_copy(update=varied))
+    again = request_from(client, source, variation_strength=0.0, upscale_scale=0.0)
     assert (again.variation_seed, again.upscale) == (None, None)
     assert again.face_restore == FaceRestore(restorer="GFPGANv1.4")
     with pytest.raises(InvalidRequest, match="variation_seed 7 needs"):
-        asked(client, drawn, variation_strength=0.0, variation_seed=7)
+        request_from(client, source, variation_strength=0.0, variation_seed=7)
 
 
-def test_without_a_picture_only_the_options_count(client: Client) -> None:
-    request = asked(client, prompt="a fox", hires_scale=2.0, hires_num_inference_steps=3)
+def test_without_an_image_only_the_options_count(client: Client) -> None:
+    request = request_from(client, prompt="a fox", hires_scale=2.0, hires_num_inference_steps=3)
     assert request == GenerateRequest(
         prompt="a fox", hires=HiresPass(scale=2, num_inference_steps=3)
     )
 
 
-def test_a_picture_drawn_over_another_is_drawn_over_it_again(
+def test_an_img2img_image_gives_its_initial_image_and_mask_again(
     client: Client, tmp_path: Path
 ) -> None:
-    first, mask = client.put_image(photo(tmp_path, "a.png")), client.put_image(b := _png("red"))
-    over = GenerateRequest(
+    first, mask = client.put_image(photo(tmp_path, "a.png")), client.put_image(red := _png("red"))
+    img2img = GenerateRequest(
         prompt="a fox",
         checkpoint="demo",
         width=64,
@@ -154,15 +158,15 @@ def test_a_picture_drawn_over_another_is_drawn_over_it_again(
         strength=0.5,
         inpaint=Inpaint(mask_image=mask, mask_blur=8),
     )
-    source = picture(tmp_path, over)
-    assert asked(client, source) == over
+    source = generated_file(tmp_path, img2img)
+    assert request_from(client, source) == img2img
     other = photo(tmp_path, "b.png")
-    other.write_bytes(b)
-    again = asked(client, source, image=other, inpaint_mask_image=other, inpaint_mask_blur=2)
+    other.write_bytes(red)
+    again = request_from(client, source, image=other, inpaint_mask_image=other, inpaint_mask_blur=2)
     assert (again.image, again.inpaint) == (mask, Inpaint(mask_image=mask, mask_blur=2))
 
 
-def test_what_needs_an_image_is_told_where_there_is_none(client: Client, tmp_path: Path) -> None:
+def test_img2img_labels_are_ignored_without_an_image(client: Client, tmp_path: Path) -> None:
     text = "a fox\nSteps: 20, Sampler: Euler, Denoising strength: 0.5, Mask blur: 4"
     source = tmp_path / "theirs.webp"
     source.write_bytes(encode_image(Image.new("RGB", (8, 8)), "webp", text))
@@ -175,14 +179,14 @@ def test_what_needs_an_image_is_told_where_there_is_none(client: Client, tmp_pat
     assert ignored == {"Mask blur": "4"}
 
 
-def test_neither_prompt_nor_picture_is_refused(client: Client) -> None:
-    with pytest.raises(InvalidRequest, match="give a prompt, or a picture"):
-        asked(client, prompt=None)
+def test_neither_prompt_nor_image_is_refused(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="give a prompt, or an image"):
+        request_from(client, prompt=None)
 
 
-def test_a_picture_without_a_text_is_refused(client: Client, tmp_path: Path) -> None:
+def test_an_image_without_a_text_is_refused(client: Client, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="carries no text"):
-        asked(client, photo(tmp_path, "plain.png"))
+        request_from(client, photo(tmp_path, "plain.png"))
 
 
 def _png(colour: str) -> bytes:

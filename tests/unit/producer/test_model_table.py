@@ -1,4 +1,4 @@
-"""The table of models, as a terminal or a pipe shows it."""
+"""The table of models, as output in a terminal or a pipe."""
 
 from io import StringIO
 
@@ -35,22 +35,22 @@ def worker(*models: ModelInfo) -> WorkerInfo:
 
 def rows(*workers: WorkerInfo, width: int = 80) -> list[list[str]]:
     """The cells of each line below the headings, as a terminal of that width shows them."""
-    shown = StringIO()
-    Console(file=shown, width=width).print(model_table(workers, width))
-    lines = [line for line in shown.getvalue().splitlines() if line.startswith("│")]
+    output = StringIO()
+    Console(file=output, width=width).print(model_table(workers, width))
+    lines = [line for line in output.getvalue().splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
-def test_a_name_stays_whole_and_a_long_one_is_folded() -> None:
-    """`demo-blueprint` was printed as `demo-bl…`, which nobody can ask for."""
-    long = "".join(chr(ord("a") + place % 26) for place in range(70))
+def test_names_are_not_truncated_and_long_ones_are_folded() -> None:
+    """`demo-blueprint` was printed as `demo-bl…`, which no request can name."""
+    long = "".join(chr(ord("a") + index % 26) for index in range(70))
     names = [row[1] for row in rows(worker(lora("demo-blueprint"), lora(long)))]
     assert "".join(names) == long + "demo-blueprint"
     assert "demo-blueprint" in names
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_brackets_are_shown(width: int) -> None:
+def test_brackets_are_printed(width: int) -> None:
     """They were markup: `dream[pruned]` was printed as `dream`, and `[trigger]` not at all."""
     [first, *more] = rows(worker(lora("dream[pruned]", None, "[trigger]")), width=width)
     assert first[1] == "dream[pruned]"
@@ -63,6 +63,6 @@ def test_a_model_that_one_worker_has_not_hashed_yet_is_one_row() -> None:
     assert row[-2:] == ["0123456789", "3"]
 
 
-def test_files_that_differ_under_one_name_are_told_by_their_hashes() -> None:
+def test_different_files_of_one_name_are_listed_with_their_hashes() -> None:
     [row] = rows(worker(lora("ink", "b" * 64)), worker(lora("ink", "a" * 64)), width=200)
     assert row[-2:] == ["aaaaaaaaaa, bbbbbbbbbb", "2"]

@@ -1,4 +1,4 @@
-"""What a command says of a finished job."""
+"""The report of a finished job."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from imagefleet_producer import GenerateRequest, ImageResult, JobResult, Timings
 from imagefleet_producer.cli.output import report
 
 
-def test_paths_and_urls_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """A part in brackets was taken for markup and left out."""
+def test_paths_and_urls_are_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
+    """A part in brackets was read as markup and omitted."""
     folder = Path("long " * 40, "[red]")
     url = f"file:///{'store/' * 40}[bold]/0.png"
     image = ImageResult(

@@ -1,4 +1,4 @@
-"""The public surface: what `__all__` says is what is there."""
+"""The public names: `__all__` lists exactly what is exported."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from imagefleet_shared import errors
 from imagefleet_shared.errors import ImagefleetError
 
 
-def test_all_lists_just_the_public_names() -> None:
+def test_all_lists_exactly_the_public_names() -> None:
     public = {
         name
         for name, value in vars(imagefleet_producer).items()
@@ -27,6 +27,6 @@ def test_every_error_can_be_caught_by_a_public_name() -> None:
             assert getattr(imagefleet_producer, name, None) is value, name
 
 
-def test_every_public_class_says_what_it_is() -> None:
+def test_every_public_name_has_a_docstring() -> None:
     for name in imagefleet_producer.__all__:
         assert inspect.getdoc(getattr(imagefleet_producer, name)), name

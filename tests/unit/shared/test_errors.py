@@ -1,4 +1,4 @@
-"""The error tree: what it says of itself, and that errors survive the way through the ledger."""
+"""The error tree: its documentation, and that errors are rebuilt from the ledger."""
 
 import inspect
 import json
@@ -52,7 +52,7 @@ def example(cls: type[ImagefleetError]) -> ImagefleetError:
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_an_error_survives_the_ledger(cls: type[ImagefleetError]) -> None:
+def test_an_error_is_rebuilt_from_the_ledger(cls: type[ImagefleetError]) -> None:
     error = example(cls)
     back = load_error(dump_error(error))
     assert type(back) is cls
@@ -62,7 +62,7 @@ def test_an_error_survives_the_ledger(cls: type[ImagefleetError]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_an_error_can_be_rebuilt_from_its_arguments(cls: type[ImagefleetError]) -> None:
-    """As Celery does it; anything else is lost on the way."""
+    """As Celery does; anything else is lost."""
     error = example(cls)
     back = cls(*error.args)
     assert (back.args, str(back)) == (error.args, str(error))
@@ -75,7 +75,7 @@ def test_arguments_are_plain_json(cls: type[ImagefleetError]) -> None:
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_message_says_everything_that_the_error_was_given(cls: type[ImagefleetError]) -> None:
+def test_a_message_has_all_arguments_of_the_error(cls: type[ImagefleetError]) -> None:
     error = example(cls)
     for value in error.args:
         for word in value if isinstance(value, list) else [value]:
@@ -84,13 +84,13 @@ def test_a_message_says_everything_that_the_error_was_given(cls: type[Imagefleet
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_every_class_says_what_went_wrong(cls: type[ImagefleetError]) -> None:
+def test_every_class_has_a_docstring(cls: type[ImagefleetError]) -> None:
     assert cls.__doc__
     assert cls.__doc__.endswith(".") or ";" in cls.__doc__
 
 
 def test_the_tree_in_the_docstring_is_the_real_one() -> None:
-    drawn: dict[str, str] = {}
+    documented: dict[str, str] = {}
     path: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
         match = re.match(r"^    ((?:│   )*)(?:[├└]── )?([A-Z]\w+)(?:\s|$)", line)
@@ -98,24 +98,24 @@ def test_the_tree_in_the_docstring_is_the_real_one() -> None:
             continue
         depth = len(match[1]) // 4 + ("── " in line)
         path = [*path[:depth], match[2]]
-        drawn[match[2]] = path[-2] if depth else ""
+        documented[match[2]] = path[-2] if depth else ""
     real = {
         cls.__name__: ""
         if cls is ImagefleetError
         else next(base.__name__ for base in cls.__mro__[1:] if not base.__name__.startswith("_"))
         for cls in CLASSES
     }
-    assert drawn == real
+    assert documented == real
 
 
-def test_a_class_that_this_version_lacks_becomes_the_base_class() -> None:
+def test_an_unknown_class_becomes_the_base_class() -> None:
     error = load_error('{"type": "FromTheFuture", "args": ["it rained", 3]}')
     assert type(error) is ImagefleetError
     assert error.args == ("FromTheFuture", "it rained", 3)
 
 
 @pytest.mark.parametrize("name", ["Sequence", "__builtins__", "_list"])
-def test_only_errors_of_ours_are_built_from_a_record(name: str) -> None:
+def test_only_our_own_errors_are_built_from_a_record(name: str) -> None:
     error = load_error(json.dumps({"type": name, "args": ["x"]}))
     assert type(error) is ImagefleetError
 
@@ -130,7 +130,7 @@ def test_messages_have_the_value_given_and_the_values_allowed() -> None:
     assert "all 3 attempts" in str(PoisonJob("j1", 3))
 
 
-def test_errors_split_by_who_must_act() -> None:
+def test_errors_are_split_by_who_must_act() -> None:
     assert issubclass(UnknownCheckpoint, InvalidRequest)
     assert not issubclass(BrokerUnavailable, InvalidRequest)
     assert not issubclass(JobNotFound, InvalidRequest)

@@ -1,4 +1,4 @@
-"""Picture files, and A1111's `parameters` in them."""
+"""Image files, and A1111's `parameters` in them."""
 
 import io
 from typing import get_args
@@ -26,7 +26,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str, exif: Image.Exif | None = None) -> bytes:
-    """As some other program writes it."""
+    """An image file as another program writes it."""
     buffer = io.BytesIO()
     image.save(buffer, kind, exif=exif or Image.Exif())
     return buffer.getvalue()
@@ -34,7 +34,7 @@ def encoded(image: Image.Image, kind: str, exif: Image.Exif | None = None) -> by
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("text", [INFOTEXT, "plain", "", "été"])
-def test_parameters_come_back_from_every_format(format: ImageFormat, text: str) -> None:
+def test_parameters_are_read_back_from_every_format(format: ImageFormat, text: str) -> None:
     data = encode_image(noise(16, 16), format, text)
     assert read_parameters(data) == text
     assert open_image(data).size == (16, 16)
@@ -45,7 +45,7 @@ def test_without_parameters_there_are_none(format: ImageFormat) -> None:
     assert read_parameters(encode_image(noise(16, 16), format, None)) is None
 
 
-def test_parameters_lie_where_a1111_puts_them() -> None:
+def test_parameters_are_where_a1111_writes_them() -> None:
     with Image.open(io.BytesIO(encode_image(noise(8, 8), "png", INFOTEXT))) as png:
         assert png.info["parameters"] == INFOTEXT
     for format in ("jpeg", "webp"):
@@ -54,13 +54,13 @@ def test_parameters_lie_where_a1111_puts_them() -> None:
         assert comment == b"UNICODE\0" + INFOTEXT.encode("utf-16-be")
 
 
-def test_a_comment_in_another_code_is_not_taken_for_parameters() -> None:
+def test_a_comment_in_another_encoding_is_not_read_as_parameters() -> None:
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0holiday"
     assert read_parameters(encoded(noise(8, 8), "JPEG", exif)) is None
 
 
-def test_a_text_too_long_for_jpeg_is_refused_and_fits_the_others() -> None:
+def test_a_text_too_long_for_jpeg_is_refused_and_fits_the_other_formats() -> None:
     longest = "x" * 32_000
     assert read_parameters(encode_image(noise(8, 8), "jpeg", longest)) == longest
     with pytest.raises(InvalidRequest, match="65533"):
@@ -84,7 +84,7 @@ def test_png_is_lossless_at_every_level_and_size(level: int, size: tuple[int, in
         assert back.info["icc_profile"] == b"colours"
 
 
-def test_the_levels_of_png_differ_in_bytes_and_jpeg_and_webp_heed_quality() -> None:
+def test_file_sizes_depend_on_the_png_level_and_on_jpeg_and_webp_quality() -> None:
     image = Image.linear_gradient("L").convert("RGB").resize((300, 300))
     sizes = [len(encode_image(image, "png", None, png_level=level)) for level in (9, 1, 0)]
     assert sizes == sorted(set(sizes))
@@ -96,24 +96,24 @@ def test_the_levels_of_png_differ_in_bytes_and_jpeg_and_webp_heed_quality() -> N
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_a_damaged_exif_has_no_parameters_or_some_and_does_no_harm() -> None:
+def test_a_damaged_exif_raises_nothing() -> None:
     whole = encode_image(noise(8, 8), "jpeg", "a cat")
     start = whole.index(b"Exif\0\0") + 6
-    for at in range(start, start + 60):
+    for index in range(start, start + 60):
         for byte in (0, 2, 3, 255):
-            damaged = whole[:at] + bytes([byte]) + whole[at + 1 :]
+            damaged = whole[:index] + bytes([byte]) + whole[index + 1 :]
             assert isinstance(read_parameters(damaged), str | None)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("format", FORMATS)
-def test_damaged_bytes_have_parameters_or_none_or_are_refused(format: ImageFormat) -> None:
+def test_damaged_files_raise_nothing_but_invalid_image(format: ImageFormat) -> None:
     """A WebP's damaged EXIF raised Pillow's SyntaxError."""
     whole = encode_image(noise(8, 8), format, "a cat")
     refused = 0
-    for at in range(len(whole)):
+    for index in range(len(whole)):
         for byte in (0, 3, 255):
-            damaged = whole[:at] + bytes([byte]) + whole[at + 1 :]
+            damaged = whole[:index] + bytes([byte]) + whole[index + 1 :]
             try:
                 assert isinstance(read_parameters(damaged), str | None)
             except InvalidImage:
@@ -122,7 +122,7 @@ def test_damaged_bytes_have_parameters_or_none_or_are_refused(format: ImageForma
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
-def test_a_formats_longest_side_is_just_what_its_encoder_takes(format: ImageFormat) -> None:
+def test_a_formats_longest_side_is_exactly_what_its_encoder_takes(format: ImageFormat) -> None:
     longest = MAX_SIDE_PX[format]
     for size in ((longest, 1), (1, longest)):
         assert open_image(encode_image(Image.new("RGB", size), format, None)).size == size

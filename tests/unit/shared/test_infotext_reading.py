@@ -1,4 +1,4 @@
-"""Texts of A1111 and of ours, read back into requests."""
+"""Reading infotext of A1111 and of Imagefleet into requests."""
 
 import time
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def ignored(more: str) -> Mapping[str, str]:
     return parse(f"a fox\n{LINE}{more}").ignored
 
 
-def test_a_text_of_a1111_today() -> None:
+def test_a_text_of_current_a1111() -> None:
     parsed = parse(
         "a fox <lora:ink:0.5>,\nsnow\nNegative prompt: fog,\nrain\n"
         "Steps: 30, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 5.5, Seed: 7, "
@@ -61,7 +61,7 @@ def test_a_text_of_a1111_today() -> None:
 
 
 def test_a_text_of_an_older_a1111() -> None:
-    """Labels of sampler and schedule in one, hashes not quoted, a seed resize of nothing."""
+    """Sampler and schedule in one label, hashes not quoted, a seed resize from no size."""
     parsed = parse(
         "a fox\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512, "
         "Model hash: 3e16efc8, Seed resize from: -1x-1, ENSD: 31337, "
@@ -102,7 +102,7 @@ def test_a_text_of_an_older_a1111() -> None:
         ),
     ],
 )
-def test_a_label_is_a_field(more: str, field: str, value: object) -> None:
+def test_a_label_is_read_as_a_field(more: str, field: str, value: object) -> None:
     assert getattr(parse(f"a fox\n{LINE}{more}").request, field) == value
 
 
@@ -125,19 +125,19 @@ def test_a_label_is_a_field(more: str, field: str, value: object) -> None:
         ("Hires upscale: 2, Hires checkpoint: xl [0123456789]", {"scale": 2, "checkpoint": "xl"}),
     ],
 )
-def test_a_hires_fix_is_a_hires_pass(more: str, part: Mapping[str, Any]) -> None:
+def test_a_hires_fix_is_read_as_a_hires_pass(more: str, part: Mapping[str, Any]) -> None:
     request = parse(f"a fox\n{LINE}, Denoising strength: 0.5, {more}").request
     assert request.hires == HiresPass.model_validate({"strength": 0.5, **part})
 
 
-def test_a_solver_with_levels_of_its_own_ignores_the_schedule_as_a1111_does() -> None:
+def test_a_scheduler_with_its_own_noise_levels_ignores_the_schedule_as_in_a1111() -> None:
     line = "Steps: 20, Sampler: DDIM, Schedule type: Karras, Eta DDIM: 0.5"
     parsed = parse(line)
     assert (parsed.request.sigma_schedule, parsed.request.eta) == ("automatic", 0.5)
     assert parsed.ignored == {"Schedule type": "Karras"}
 
 
-def test_the_hires_pass_may_have_such_a_solver_after_another() -> None:
+def test_the_hires_pass_may_have_such_a_scheduler_after_another() -> None:
     line = "Steps: 20, Sampler: Euler, Schedule type: Karras, Hires upscale: 2, Hires sampler: DDIM"
     hires = parse(line).request.hires
     assert hires is not None
@@ -145,13 +145,13 @@ def test_the_hires_pass_may_have_such_a_solver_after_another() -> None:
 
 
 def test_an_upscaler_blended_with_itself_is_that_upscaler() -> None:
-    said = "Postprocess upscale by: 2, Postprocess upscaler: x, Postprocess upscaler 2: x"
-    parsed = parse(f"a fox\n{LINE}, {said}, Postprocess upscaler 2 visibility: 0.3")
+    labels = "Postprocess upscale by: 2, Postprocess upscaler: x, Postprocess upscaler 2: x"
+    parsed = parse(f"a fox\n{LINE}, {labels}, Postprocess upscaler 2 visibility: 0.3")
     assert parsed.request.upscale == UpscalePass(scale=2, upscaler="x")
     assert parsed.ignored == {}
 
 
-def test_what_cannot_be_expressed_is_told() -> None:
+def test_labels_that_no_field_can_represent_are_returned_as_ignored() -> None:
     more = ', ControlNet 0: "Module: canny, Weight: 1", Tiling: True, Downcast'
     assert ignored(more) == {
         "ControlNet 0": "Module: canny, Weight: 1",
@@ -161,7 +161,7 @@ def test_what_cannot_be_expressed_is_told() -> None:
     assert ignored("\nTemplate: a {fox|owl}") == {"Template": "a {fox|owl}"}
 
 
-def test_a_picture_enlarged_twice_keeps_the_first_and_tells_of_the_second() -> None:
+def test_of_an_image_upscaled_twice_the_second_upscale_is_ignored() -> None:
     again = UpscaleRequest(images=(IMAGE,), scale=3)
     parsed = parse(upscaled(again, f"a fox\n{LINE}, Postprocess upscale by: 2"))
     assert parsed.request.upscale == UpscalePass(scale=2)
@@ -184,7 +184,7 @@ def test_a_picture_enlarged_twice_keeps_the_first_and_tells_of_the_second() -> N
         ("Postprocess upscale by: 2", InvalidRequest, ["Steps:"]),
     ],
 )
-def test_what_cannot_be_done_is_refused(
+def test_an_invalid_text_is_refused(
     text: str, error: type[InvalidRequest], words: list[str]
 ) -> None:
     with pytest.raises(error) as caught:
@@ -196,21 +196,21 @@ def test_what_cannot_be_done_is_refused(
 IMG2IMG = ", Denoising strength: 0.6, Mask blur: 8, Mask mode: Inpaint not masked"
 
 
-def test_what_was_drawn_over_a_picture_needs_it_again() -> None:
+def test_img2img_labels_are_ignored_without_the_images() -> None:
     alone = parse(f"a fox\n{LINE}{IMG2IMG}")
     assert alone.request == parse(f"a fox\n{LINE}").request
     assert set(alone.ignored) == {"Denoising strength", "Mask blur", "Mask mode"}
-    over = parse(f"a fox\n{LINE}{IMG2IMG}", IMAGE)
-    assert (over.request.image, over.request.strength) == (IMAGE, 0.6)
-    assert over.request.inpaint is None
-    assert set(over.ignored) == {"Mask blur", "Mask mode"}
+    img2img = parse(f"a fox\n{LINE}{IMG2IMG}", IMAGE)
+    assert (img2img.request.image, img2img.request.strength) == (IMAGE, 0.6)
+    assert img2img.request.inpaint is None
+    assert set(img2img.ignored) == {"Mask blur", "Mask mode"}
     masked = parse(f"a fox\n{LINE}{IMG2IMG}", IMAGE, MASK)
     assert masked.request.inpaint == Inpaint(mask_image=MASK, mask_blur=8, invert=True)
     assert masked.ignored == {}
 
 
-def test_faces_that_a_mask_keeps_are_not_redrawn_after_an_upscale() -> None:
-    """A1111's extras may have done so; one request cannot."""
+def test_faces_outside_the_mask_are_not_restored_after_an_upscale() -> None:
+    """A1111's extras may have done so; a request cannot."""
     extras = "Postprocess upscale by: 2, GFPGAN visibility: 0.4"
     text = f"a fox\n{LINE}{IMG2IMG}, {extras}"
     faces = parse(text, IMAGE).request.face_restore
@@ -222,13 +222,13 @@ def test_faces_that_a_mask_keeps_are_not_redrawn_after_an_upscale() -> None:
 
 
 @pytest.mark.parametrize("more", ["", ", Variation seed strength: 0"])
-def test_a_variation_of_no_strength_is_none(more: str) -> None:
+def test_a_variation_without_strength_is_ignored(more: str) -> None:
     parsed = parse(f"a fox\n{LINE}, Variation seed: 5{more}")
     assert parsed.request.variation_seed is None
     assert parsed.ignored == {"Variation seed": "5"}
 
 
-def test_another_picture_may_take_the_place_of_the_one_that_is_named() -> None:
+def test_a_given_image_replaces_the_one_named_in_the_text() -> None:
     request = GenerateRequest(prompt="x", width=64, height=64, image=MASK, strength=0.5)
     text = written(request)
     assert parse(text).request.image == MASK
@@ -240,8 +240,8 @@ def written(request: GenerateRequest) -> str:
     return generated(request, request.seed or 0, models)
 
 
-# What a text can express: a prompt without a line that A1111 would take for the negative one's,
-# pictures one by one, LoRAs as tags, and no settings that have no effect.
+# What a text can express: a prompt without a line that A1111 would read as the negative prompt,
+# single images, LoRAs as tags, and no settings that have no effect.
 prompts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(
     lambda text: "\nNegative prompt:" not in "\n" + text and "\r" not in text
 )
@@ -257,8 +257,8 @@ schedulers = st.sampled_from(get_args(SchedulerName))
 
 
 def schedules_of(scheduler: SchedulerName) -> st.SearchStrategy[SigmaSchedule]:
-    any_of = get_args(SigmaSchedule)
-    return st.just("automatic") if scheduler in OWN_TIMESTEPS else st.sampled_from(any_of)
+    schedules = get_args(SigmaSchedule)
+    return st.just("automatic") if scheduler in OWN_TIMESTEPS else st.sampled_from(schedules)
 
 
 @st.composite
@@ -366,7 +366,7 @@ pieces = st.sampled_from(
 )
 
 
-def test_a_picture_without_a_text_is_refused() -> None:
+def test_an_image_without_a_text_is_refused() -> None:
     """`parse_parameters(read_parameters(content))`, as in the README, raised AttributeError."""
     with pytest.raises(InvalidRequest, match="carries no text"):
         parse(None)
@@ -377,9 +377,9 @@ def test_a_picture_without_a_text_is_refused() -> None:
 @example("Steps: 20, Size: 1x2x3, Hires upscale: , Hires resize: x")
 @example('Steps: 1, Sampler: "')
 def test_any_text_is_read_or_refused(text: str) -> None:
-    for tried in (text, f"Steps: {text}", f"{LINE}, {text}"):
+    for variant in (text, f"Steps: {text}", f"{LINE}, {text}"):
         with suppress(InvalidRequest):
-            assert parse(tried, IMAGE, MASK).request.image is not None
+            assert parse(variant, IMAGE, MASK).request.image is not None
 
 
 @pytest.mark.parametrize(

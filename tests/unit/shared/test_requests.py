@@ -1,4 +1,4 @@
-"""The contract: what may be asked for, and that nothing else gets through."""
+"""Requests: valid values are accepted and nothing else is."""
 
 import json
 from math import inf, nan
@@ -22,8 +22,8 @@ MODELS = (ImageRef, HiresPass, Inpaint, UpscalePass, GenerateRequest, UpscaleReq
 
 
 def generate(**fields: object) -> GenerateRequest:
-    wanted: dict[str, Any] = {"prompt": "a fox", **fields}
-    return GenerateRequest(**wanted)
+    values: dict[str, Any] = {"prompt": "a fox", **fields}
+    return GenerateRequest(**values)
 
 
 def test_a_prompt_alone_is_enough() -> None:
@@ -41,7 +41,7 @@ def test_a_prompt_alone_is_enough() -> None:
         ("upscale", UpscaleRequest(images=(IMAGE,), upscaler="demo-x2", scale=1.01)),
     ],
 )
-def test_a_request_survives_its_record(
+def test_a_request_is_read_back_from_its_record(
     kind: JobKind, request_: GenerateRequest | UpscaleRequest
 ) -> None:
     assert parse_request(kind, request_.model_dump_json()) == request_
@@ -63,7 +63,7 @@ def test_every_field_has_a_description(model: type[GenerateRequest]) -> None:
         ("seed", 0, 2**32 - 1, 1),
     ],
 )
-def test_numbers_are_taken_up_to_their_limits_and_refused_beyond(
+def test_numbers_are_accepted_up_to_their_limits_and_refused_beyond(
     field: str, least: float, most: float, step: float
 ) -> None:
     for value in (least, most):
@@ -81,7 +81,7 @@ def test_sides_are_multiples_of_8_from_64_to_8192(side: object) -> None:
 
 @pytest.mark.parametrize("number", [nan, inf, -inf])
 @pytest.mark.parametrize("field", ["guidance_scale", "strength"])
-def test_what_is_no_number_is_refused(field: str, number: float) -> None:
+def test_nan_and_infinity_are_refused(field: str, number: float) -> None:
     with pytest.raises(InvalidRequest, match=field):
         generate(**{field: number, "image": IMAGE})
     text = json.dumps({"prompt": "x", field: number})
@@ -96,7 +96,7 @@ def test_what_is_no_number_is_refused(field: str, number: float) -> None:
         "f" * 256,
     ],
 )
-def test_what_could_be_a_path_is_no_model_name(name: str) -> None:
+def test_what_could_be_a_path_is_not_a_model_name(name: str) -> None:
     for make in (
         lambda: generate(checkpoint=name),
         lambda: HiresPass(scale=2, upscaler=name),
@@ -107,12 +107,12 @@ def test_what_could_be_a_path_is_no_model_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fox", "fox v1.5 (pruned)", "狐-β", "a..b", "f" * 255])
-def test_other_names_are_looked_up(name: str) -> None:
+def test_other_model_names_are_accepted(name: str) -> None:
     assert generate(checkpoint=name).checkpoint == name
 
 
 @pytest.mark.parametrize("name", ["Eular", "", None, 3, "pndm"])
-def test_an_unknown_scheduler_has_an_error_of_its_own(name: object) -> None:
+def test_an_unknown_scheduler_has_its_own_error(name: object) -> None:
     with pytest.raises(UnknownScheduler) as refused:
         generate(scheduler=name)
     assert refused.value.args == (str(name), list(get_args(SchedulerName)))
@@ -120,7 +120,7 @@ def test_an_unknown_scheduler_has_an_error_of_its_own(name: object) -> None:
 
 @pytest.mark.parametrize("sigmas", get_args(SigmaSchedule))
 @pytest.mark.parametrize("scheduler", get_args(SchedulerName))
-def test_only_some_schedulers_space_their_noise_levels(
+def test_only_some_schedulers_accept_a_sigma_schedule(
     scheduler: SchedulerName, sigmas: SigmaSchedule
 ) -> None:
     if sigmas != "automatic" and scheduler in OWN_TIMESTEPS:
@@ -146,7 +146,7 @@ def test_hires_and_upscale_have_either_a_scale_or_a_size(fields: dict[str, Any])
 
 
 @pytest.mark.parametrize("scale", [0.99, 0.5, 8.1, -2])
-def test_enlarging_is_by_1_and_up_to_8(scale: float) -> None:
+def test_upscaling_is_by_a_factor_from_1_to_8(scale: float) -> None:
     for make in (
         lambda: HiresPass(scale=scale),
         lambda: UpscalePass(scale=scale),
@@ -173,7 +173,7 @@ def test_latent_modes_are_for_hires_only(mode: str) -> None:
         UpscalePass(scale=2, upscaler_2=mode)
 
 
-def test_what_belongs_to_another_field_is_refused_without_it() -> None:
+def test_a_field_that_depends_on_another_is_refused_without_it() -> None:
     with pytest.raises(InvalidRequest, match=r"upscaler_2_visibility 0\.3 needs an upscaler_2"):
         UpscalePass(scale=2, upscaler_2_visibility=0.3)
     for target in ({"scale": 2}, {"width": 9}, {"height": 9}):
@@ -182,17 +182,17 @@ def test_what_belongs_to_another_field_is_refused_without_it() -> None:
     UpscalePass(width=9, height=9, crop=False)
 
 
-def test_faces_of_an_enlarged_picture_are_not_redrawn_where_a_mask_keeps_them() -> None:
+def test_faces_are_not_restored_after_an_upscale_of_an_inpainted_image() -> None:
     fields = {"image": IMAGE, "inpaint": {"mask_image": IMAGE}, "upscale": {"scale": 2}}
     generate(**fields, face_restore={"restorer": "gfpgan"})
     with pytest.raises(InvalidRequest, match=r"after_upscale True would redraw .* only False is"):
         generate(**fields, face_restore={"restorer": "gfpgan", "after_upscale": True})
 
 
-@pytest.mark.parametrize("given", [{}, {"upscaler": "swinir", "upscaler_2": "swinir"}])
-def test_an_upscaler_is_not_blended_with_itself(given: dict[str, str]) -> None:
+@pytest.mark.parametrize("upscalers", [{}, {"upscaler": "swinir", "upscaler_2": "swinir"}])
+def test_an_upscaler_is_not_blended_with_itself(upscalers: dict[str, str]) -> None:
     """It was run twice, and progress passed 100 %."""
-    fields = {"scale": 2, "upscaler_2": "lanczos", **given}
+    fields = {"scale": 2, "upscaler_2": "lanczos", **upscalers}
     name = fields["upscaler_2"]
     with pytest.raises(InvalidRequest, match=f"upscaler_2 is '{name}', as upscaler"):
         UpscalePass.model_validate(fields)
@@ -207,8 +207,8 @@ def test_tiles_are_for_models(tiles: dict[str, int]) -> None:
     UpscalePass.model_validate({"scale": 2, **tiles, "upscaler_2": "swinir"})
 
 
-def test_every_picture_has_a_seed_that_can_be_asked_for() -> None:
-    """The second one's was 4294967296, which no request takes."""
+def test_every_image_has_a_seed_that_can_be_requested() -> None:
+    """The second one's was 4294967296, which no request accepts."""
     last = 2**32 - 1
     generate(seed=last - 1, num_images=2)
     with pytest.raises(InvalidRequest, match="seed of the last of 2 pictures would be 4294967296"):
@@ -231,7 +231,7 @@ def test_a_switch_needs_a_refiner() -> None:
     generate(refiner_switch_at=0.5, refiner_checkpoint="xl-refiner")
 
 
-def test_faces_come_after_an_upscale_only_where_there_is_one() -> None:
+def test_faces_are_restored_after_an_upscale_only_if_there_is_one() -> None:
     faces = {"restorer": "gfpgan", "after_upscale": True}
     with pytest.raises(InvalidRequest, match="after_upscale True needs an upscale"):
         generate(face_restore=faces)
@@ -239,8 +239,8 @@ def test_faces_come_after_an_upscale_only_where_there_is_one() -> None:
     fields = {"images": [IMAGE], "scale": 1, "face_restore": faces}
     with pytest.raises(InvalidRequest, match="scale 1 by 'lanczos' is none"):
         UpscaleRequest.model_validate(fields)
-    for enlarging in ({"scale": 2}, {"upscaler": "swinir"}):
-        UpscaleRequest.model_validate({**fields, **enlarging})
+    for upscale in ({"scale": 2}, {"upscaler": "swinir"}):
+        UpscaleRequest.model_validate({**fields, **upscale})
 
 
 def test_an_upscale_request_has_1_to_64_images() -> None:
@@ -251,17 +251,17 @@ def test_an_upscale_request_has_1_to_64_images() -> None:
 
 
 @pytest.mark.parametrize("tile_size", [8, 20, 2056])
-def test_tiles_lie_on_the_window_grid(tile_size: int) -> None:
+def test_tile_sizes_are_on_the_window_grid(tile_size: int) -> None:
     with pytest.raises(InvalidRequest, match=f"tile_size: .*given {tile_size}"):
         UpscalePass(scale=2, tile_size=tile_size)
 
 
-def test_strength_goes_with_an_image() -> None:
+def test_strength_needs_an_image() -> None:
     with pytest.raises(InvalidRequest, match=r"strength 0\.5 is for img2img"):
         generate(strength=0.5)
 
 
-def test_resize_modes_and_masks_go_with_an_image() -> None:
+def test_resize_modes_and_masks_need_an_image() -> None:
     with pytest.raises(InvalidRequest, match="resize_mode 'latent' is for img2img"):
         generate(resize_mode="latent")
     with pytest.raises(InvalidRequest, match=r"inpaint .*inputs/x\.png.* is for img2img"):
@@ -270,16 +270,18 @@ def test_resize_modes_and_masks_go_with_an_image() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_unknown_fields_are_refused(model: type[GenerateRequest]) -> None:
-    with pytest.raises(InvalidRequest, match="unheard_of: Extra inputs are not permitted, given 1"):
-        model.model_validate({"unheard_of": 1})
+    with pytest.raises(
+        InvalidRequest, match="no_such_field: Extra inputs are not permitted, given 1"
+    ):
+        model.model_validate({"no_such_field": 1})
 
 
-def test_several_faults_are_told_at_once() -> None:
+def test_several_errors_are_reported_at_once() -> None:
     with pytest.raises(InvalidRequest, match=r"width: .*; num_images: "):
         generate(width=1, height=64, num_images=17)
 
 
-def test_a_fault_in_a_part_is_told_with_its_place() -> None:
+def test_an_error_in_a_part_is_reported_with_its_field() -> None:
     text = json.dumps({"prompt": "x", "hires": {"scale": 99}})
     with pytest.raises(InvalidRequest, match=r"scale: .*given 99"):
         parse_request("generate", text)
@@ -291,7 +293,7 @@ def test_requests_are_immutable() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "3", '"x"', "{", '{"prompt": 1}'])
-def test_a_record_that_is_no_request_is_refused(text: str) -> None:
+def test_a_record_that_is_not_a_request_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_request("generate", text)
     with pytest.raises(InvalidRequest):
@@ -305,8 +307,8 @@ def test_a_record_that_is_no_request_is_refused(text: str) -> None:
         *("k" * 256, "a/" + "é" * 128, "k/" * 512 + "k", "é/" * 342 + "k", "\ud800"),
     ],
 )
-def test_a_key_that_a_store_might_refuse_is_refused(key: str) -> None:
-    """Workers took the store's refusal for an outage, and waited for its end."""
+def test_a_key_that_a_store_might_reject_is_refused(key: str) -> None:
+    """Workers took the store's rejection for an outage, and waited for its end."""
     with pytest.raises(InvalidRequest, match="key"):
         ImageRef(key=key)
 
@@ -314,5 +316,5 @@ def test_a_key_that_a_store_might_refuse_is_refused(key: str) -> None:
 @pytest.mark.parametrize(
     "key", ["a", ".a/..b/...", "a b/\t狐", "k" * 255, "é" * 127 + "k", "k/" * 511 + "kk"]
 )
-def test_a_key_that_every_store_takes_is_taken(key: str) -> None:
+def test_a_key_that_every_store_accepts_is_accepted(key: str) -> None:
     assert ImageRef(key=key).key == key

@@ -1,4 +1,4 @@
-"""Results, progress and job records, as they go through Redis and the manifest."""
+"""Results, progress and job records, as they are stored in Redis and in the manifest."""
 
 import pytest
 from pydantic import ValidationError
@@ -27,10 +27,10 @@ TIMINGS = Timings(
     batch_jobs=3,
     store_s=0.2,
 )
-DRAW = GenerateRequest(
+GENERATE = GenerateRequest(
     prompt="fox", hires=HiresPass(scale=2), upscale=UpscalePass(scale=4), image=ImageRef(key="i")
 )
-ENLARGE = UpscaleRequest(images=(ImageRef(key="inputs/x.png"),), scale=3)
+UPSCALE = UpscaleRequest(images=(ImageRef(key="inputs/x.png"),), scale=3)
 
 FIELDS = {
     "kind": "generate",
@@ -55,20 +55,20 @@ def result(request: Request) -> JobResult:
     )
 
 
-@pytest.mark.parametrize("request_", [DRAW, ENLARGE], ids=["generate", "upscale"])
-def test_a_result_survives_its_manifest(request_: Request) -> None:
-    whole = result(request_)
-    back = JobResult.model_validate_json(whole.model_dump_json())
-    assert back == whole
+@pytest.mark.parametrize("request_", [GENERATE, UPSCALE], ids=["generate", "upscale"])
+def test_a_result_is_read_back_from_its_manifest(request_: Request) -> None:
+    original = result(request_)
+    back = JobResult.model_validate_json(original.model_dump_json())
+    assert back == original
     assert type(back.request) is type(request_)
 
 
-def test_stages_keep_their_order() -> None:
-    back = JobResult.model_validate_json(result(DRAW).model_dump_json())
+def test_stages_stay_in_order() -> None:
+    back = JobResult.model_validate_json(result(GENERATE).model_dump_json())
     assert list(back.timings.stages_s) == ["load", "denoise"]
 
 
-def test_results_cannot_be_changed_and_take_no_field_that_is_not_theirs() -> None:
+def test_results_are_immutable_and_take_no_unknown_field() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         IMAGE.width = 1
     with pytest.raises(ValidationError, match="not permitted"):
@@ -95,8 +95,8 @@ def test_a_record_of_a_failed_job_raises_the_jobs_own_error() -> None:
 
 
 def test_a_record_of_a_job_that_succeeded_has_its_result() -> None:
-    record = JobRecord.from_fields("j", FIELDS | {"result": result(DRAW).model_dump_json()})
-    assert record.result() == result(DRAW)
+    record = JobRecord.from_fields("j", FIELDS | {"result": result(GENERATE).model_dump_json()})
+    assert record.result() == result(GENERATE)
 
 
 def test_a_record_of_one_kind_is_not_read_as_the_other() -> None:

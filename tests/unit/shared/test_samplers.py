@@ -1,4 +1,4 @@
-"""Names of schedulers, ours and A1111's."""
+"""Names of schedulers and their labels in A1111."""
 
 from typing import Any, get_args
 
@@ -18,11 +18,11 @@ from imagefleet_shared.samplers import (
 
 
 def generate(**fields: object) -> GenerateRequest:
-    wanted: dict[str, Any] = {"prompt": "a fox", **fields}
-    return GenerateRequest(**wanted)
+    values: dict[str, Any] = {"prompt": "a fox", **fields}
+    return GenerateRequest(**values)
 
 
-def test_every_scheduler_and_schedule_has_a_label_of_its_own() -> None:
+def test_every_scheduler_and_schedule_has_its_own_label() -> None:
     assert set(SCHEDULER_LABELS) == set(get_args(SchedulerName))
     assert set(SIGMA_SCHEDULE_LABELS) == set(get_args(SigmaSchedule))
     assert len(set(SCHEDULER_LABELS.values())) == len(SCHEDULER_LABELS)
@@ -46,11 +46,11 @@ def test_a_scheduler_is_found_by_name_and_by_label(name: SchedulerName) -> None:
         ("", None),
     ],
 )
-def test_an_older_label_has_the_schedule_in_it(label: str, found: object) -> None:
+def test_an_older_label_includes_the_schedule(label: str, found: object) -> None:
     assert find_scheduler(label) == found
 
 
-def test_a_request_takes_labels() -> None:
+def test_a_request_accepts_labels() -> None:
     request = generate(scheduler="DPM++ 2M Karras")
     assert (request.scheduler, request.sigma_schedule) == ("dpmpp_2m", "karras")
     assert generate(sigma_schedule="SGM Uniform").sigma_schedule == "sgm_uniform"
@@ -67,12 +67,12 @@ def test_a_label_and_a_schedule_that_disagree_are_refused() -> None:
         generate(scheduler="DPM++ 2M Karras", sigma_schedule="beta")
 
 
-def test_an_unknown_schedule_is_refused_with_those_that_are_known() -> None:
+def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InvalidRequest, match="'polynomial'; allowed: automatic, normal, karras"):
         generate(sigma_schedule="polynomial")
     assert find_sigma_schedule("polynomial") is None
 
 
-def test_a_hires_pass_cannot_space_levels_that_its_scheduler_chooses() -> None:
+def test_a_hires_pass_cannot_override_the_noise_levels_of_its_scheduler() -> None:
     with pytest.raises(InvalidRequest, match=r"'ddim'.*'automatic' only, given 'karras'"):
         generate(sigma_schedule="karras", hires=HiresPass(scale=2, scheduler="ddim"))

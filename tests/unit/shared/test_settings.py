@@ -1,4 +1,4 @@
-"""Settings of both sides: read from the environment, checked, silent about secrets."""
+"""Settings of apps and workers: read from the environment, validated, without secrets in reprs."""
 
 import pytest
 from pydantic import ValidationError
@@ -21,7 +21,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert StorageSettings().s3_path_style is False
 
 
-def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEFLEET_REDIS_URL", URL)
     assert BrokerSettings(redis_url="redis://other/0").redis_url == "redis://other/0"
 
@@ -32,7 +32,7 @@ def test_the_password_of_redis_is_not_in_the_repr() -> None:
     assert SECRET not in str(settings)
 
 
-def test_the_password_of_redis_is_not_in_the_repr_of_what_is_made_of_it() -> None:
+def test_the_password_of_redis_is_not_in_the_repr_of_connections() -> None:
     settings = BrokerSettings(redis_url=URL)
     with connect(settings, retries=0) as redis, make_celery(settings) as celery:
         assert SECRET not in repr(celery)
@@ -40,7 +40,7 @@ def test_the_password_of_redis_is_not_in_the_repr_of_what_is_made_of_it() -> Non
         assert SECRET not in str(redis)
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         BrokerSettings().redis_url = "redis://other/0"
 
@@ -54,9 +54,7 @@ def test_settings_cannot_be_changed() -> None:
         ("SOCKET_TIMEOUT_S", "soon"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_invalid_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"IMAGEFLEET_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         BrokerSettings()

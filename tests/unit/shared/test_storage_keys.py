@@ -1,4 +1,4 @@
-"""Where things lie: keys depend on the job alone, so a second attempt writes to the same place."""
+"""Keys depend on the job alone, so that a second attempt writes to the same keys."""
 
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -28,16 +28,16 @@ def test_a_jobs_folder_is_named_by_the_day_of_submission_in_utc(
 
 
 @pytest.mark.parametrize("image_format", get_args(ImageFormat))
-def test_pictures_are_numbered_and_have_their_formats_suffix(image_format: ImageFormat) -> None:
+def test_images_are_numbered_and_have_their_formats_suffix(image_format: ImageFormat) -> None:
     assert image_key("2026/12/31/abc", 3, image_format) == f"2026/12/31/abc/3.{image_format}"
     assert CONTENT_TYPES[image_format] == f"image/{image_format}"
 
 
-def test_the_manifest_lies_beside_the_pictures() -> None:
+def test_the_manifest_is_in_the_folder_of_the_images() -> None:
     assert manifest_key("2026/12/31/abc") == "2026/12/31/abc/job.json"
 
 
-def test_the_same_input_is_kept_once() -> None:
+def test_the_same_input_has_the_same_key() -> None:
     digest = sha256(b"fox").hexdigest()
     assert input_key(b"fox", "png") == f"inputs/{digest}.png" == input_key(b"fox", "png")
     assert input_key(b"fix", "png") != input_key(b"fox", "png")

@@ -102,7 +102,9 @@ class MemoryTiers:
                 if not self._on_device:
                     raise ModelDoesNotFit(f"{self._device} has no room for {file.name}") from exc
                 free_failed_frames(exc)
-            logger.warning("%s lacks the memory for %s and other pipelines, evicting", self._device, file.name)
+            logger.warning(
+                "%s has no room for %s: evicting another pipeline", self._device, file.name
+            )
             self._to_host(next(iter(self._on_device)))
 
     def evict_idle(self) -> bool:
