@@ -108,6 +108,9 @@ def main() -> None:
         if not setup.on_gpu and not setup.quick:
             print("NOT RUN: full-size measurements need CUDA, there is none here; try --quick")
             return
+        if not setup.on_gpu:
+            # Small models: threads would wait for each other most of the time.
+            torch.set_num_threads(1)
         folder.mkdir(parents=True, exist_ok=True)
         if not measure(setup, budget, RowFile(folder / "gpu_check.jsonl")):
             sys.exit("a measurement failed; its row has the error")

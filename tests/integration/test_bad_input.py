@@ -251,7 +251,7 @@ def test_files_that_are_not_allowed_images_are_refused_by_the_client(
     gif = BytesIO()
     Image.new("RGB", (64, 64)).save(gif, "GIF")
     text = tmp_path / "text.png"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     for bad in (gif.getvalue(), b"", text):
         with pytest.raises(InvalidImage, match="allowed are PNG, JPEG and WebP"):
             fleet.client.put_image(bad)
@@ -265,7 +265,7 @@ def test_an_image_in_the_store_that_cannot_be_decoded_fails(fleet: TestFleet) ->
     files = {
         "truncated.png": (whole[: len(whole) * 2 // 3], "256x256"),
         "headless.png": (whole[:20], "header"),
-        "text.png": (b"not a picture at all", "PNG, JPEG and WebP"),
+        "text.png": (b"not an image at all", "PNG, JPEG and WebP"),
         "animation.gif": (gif.getvalue(), "PNG, JPEG and WebP"),
         "empty.png": (b"", "PNG, JPEG and WebP"),
     }

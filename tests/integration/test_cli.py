@@ -74,10 +74,10 @@ def test_generate_saves_the_images_and_prints_where_they_are(
 
 
 def test_generate_with_json_prints_one_json_object_and_nothing_else(shell: Shell) -> None:
-    result = shell.json("generate", "a fox", *QUICK, "--out", "pictures", "--format", "webp")
+    result = shell.json("generate", "a fox", *QUICK, "--out", "images", "--format", "webp")
     [file] = result["files"]
     assert shape(shell.folder / file) == ("WEBP", (128, 128))
-    assert Path(file).parent == Path("pictures")
+    assert Path(file).parent == Path("images")
     assert result["images"][0]["seed"] == 7
     assert result["request"]["prompt"] == "a fox"
 

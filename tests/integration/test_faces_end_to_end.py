@@ -73,7 +73,7 @@ def changed(one: Image.Image, other: Image.Image) -> np.ndarray:
 
 
 def test_an_upscale_job_restores_the_face_and_nothing_else(fleet: TestFleet) -> None:
-    picture, drawn = portrait(400, seed=3)
+    picture, face = portrait(400, seed=3)
     image = fleet.client.put_image(picture)
     request = UpscaleRequest(
         images=(image,), scale=1, face_restore=FaceRestore(restorer="tiny", visibility=0.5)
@@ -85,7 +85,7 @@ def test_an_upscale_job_restores_the_face_and_nothing_else(fleet: TestFleet) -> 
     assert result.timings.stages_s["faces"] > 0
     [restored] = job.images(TIMEOUT_S)
     difference = changed(restored, picture)
-    eyes = sum(drawn.landmarks[:2]) / 2
+    eyes = sum(face.landmarks[:2]) / 2
     assert difference[round(eyes.imag), round(eyes.real)]
     assert not difference[0].any()
     assert not difference[-1].any()

@@ -49,8 +49,8 @@ def test_follow_saves_previews_to_a_file(job: Job, tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
         followed = pool.submit(follow, Console(quiet=True), job, "fox", TIMEOUT_S, preview=file)
         wait_for(file.exists, TIMEOUT_S, "a preview is in the file")
-        with Image.open(file) as picture:
-            assert picture.size == (2 * 256, 192)
+        with Image.open(file) as image:
+            assert image.size == (2 * 256, 192)
         job.cancel()
         followed.result()
     assert [path.name for path in tmp_path.iterdir()] == ["preview.png"]

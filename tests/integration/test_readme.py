@@ -61,5 +61,5 @@ def test_the_enqueue_script_runs(
     assert done.returncode == 0, done.stderr
     assert "succeeded done" in done.stdout
     for name, side in (("fox.png", 256), ("fox-large.png", 512)):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.size == (side, side)
+        with Image.open(tmp_path / name) as image:
+            assert image.size == (side, side)

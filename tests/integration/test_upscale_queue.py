@@ -85,14 +85,14 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 def test_every_architecture_enlarges_through_the_queue(upscale_fleet: TestFleet, name: str) -> None:
     scale = ARCHITECTURES[name][3]
     tiles = {"tile_size": 32, "tile_overlap": 8}
-    [picture] = enlarged(upscale_fleet, [noise(40, 25)], upscaler=name, scale=scale, **tiles)
-    assert (picture.mode, picture.size) == ("RGB", (40 * scale, 25 * scale))
+    [result] = enlarged(upscale_fleet, [noise(40, 25)], upscaler=name, scale=scale, **tiles)
+    assert (result.mode, result.size) == ("RGB", (40 * scale, 25 * scale))
 
 
 def test_an_exact_size_works_with_a_network_of_any_factor(upscale_fleet: TestFleet) -> None:
     for name in ("swinir-denoise", "swinir-lightweight", "swinir-classical", "esrgan"):
-        [picture] = enlarged(upscale_fleet, [noise(20, 30)], upscaler=name, width=101, height=77)
-        assert picture.size == (101, 77)
+        [result] = enlarged(upscale_fleet, [noise(20, 30)], upscaler=name, width=101, height=77)
+        assert result.size == (101, 77)
 
 
 def test_each_image_of_a_request_has_its_result_in_order(upscale_fleet: TestFleet) -> None:
@@ -100,9 +100,9 @@ def test_each_image_of_a_request_has_its_result_in_order(upscale_fleet: TestFlee
     images = [Image.new("RGB", (10 + 3 * i, 12), colour) for i, colour in enumerate(colours)]
     refs = tuple(upscale_fleet.client.put_image(image) for image in images)
     job = upscale_fleet.client.upscale(UpscaleRequest(images=refs, upscaler="nearest", scale=2))
-    pictures = job.images(TIMEOUT_S)
-    assert [picture.size for picture in pictures] == [(20, 24), (26, 24), (32, 24)]
-    assert [picture.getpixel((5, 5)) for picture in pictures] == colours
+    results = job.images(TIMEOUT_S)
+    assert [result.size for result in results] == [(20, 24), (26, 24), (32, 24)]
+    assert [result.getpixel((5, 5)) for result in results] == colours
     assert [image.width for image in job.result().images] == [20, 26, 32]
 
 
@@ -150,11 +150,11 @@ def test_transparency_is_upscaled_too(upscale_fleet: TestFleet) -> None:
     layer = Image.new("RGBA", (40, 40))
     ImageDraw.Draw(layer).ellipse((8, 8, 31, 31), fill=(200, 30, 30, 255))
     for file_format in ("png", "webp"):
-        [picture] = enlarged(
+        [result] = enlarged(
             upscale_fleet, [layer], upscaler="compact", scale=2, output_format=file_format
         )
-        assert (picture.mode, picture.size) == ("RGBA", (80, 80))
-        alpha = picture.getchannel("A")
+        assert (result.mode, result.size) == ("RGBA", (80, 80))
+        alpha = result.getchannel("A")
         expected = layer.getchannel("A").resize((80, 80), Image.Resampling.LANCZOS)
         assert alpha.tobytes() == expected.tobytes()
     [flat] = enlarged(upscale_fleet, [layer], upscaler="lanczos", scale=2, output_format="jpeg")
@@ -178,5 +178,5 @@ def test_an_icc_profile_is_preserved(upscale_fleet: TestFleet) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     content = encoded(noise(8, 8), "PNG", icc_profile=profile)
     for file_format in ("png", "jpeg", "webp"):
-        [picture] = enlarged(upscale_fleet, [content], scale=2, output_format=file_format)
-        assert picture.info["icc_profile"] == profile
+        [result] = enlarged(upscale_fleet, [content], scale=2, output_format=file_format)
+        assert result.info["icc_profile"] == profile

@@ -12,7 +12,7 @@ _NAMES = {
     AFTER_UPSCALE: "after_upscale",
 }
 _A1111_ARCHITECTURES = ("GFPGAN", "CodeFormer")
-_ENLARGED = "Postprocess upscale "
+_UPSCALED = "Postprocess upscale "
 """Prefix of the labels of an upscale's size: `… by`, `… to`."""
 
 
@@ -52,7 +52,7 @@ def read_fields(labels: dict[str, str]) -> dict[str, object] | None:
         if "restorer" not in fields and label in labels:
             order = list(labels)
             before = order[: order.index(label)]
-            fields["after_upscale"] = any(each.startswith(_ENLARGED) for each in before)
+            fields["after_upscale"] = any(name.startswith(_UPSCALED) for name in before)
             fields |= {"restorer": architecture, "visibility": labels.pop(label)}
     if not fields:
         return None

@@ -24,8 +24,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
-    path = tmp_path / "picture.png"
+def image_file(tmp_path: Path) -> str:
+    path = tmp_path / "image.png"
     Image.new("RGB", (64, 64)).save(path)
     return str(path)
 
@@ -70,8 +70,8 @@ def test_a_redis_that_is_down_is_reported_within_two_seconds(
     assert "Traceback" not in result.output
 
 
-def test_an_upscale_with_redis_down_fails_too(cli: CliRunner, picture: str) -> None:
-    result = cli.invoke(app, ["upscale", picture])
+def test_an_upscale_with_redis_down_fails_too(cli: CliRunner, image_file: str) -> None:
+    result = cli.invoke(app, ["upscale", image_file])
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("BrokerUnavailable")
 
@@ -95,7 +95,7 @@ def test_an_upscale_with_redis_down_fails_too(cli: CliRunner, picture: str) -> N
         (["--mask-blur", "3"], ["mask_image"]),
         (["--seed-resize-from", "64"], ["seed_resize_from"]),
         (["--preview", "preview.xyz"], ["preview.xyz", ".png"]),
-        (["--from", "picture.gone"], ["picture.gone"]),
+        (["--from", "image.gone"], ["image.gone"]),
         (["--time-limit", "0"], ["time_limit_s", "given 0"]),
         (["--time-limit", "nan"], ["time_limit_s", "given nan"]),
     ],
@@ -111,11 +111,11 @@ def test_an_invalid_request_exits_with_2_and_its_reason(
         assert word in result.stderr
 
 
-def test_neither_prompt_nor_image_exits_with_2(cli: CliRunner, picture: str) -> None:
+def test_neither_prompt_nor_image_exits_with_2(cli: CliRunner, image_file: str) -> None:
     result = cli.invoke(app, ["generate"])
     assert result.exit_code == 2
     assert result.stderr.startswith("InvalidRequest: give a prompt")
-    result = cli.invoke(app, ["generate", "--from", picture])
+    result = cli.invoke(app, ["generate", "--from", image_file])
     assert result.exit_code == 2
     assert "carries no text" in result.stderr
 
@@ -135,11 +135,11 @@ def test_schedulers_are_listed_without_a_fleet(cli: CliRunner) -> None:
 def test_a_file_that_is_not_an_image_exits_with_2(
     cli: CliRunner, tmp_path: Path, command: str
 ) -> None:
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     arguments = {"upscale": ["text.png"], "generate": ["fox", "--image", "text.png"]}[command]
     result = cli.invoke(app, [command, *arguments])
     assert result.exit_code == 2
-    assert result.stderr.startswith("InvalidImage: input image of 13 bytes starts with")
+    assert result.stderr.startswith("InvalidImage: input image of 12 bytes starts with")
 
 
 @pytest.mark.parametrize(
@@ -184,16 +184,16 @@ def test_an_invalid_redis_url_is_reported_without_its_password(
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--out", "picture.png"], "picture.png"),
-        (["--out", "picture.png/deeper"], "picture.png"),
+        (["--out", "image.png"], "image.png"),
+        (["--out", "image.png/deeper"], "image.png"),
         (["--preview", "preview.png", "--no-wait"], "--no-wait"),
         (["--preview", "gone/preview.png"], "gone"),
         (["--preview", "folder.png"], "folder.png"),
-        (["--preview", "picture.png/preview.png"], "picture.png"),
+        (["--preview", "image.png/preview.png"], "image.png"),
         (["--preview", "preview.xbm"], "preview.xbm"),
     ],
 )
-@pytest.mark.usefixtures("picture")
+@pytest.mark.usefixtures("image_file")
 def test_output_that_cannot_be_saved_is_refused_before_anything_is_enqueued(
     cli: CliRunner, tmp_path: Path, options: list[str], word: str
 ) -> None:
@@ -208,14 +208,14 @@ def test_output_that_cannot_be_saved_is_refused_before_anything_is_enqueued(
     assert word in result.stderr
 
 
-@pytest.mark.parametrize("command", [["upscale", "picture.png"], ["demo"]], ids=" ".join)
-@pytest.mark.usefixtures("picture")
+@pytest.mark.parametrize("command", [["upscale", "image.png"], ["demo"]], ids=" ".join)
+@pytest.mark.usefixtures("image_file")
 def test_every_command_that_saves_images_refuses_such_a_folder(
     cli: CliRunner, command: list[str]
 ) -> None:
-    result = cli.invoke(app, [*command, "--out", "picture.png/deeper"])
+    result = cli.invoke(app, [*command, "--out", "image.png/deeper"])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "picture.png" in result.stderr
+    assert "image.png" in result.stderr
 
 
 def test_a_job_that_is_not_waited_for_needs_no_folder(cli: CliRunner, tmp_path: Path) -> None:

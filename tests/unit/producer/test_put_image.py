@@ -50,7 +50,7 @@ def test_an_image_above_pillows_limit_is_uploaded(client: Client) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not a picture", file("GIF"), file("PNG")[:20]],
+    [b"", b"not an image", file("GIF"), file("PNG")[:20]],
     ids=["empty", "text", "gif", "cut off"],
 )
 def test_other_files_are_refused(client: Client, content: bytes) -> None:

@@ -219,7 +219,7 @@ def test_a_preview_is_wanted_once_for_each_time_it_is_requested(
         wait_for(lambda: leased.preview_wanted, 10, "a preview is wanted")
         leased.show_preview([Image.new("RGB", (8, 8), "teal")])
         wait_for(lambda: ledger.preview("job") is not None, 10, "the preview is there")
-        wait_for(lambda: leased.preview_wanted, 10, "asked again, another one is wanted")
+        wait_for(lambda: leased.preview_wanted, 10, "requested again, another one is wanted")
         leased.check_canceled()
 
 
