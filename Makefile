@@ -1,6 +1,6 @@
 # Everything runs from .venv; `make help` lists the targets.
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up down test check bench bench-gpu image \
+.PHONY: help setup demo up down test check bench bench-gpu gpu-check gpu-wheels image \
 	train train-autoencoder train-decoder train-unet train-adapters train-embedding train-upscaler train-faces
 
 venv := .venv
@@ -8,6 +8,9 @@ python := $(venv)/bin/python
 stamp := $(venv)/.installed
 image := imagefleet-worker
 models := worker/models
+# pip takes a wheel for exactly these, not for older ones too.
+gpu_platforms := $(foreach each,manylinux1 manylinux2014 manylinux_2_17 manylinux_2_27 manylinux_2_28 \
+	manylinux_2_34 manylinux_2_35,--platform $(each)_x86_64)
 # Half-finished trainings, from which they go on.
 training := .local/training
 
@@ -45,6 +48,16 @@ bench-gpu: $(stamp) ## run what takes a GPU: full-size benchmarks and the tests 
 	$(python) -m tests.benchmarks.bench_fleet --full-size --family sd1 --device cuda
 	$(python) -m tests.benchmarks.bench_fleet --full-size --family sdxl --device cuda
 	$(python) -m pytest tests/gpu
+
+# Without .venv too, as on a machine without a network: see tools/gpu_check.py.
+gpu-check: ## check and measure on a GPU machine, in at most 8 minutes; QUICK=1 tries it on a CPU
+	python3 -m tools.gpu_check $(if $(QUICK),--quick)
+
+gpu-wheels: ## fetch into .whl what gpu-check needs on a GPU machine without a network
+	rm -rf .whl
+	python3 -m pip download --quiet --disable-pip-version-check --dest .whl --no-deps \
+		--only-binary=:all: --implementation cp --python-version 3.12 $(gpu_platforms) \
+		--constraint constraints.txt --requirement requirements-gpu.txt
 
 image: ## build the worker's container image
 	docker build --file worker/Dockerfile --target worker --tag $(image) .

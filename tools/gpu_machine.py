@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import version
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pydantic", "pytest")
@@ -23,8 +24,8 @@ def main() -> None:
             print(package, version(package))
         import torch
 
-        # Takes in everything that a worker needs.
-        import imagefleet_worker.build as _worker  # pyright: ignore[reportUnusedImport]
+        # Imports all that a worker needs.
+        import_module("imagefleet_worker.build")
     except ImportError as error:
         sys.exit(
             f"{error}: run `make setup`; on a machine without a network, put into .whl what "

@@ -6,9 +6,13 @@ import torch
 from imagefleet_worker.device.memory import CudaMemory
 from imagefleet_worker.upscale.memory import measure_bytes_per_pixel
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="NOT RUN: memory of a GPU needs CUDA, there is none here"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not torch.cuda.is_available(),
+        reason="NOT RUN: memory of a GPU needs CUDA, there is none here",
+    ),
+    pytest.mark.whole_card,
+]
 
 MIB = 2**20
 

@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from imagefleet_worker.device.cuda_graphs import GraphedForward, discard_graphs, capture_graphs
+from imagefleet_worker.device.cuda_graphs import GraphedForward, capture_graphs, discard_graphs
 from imagefleet_worker.device.graph_memory import GRAPH_MEMORY
 from imagefleet_worker.device.memory import CudaMemory
 from imagefleet_worker.progress import BatchProgress
@@ -32,8 +32,7 @@ CUDA = torch.device("cuda")
 
 def open_on_gpu(models: Path, folder: Path, **settings: object) -> LocalRenderer:
     wanted = {
-        **{"verify_every": 1, "compile_cache_dir": folder / "compiled"},
-        **{"warm_up_checkpoints": ("demo", "demo-xl"), "preset": "balanced", "vae_tiling": False},
+        **{"verify_every": 1, "preset": "balanced", "vae_tiling": False},
         **settings,
     }
     folder.mkdir(exist_ok=True)
@@ -45,15 +44,20 @@ def _plain(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Local
     return open_on_gpu(demo_models, tmp_path_factory.mktemp("plain"), channels_last=False)
 
 
+@pytest.fixture(scope="module", name="compiled")
+def _compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"channels_last": True},
         {"attention": "sliced"},
         {"cuda_graphs": True},
-        {"compile": True},
-        {"compile": True, "cuda_graphs": True},
-        {"preset": "fast"},
+        pytest.param({"compile": True}, marks=pytest.mark.compiles),
+        pytest.param({"compile": True, "cuda_graphs": True}, marks=pytest.mark.compiles),
+        pytest.param({"preset": "fast"}, marks=pytest.mark.compiles),
         {"offload": "model"},
         {"offload": "sequential"},
         {"preset": "low_vram", "vae_tiling": False},
@@ -64,11 +68,14 @@ def _plain(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Local
 def test_an_option_changes_no_picture(
     plain: LocalRenderer,
     demo_models: Path,
+    compiled: Path,
     tmp_path: Path,
     options: dict[str, object],
     checkpoint: str,
 ) -> None:
-    renderer = open_on_gpu(demo_models, tmp_path / "options", **options)
+    # Compiles for no other checkpoint, and nothing twice: the GPU check has little time.
+    only = {"warm_up_checkpoints": (checkpoint,), "compile_cache_dir": compiled}
+    renderer = open_on_gpu(demo_models, tmp_path / "options", **only, **options)
     lora = " <lora:demo-one:0.6>" if checkpoint == "demo" else ""
     graphs = counters["stats"]["unique_graphs"]
 
@@ -154,6 +161,7 @@ def test_a_graph_follows_weights_in_place_and_is_recorded_anew_where_they_move()
         del held
 
 
+@pytest.mark.whole_card
 def test_memory_of_graphs_is_no_batchs_and_comes_back_when_they_are_forgotten() -> None:
     unet = demo_models_unet()
     capture_graphs(unet)

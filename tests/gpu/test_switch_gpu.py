@@ -71,7 +71,9 @@ def test_time_of_a_switch_is_printed(
     for parameter in unet.parameters():
         parameter.detach().normal_(0, 0.03)
     modules: dict[Component, nn.Module] = {"unet": unet}
-    state = MergedState(modules, device_budget_bytes=_NO_LIMIT, merged_cache_bytes=0, verify_every=2**60)
+    state = MergedState(
+        modules, device_budget_bytes=_NO_LIMIT, merged_cache_bytes=0, verify_every=2**60
+    )
     one, two = (_resident(lora) for lora in _loras(modules, 2))
     state.switch(_scaled(one))
 
@@ -100,11 +102,14 @@ def _milliseconds(state: MergedState, *loras: Adapter) -> float:
     return start.elapsed_time(end)
 
 
+@pytest.mark.compiles
 def test_compiled_code_follows_the_weights_without_compiling_again() -> None:
     torch._dynamo.reset()
     counters.clear()
     modules, latents = _network()
-    state = MergedState(modules, device_budget_bytes=_NO_LIMIT, merged_cache_bytes=0, verify_every=1)
+    state = MergedState(
+        modules, device_budget_bytes=_NO_LIMIT, merged_cache_bytes=0, verify_every=1
+    )
     compiled = torch.compile(modules["unet"], mode="reduce-overhead")
     for _ in range(3):
         compiled(latents)
@@ -124,7 +129,9 @@ def test_compiled_code_follows_the_weights_without_compiling_again() -> None:
 def test_a_captured_graph_follows_the_weights_without_another_capture() -> None:
     modules, latents = _network()
     network = modules["unet"]
-    state = MergedState(modules, device_budget_bytes=_NO_LIMIT, merged_cache_bytes=0, verify_every=1)
+    state = MergedState(
+        modules, device_budget_bytes=_NO_LIMIT, merged_cache_bytes=0, verify_every=1
+    )
     network(latents)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -68,6 +68,7 @@ def test_many_small_tiles_go_in_batches(tmp_path: Path) -> None:
     assert len(calls) < calls[-1]
 
 
+@pytest.mark.whole_card
 def test_tiles_shrink_with_free_memory_and_the_picture_is_done(
     tmp_path: Path, little_memory: None
 ) -> None:

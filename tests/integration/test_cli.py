@@ -190,7 +190,7 @@ def test_a_canceled_job_exits_with_4(shell: Shell, fleet: TestFleet) -> None:
     job_id = shell.json("generate", "a fox", *SLOW, "--no-wait")["job_id"]
     job = fleet.client.job(job_id)
     wait_for(lambda: job.progress().stage == "denoise", TIMEOUT_S, "it runs")
-    assert shell("cancel", job_id) == "request to end\n"
+    assert shell("cancel", job_id) == "asked to end\n"
     assert "canceled" in shell("status", job_id, "--watch", code=4)
 
 

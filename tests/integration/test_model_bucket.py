@@ -492,7 +492,7 @@ def test_a_pinned_version_is_not_evicted_however_long_its_job_waits(
 
     make_old(tmp_path)
     store.fetch(store.find("upscaler", "other"))
-    assert fetched(tmp_path) == ["pinned.pth", "other.pth"]
+    assert fetched(tmp_path) == ["other.pth", "pinned.pth"]
 
     done.set()
     job.join()
