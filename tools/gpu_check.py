@@ -28,7 +28,8 @@ _ROOT = Path(__file__).parents[1]
 # Seconds from the start, on a GPU machine: 480 in all.
 _ALONE_END_S = 90
 _TESTS_END_S = 215
-_MEASURED_S = 458
+# The benchmark counts its own time once everything is imported.
+_MEASURED_S = 450
 _END_S = 468
 # For a process to end in order once it is interrupted.
 _GRACE_S = 10
