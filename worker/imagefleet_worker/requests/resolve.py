@@ -19,9 +19,9 @@ from imagefleet_worker.faces.resolved import resolve_faces
 from imagefleet_worker.imaging.decode import decode_image, decode_mask
 from imagefleet_worker.imaging.hires_size import hires_size
 from imagefleet_worker.inpaint.prepare import PreparedImage, prepare_image, prepare_inpaint
+from imagefleet_worker.requests.check_inputs import InputChecker, check_pixels
 from imagefleet_worker.requests.defaults import apply_defaults, first_step_plan, hires_step_plan
 from imagefleet_worker.requests.infotext import check_infotext
-from imagefleet_worker.requests.limits import InputChecker, check_pixels
 from imagefleet_worker.requests.pass_inputs import PassInputResolver
 from imagefleet_worker.requests.resolved import (
     PassInputs,
